@@ -1,0 +1,2 @@
+//! The `netns-exec` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The `#[in_netns]` attribute of `netns-exec`.

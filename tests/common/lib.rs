@@ -1,0 +1,1 @@
+//! Fixtures shared by the tests: namespaces that go away with the test that made them.
