@@ -1,0 +1,285 @@
+//! What went wrong: what was attempted, on what, and why.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+
+use parking_lot::Mutex;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Says what was attempted, on what, and why it failed.
+///
+/// The kind of failure is asked for with a predicate such as
+/// [`is_permission_denied`](Error::is_permission_denied); where the kernel
+/// refused, [`raw_os_error`](Error::raw_os_error) is its errno and
+/// [`source`](std::error::Error::source) the [`io::Error`] that holds it.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::Netns;
+///
+/// let error = Netns::open("no-such-namespace").unwrap_err();
+/// assert!(error.is_not_found());
+/// assert!(error.to_string().contains("no-such-namespace"));
+/// ```
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+struct Inner {
+    kind: Kind,
+    /// What was attempted and on what: "cannot enter netns `blue`".
+    attempt: Cow<'static, str>,
+    cause: Option<io::Error>,
+    /// What the reader can do about it.
+    hint: Option<Cow<'static, str>>,
+}
+
+/// Private so that it can grow; callers use the predicates.
+pub(crate) enum Kind {
+    /// The kernel refused; the errno is in the cause.
+    Kernel,
+    /// A name, path, process or namespace that does not exist (any more).
+    NotFound,
+    /// Something exists, and is not a network namespace.
+    NotANetns,
+    /// The request makes no sense, whatever the state of the system.
+    Invalid,
+    /// A name that is already taken.
+    Exists,
+    /// The job was given up before it started.
+    Cancelled,
+    /// The job panicked. In a mutex because a payload is `Send` only.
+    Panic(Mutex<Box<dyn Any + Send>>),
+    /// The executor takes no more jobs.
+    ShutDown,
+    /// A wait that was bounded in time ran out.
+    TimedOut,
+    /// A job left its thread in another namespace.
+    Escaped,
+    /// A job left threads behind in its namespace.
+    LeftThreads,
+    /// The guard refused what the job attempted.
+    Refused,
+}
+
+impl Error {
+    pub(crate) fn new(kind: Kind, attempt: impl Into<Cow<'static, str>>) -> Self {
+        Error {
+            inner: Box::new(Inner {
+                kind,
+                attempt: attempt.into(),
+                cause: None,
+                hint: None,
+            }),
+        }
+    }
+
+    /// An error of the kernel: `attempt` reads "cannot enter netns `blue`".
+    pub(crate) fn kernel(
+        attempt: impl Into<Cow<'static, str>>,
+        cause: impl Into<io::Error>,
+    ) -> Self {
+        Error::new(Kind::Kernel, attempt).caused_by(cause)
+    }
+
+    pub(crate) fn panicked(
+        attempt: impl Into<Cow<'static, str>>,
+        payload: Box<dyn Any + Send>,
+    ) -> Self {
+        Error::new(Kind::Panic(Mutex::new(payload)), attempt)
+    }
+
+    pub(crate) fn caused_by(mut self, cause: impl Into<io::Error>) -> Self {
+        self.inner.cause = Some(cause.into());
+        self
+    }
+
+    /// Adds what the reader can do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
+        self.inner.hint = Some(hint.into());
+        self
+    }
+
+    /// Tells whether a privilege was missing (`EPERM` or `EACCES`).
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+    }
+
+    /// Tells whether the name, path, process or namespace does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.inner.kind, Kind::NotFound)
+    }
+
+    /// Tells whether the name is already taken.
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self.inner.kind, Kind::Exists)
+    }
+
+    /// Tells whether something was found that is not a network namespace.
+    pub fn is_not_a_netns(&self) -> bool {
+        matches!(self.inner.kind, Kind::NotANetns)
+    }
+
+    /// Tells whether the request makes no sense, whatever the state of the
+    /// system: a name with a slash, zero workers.
+    pub fn is_invalid_input(&self) -> bool {
+        matches!(self.inner.kind, Kind::Invalid)
+    }
+
+    /// Tells whether the job was given up before it started.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self.inner.kind, Kind::Cancelled)
+    }
+
+    /// Tells whether the job panicked; [`into_panic`](Error::into_panic) has
+    /// the payload.
+    pub fn is_panic(&self) -> bool {
+        matches!(self.inner.kind, Kind::Panic(_))
+    }
+
+    /// Tells whether the executor takes no more jobs.
+    pub fn is_shut_down(&self) -> bool {
+        matches!(self.inner.kind, Kind::ShutDown)
+    }
+
+    /// Tells whether a wait that was bounded in time ran out.
+    pub fn is_timed_out(&self) -> bool {
+        matches!(self.inner.kind, Kind::TimedOut)
+    }
+
+    /// Tells whether the job left its thread in another namespace; that thread
+    /// runs nothing any more.
+    pub fn is_escaped(&self) -> bool {
+        matches!(self.inner.kind, Kind::Escaped)
+    }
+
+    /// Tells whether the job left threads behind in its namespace
+    /// ([`Guard::Detect`](crate::Guard::Detect)).
+    pub fn is_left_threads(&self) -> bool {
+        matches!(self.inner.kind, Kind::LeftThreads)
+    }
+
+    /// Tells whether the guard refused what the job attempted
+    /// ([`Guard::Seal`](crate::Guard::Seal)).
+    pub fn is_refused(&self) -> bool {
+        matches!(self.inner.kind, Kind::Refused)
+    }
+
+    /// The errno, where the kernel refused.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.inner.cause.as_ref().and_then(io::Error::raw_os_error)
+    }
+
+    /// Returns the payload of the job's panic, for
+    /// [`std::panic::resume_unwind`].
+    ///
+    /// # Errors
+    ///
+    /// Gives the error back when no panic caused it.
+    pub fn into_panic(self) -> Result<Box<dyn Any + Send>> {
+        match self.inner.kind {
+            Kind::Panic(payload) => Ok(payload.into_inner()),
+            _ => Err(self),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.attempt)?;
+        if let Kind::Panic(payload) = &self.inner.kind {
+            let payload = payload.lock();
+            let text = (payload.downcast_ref::<&str>().copied())
+                .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            if let Some(text) = text {
+                write!(f, ": {text}")?;
+            }
+        }
+        if let Some(cause) = &self.inner.cause {
+            match cause.raw_os_error() {
+                Some(errno) => {
+                    let text = nix::errno::Errno::from_raw(errno).desc();
+                    let mut chars = text.chars();
+                    let first = chars.next().map(|c| c.to_ascii_lowercase());
+                    write!(f, ": {}{}", first.unwrap_or_default(), chars.as_str())?;
+                }
+                None => write!(f, ": {cause}")?,
+            }
+        }
+        if let Some(hint) = &self.inner.hint {
+            write!(f, " ({hint})")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}", self.to_string())?;
+        if let Some(errno) = self.raw_os_error() {
+            write!(f, ", {:?}", nix::errno::Errno::from_raw(errno))?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.inner.cause.as_ref().map(|cause| cause as _)
+    }
+}
+
+impl From<Error> for io::Error {
+    /// Keeps the errno's [`io::ErrorKind`] and the whole text.
+    fn from(error: Error) -> io::Error {
+        let kind = match &error.inner.kind {
+            Kind::NotFound => io::ErrorKind::NotFound,
+            Kind::Exists => io::ErrorKind::AlreadyExists,
+            Kind::Invalid | Kind::NotANetns => io::ErrorKind::InvalidInput,
+            Kind::TimedOut => io::ErrorKind::TimedOut,
+            _ => (error.inner.cause.as_ref()).map_or(io::ErrorKind::Other, io::Error::kind),
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_holds_attempt_cause_and_hint() {
+        let error = Error::kernel(
+            "cannot enter netns `blue`",
+            io::Error::from_raw_os_error(libc::EPERM),
+        )
+        .hint("needs CAP_SYS_ADMIN");
+        assert_eq!(
+            error.to_string(),
+            "cannot enter netns `blue`: operation not permitted (needs CAP_SYS_ADMIN)"
+        );
+        assert!(error.is_permission_denied());
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn panic_payload_comes_back() {
+        let error = Error::panicked("job panicked", Box::new("boom"));
+        assert_eq!(error.to_string(), "job panicked: boom");
+        assert!(error.raw_os_error().is_none());
+        let payload = error.into_panic().expect("a panic");
+        assert_eq!(payload.downcast_ref(), Some(&"boom"));
+    }
+
+    #[test]
+    fn error_is_send_and_sync() {
+        fn check<T: Send + Sync + 'static>() {}
+        check::<Error>();
+    }
+}

@@ -1,0 +1,31 @@
+//! What belongs to one thread: its signal mask, its CPUs, its id.
+
+use std::io;
+
+use nix::sched::{sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::unistd::{Pid, getpid, gettid};
+
+/// The calling thread's id, as `ps -L` shows it.
+pub(crate) fn tid() -> u32 {
+    gettid().as_raw().unsigned_abs()
+}
+
+/// Blocks every signal on the calling thread, and returns the mask before.
+pub(crate) fn block_signals() -> io::Result<SigSet> {
+    SigSet::all()
+        .thread_swap_mask(SigmaskHow::SIG_SETMASK)
+        .map_err(io::Error::from)
+}
+
+/// Puts back what [`block_signals`] returned.
+pub(crate) fn restore_signals(mask: &SigSet) -> io::Result<()> {
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None).map_err(io::Error::from)
+}
+
+/// Lets the calling thread run wherever the process's main thread may.
+pub(crate) fn adopt_affinity_of_main() -> io::Result<()> {
+    let cpus = sched_getaffinity(getpid())?;
+    sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    Ok(())
+}
