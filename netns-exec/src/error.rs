@@ -7,6 +7,8 @@ use std::io;
 
 use parking_lot::Mutex;
 
+use crate::guard::LeftThread;
+
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -37,6 +39,16 @@ struct Inner {
     cause: Option<io::Error>,
     /// What the reader can do about it.
     hint: Option<Cow<'static, str>>,
+    /// What the job left. In a mutex because it is `Send` only.
+    left: Option<Mutex<Left>>,
+}
+
+/// What a job that ended in an error has left.
+enum Left {
+    /// Its value, which the guard's finding did not destroy.
+    Value(Box<dyn Any + Send>),
+    /// The payload of its panic.
+    Panic(Box<dyn Any + Send>),
 }
 
 /// Private so that it can grow; callers use the predicates.
@@ -53,10 +65,12 @@ pub(crate) enum Kind {
     Exists,
     /// The job was given up before it started.
     Cancelled,
-    /// The job panicked. In a mutex because a payload is `Send` only.
-    Panic(Mutex<Box<dyn Any + Send>>),
+    /// The job panicked.
+    Panic,
     /// The executor takes no more jobs.
     ShutDown,
+    /// No room for another job just now.
+    Full,
     /// A wait that was bounded in time ran out.
     TimedOut,
     /// A job left its thread in another namespace.
@@ -75,6 +89,7 @@ impl Error {
                 attempt: attempt.into(),
                 cause: None,
                 hint: None,
+                left: None,
             }),
         }
     }
@@ -87,11 +102,63 @@ impl Error {
         Error::new(Kind::Kernel, attempt).caused_by(cause)
     }
 
+    /// A thread could not enter `netns`.
+    pub(crate) fn enter(netns: &crate::netns::Netns, cause: io::Error) -> Self {
+        let hint = match cause.raw_os_error() {
+            Some(libc::EPERM) => {
+                "needs CAP_SYS_ADMIN here and in the user namespace that owns the network \
+                 namespace: run as root, or enter a user namespace of your own first, as \
+                 `unshare --map-root-user` does"
+            }
+            _ => "see setns(2)",
+        };
+        Error::kernel(format!("cannot enter netns `{netns}`"), cause).hint(hint)
+    }
+
+    /// A worker's thread could not be created.
+    pub(crate) fn start_thread(netns: &str, cause: io::Error) -> Self {
+        let error = Error::kernel(format!("cannot start a worker for netns `{netns}`"), cause);
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => error.hint(
+                "the limit of threads is reached: see ulimit -u, the pids cgroup's pids.max, \
+                 and kernel.threads-max",
+            ),
+            Some(libc::ENOMEM) => error.hint("no memory for its stack"),
+            _ => error,
+        }
+    }
+
     pub(crate) fn panicked(
         attempt: impl Into<Cow<'static, str>>,
         payload: Box<dyn Any + Send>,
     ) -> Self {
-        Error::new(Kind::Panic(Mutex::new(payload)), attempt)
+        Error::new(Kind::Panic, attempt).with_panic(payload)
+    }
+
+    /// A job left threads behind in its namespace.
+    pub(crate) fn left_threads(threads: &[LeftThread]) -> Self {
+        let names: Vec<_> = (threads.iter())
+            .map(|thread| format!("{} `{}`", thread.tid, thread.name))
+            .collect();
+        Error::new(
+            Kind::LeftThreads,
+            format!(
+                "job left {} thread(s) behind in its network namespace: {}",
+                threads.len(),
+                names.join(", ")
+            ),
+        )
+        .hint("start pools at home, with `Builder::prewarm`, or join the threads within the job")
+    }
+
+    pub(crate) fn with_panic(mut self, payload: Box<dyn Any + Send>) -> Self {
+        self.inner.left = Some(Mutex::new(Left::Panic(payload)));
+        self
+    }
+
+    pub(crate) fn with_result(mut self, value: Box<dyn Any + Send>) -> Self {
+        self.inner.left = Some(Mutex::new(Left::Value(value)));
+        self
     }
 
     pub(crate) fn caused_by(mut self, cause: impl Into<io::Error>) -> Self {
@@ -103,6 +170,39 @@ impl Error {
     pub(crate) fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.inner.hint = Some(hint.into());
         self
+    }
+
+    /// Says the same to somebody else. What cannot be copied, a panic's payload
+    /// or a job's result, stays with the original.
+    pub(crate) fn duplicate(&self) -> Error {
+        let kind = match &self.inner.kind {
+            Kind::NotFound => Kind::NotFound,
+            Kind::NotANetns => Kind::NotANetns,
+            Kind::Invalid => Kind::Invalid,
+            Kind::Exists => Kind::Exists,
+            Kind::Cancelled => Kind::Cancelled,
+            Kind::ShutDown => Kind::ShutDown,
+            Kind::Full => Kind::Full,
+            Kind::TimedOut => Kind::TimedOut,
+            Kind::Escaped => Kind::Escaped,
+            Kind::LeftThreads => Kind::LeftThreads,
+            Kind::Refused => Kind::Refused,
+            Kind::Panic => Kind::Panic,
+            Kind::Kernel => Kind::Kernel,
+        };
+        let cause = self.inner.cause.as_ref();
+        Error {
+            inner: Box::new(Inner {
+                kind,
+                attempt: self.inner.attempt.clone(),
+                cause: cause.map(|cause| match cause.raw_os_error() {
+                    Some(errno) => io::Error::from_raw_os_error(errno),
+                    None => io::Error::new(cause.kind(), cause.to_string()),
+                }),
+                hint: self.inner.hint.clone(),
+                left: None,
+            }),
+        }
     }
 
     /// Tells whether a privilege was missing (`EPERM` or `EACCES`).
@@ -139,7 +239,7 @@ impl Error {
     /// Tells whether the job panicked; [`into_panic`](Error::into_panic) has
     /// the payload.
     pub fn is_panic(&self) -> bool {
-        matches!(self.inner.kind, Kind::Panic(_))
+        matches!(self.inner.kind, Kind::Panic)
     }
 
     /// Tells whether the executor takes no more jobs.
@@ -180,11 +280,35 @@ impl Error {
     ///
     /// # Errors
     ///
-    /// Gives the error back when no panic caused it.
-    pub fn into_panic(self) -> Result<Box<dyn Any + Send>> {
-        match self.inner.kind {
-            Kind::Panic(payload) => Ok(payload.into_inner()),
-            _ => Err(self),
+    /// Gives the error back when the job did not panic.
+    pub fn into_panic(mut self) -> Result<Box<dyn Any + Send>> {
+        match self.inner.left.take().map(Mutex::into_inner) {
+            Some(Left::Panic(payload)) => Ok(payload),
+            left => {
+                self.inner.left = left.map(Mutex::new);
+                Err(self)
+            }
+        }
+    }
+
+    /// Returns the value of a [spawned](crate::Executor::spawn) job that returned,
+    /// but did what the guard forbids.
+    ///
+    /// # Errors
+    ///
+    /// Gives the error back when it holds no value of this type: the job did not
+    /// return, or was not spawned but [run](crate::Executor::run), whose values
+    /// may borrow.
+    pub fn into_result<T: 'static>(mut self) -> Result<T> {
+        match self.inner.left.take().map(Mutex::into_inner) {
+            Some(Left::Value(value)) => match value.downcast() {
+                Ok(value) => Ok(*value),
+                Err(value) => Err(self.with_result(value)),
+            },
+            left => {
+                self.inner.left = left.map(Mutex::new);
+                Err(self)
+            }
         }
     }
 }
@@ -192,8 +316,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.inner.attempt)?;
-        if let Kind::Panic(payload) = &self.inner.kind {
-            let payload = payload.lock();
+        if let Some(left) = &self.inner.left
+            && let Left::Panic(payload) = &*left.lock()
+        {
             let text = (payload.downcast_ref::<&str>().copied())
                 .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
             if let Some(text) = text {

@@ -1,138 +1,534 @@
-//! PLACEHOLDER, replaced by the real executor: a thread per call, same signatures.
-#![allow(missing_docs)]
-use std::future::Future;
-use std::marker::PhantomData;
-use std::pin::Pin;
-use std::sync::OnceLock;
-use std::task::{Context, Poll};
-use std::time::Duration;
+//! The executor: ships jobs to the workers of all namespaces in use.
+
+mod builder;
+mod group;
+mod pinned;
+mod registry;
+mod stats;
+mod submit;
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+pub use builder::Builder;
+pub(crate) use group::{Group, Role};
+pub use pinned::Pinned;
+pub(crate) use registry::Shared;
+pub use stats::{NetnsStats, Stats};
+pub use submit::TrySpawnError;
 
 use crate::error::{Error, Kind, Result};
-use crate::netns::Netns;
-use crate::sys;
+use crate::guard::{Guard, Policy};
+use crate::handle::JoinHandle;
+use crate::netns::{Netns, NetnsId};
+use crate::scope::Scope;
+use crate::worker;
 
+/// Runs closures on threads that are pinned to network namespaces.
+///
+/// Each worker is an OS thread that entered one namespace when it was born,
+/// serves no other, and ends there. Workers start with the first job for their
+/// namespace and end when they have been idle for a while.
+///
+/// Clones are handles to the same executor. Dropping the last one waits for the
+/// jobs that were accepted and ends the workers; dropped inside one of its own
+/// jobs it does not wait, since it would wait for itself.
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::{Executor, Netns};
+///
+/// let executor = Executor::new()?;
+/// let blue = Netns::open("blue")?;
+/// let listener = executor.run(&blue, || std::net::TcpListener::bind("127.0.0.1:80"))?;
+/// # let _ = listener;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone)]
-pub struct Executor {}
-pub struct Builder {}
-pub struct Pinned {
-    ns: Netns,
+pub struct Executor {
+    handle: Arc<Handle>,
 }
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Guard {
-    Seal,
-    Detect,
-    Off,
-}
-pub struct JoinHandle<T>(std::thread::JoinHandle<Result<T>>);
-pub struct Scope<'s, 'env> {
-    _m: PhantomData<(&'s (), &'env ())>,
-}
-#[non_exhaustive]
-#[derive(Debug)]
-pub enum TrySpawnError<F> {
-    Full(F),
-    Failed(Error, F),
+
+/// Lives as long as anybody can submit jobs; workers do not hold it.
+struct Handle {
+    shared: Arc<Shared>,
 }
 
 impl Executor {
+    /// Makes an executor with the defaults of [`Builder`]. Needs no privilege.
+    ///
+    /// # Errors
+    ///
+    /// See [`Builder::build`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let executor = netns_exec::Executor::new()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn new() -> Result<Executor> {
-        Ok(Executor {})
+        Executor::builder().build()
     }
+
+    /// Configures an executor.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let executor = netns_exec::Executor::builder().workers_per_netns(4).build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn builder() -> Builder {
-        Builder {}
+        Builder::default()
     }
+
+    /// Returns the executor that the whole process shares, with the defaults of
+    /// [`Builder`]. It is made by the first call and never shut down.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made, with the error's text. A program that wants to
+    /// handle that calls [`Executor::new`] first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let stats = netns_exec::Executor::global().stats();
+    /// assert_eq!(stats.queued, 0);
+    /// ```
     pub fn global() -> &'static Executor {
-        static G: OnceLock<Executor> = OnceLock::new();
-        G.get_or_init(|| Executor {})
-    }
-    pub fn run<T: Send>(&self, ns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T> {
-        std::thread::scope(|s| {
-            s.spawn(|| {
-                sys::netns::enter(ns)
-                    .map_err(|e| Error::kernel(format!("cannot enter netns `{ns}`"), e))?;
-                Ok(f())
-            })
-            .join()
-            .unwrap_or_else(|p| std::panic::resume_unwind(p))
+        static GLOBAL: OnceLock<Executor> = OnceLock::new();
+        GLOBAL.get_or_init(|| match Executor::new() {
+            Ok(executor) => executor,
+            Err(error) => panic!("cannot make the global executor: {error}"),
         })
     }
+
+    pub(crate) fn start(config: builder::Config, policy: Policy, home_netns: NetnsId) -> Executor {
+        let shared = Arc::new(Shared::new(config, policy, home_netns));
+        Executor {
+            handle: Arc::new(Handle { shared }),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    /// Runs `f` on a worker of `netns` and waits for its result.
+    ///
+    /// `f` may borrow from the caller's stack, and nothing is allocated. Called
+    /// on a worker of the same namespace and executor, `run` just calls `f`.
+    ///
+    /// # Blocking
+    ///
+    /// Blocks until `f` has ended, however long that takes: that is what lets it
+    /// borrow. There is no way to give up early; use [`spawn`](Executor::spawn)
+    /// for that. Calls may be nested to any depth, across namespaces and
+    /// executors: a worker that waits for a job of its own is replaced meanwhile.
+    /// What can deadlock is what deadlocks between any two threads: waiting in a
+    /// job, through a channel or a lock of one's own, for something that only a
+    /// later job of the same namespace would do.
+    ///
+    /// # What a job inherits
+    ///
+    /// It runs on another thread: thread-locals are that thread's. All signals
+    /// are blocked there, and a [`Command`](std::process::Command) started there
+    /// passes that mask on to the child, which then ignores SIGTERM;
+    /// [`CommandExt::spawn_in`](crate::CommandExt::spawn_in) does not. A child
+    /// that asks to be killed with its parent (`PR_SET_PDEATHSIG`) dies when the
+    /// worker ends, for instance because it was idle.
+    ///
+    /// # Errors
+    ///
+    /// * the namespace cannot be entered: the errno of setns(2),
+    ///   [`is_permission_denied`](Error::is_permission_denied) without
+    ///   `CAP_SYS_ADMIN`; or its worker cannot be started: `EAGAIN` at a limit of
+    ///   threads, `EMFILE` at the limit of open files. `f` has not run.
+    /// * [`is_shut_down`](Error::is_shut_down): the executor takes no more jobs.
+    ///   `f` has not run.
+    /// * [`is_escaped`](Error::is_escaped), [`is_left_threads`](Error::is_left_threads),
+    ///   [`is_refused`](Error::is_refused): `f` did what the [`Guard`] forbids.
+    ///
+    /// # Panics
+    ///
+    /// With `f`'s panic. The worker goes on.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// # let blue = Netns::open("blue")?;
+    /// let mut names = Vec::new();
+    /// executor.run(&blue, || names.push("eth0"))?;
+    /// assert_eq!(names, ["eth0"]);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    ///
+    /// What may not cross threads does not compile:
+    ///
+    /// ```compile_fail,E0277
+    /// # use netns_exec::{Executor, Netns};
+    /// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+    /// let counter = std::rc::Rc::new(1);
+    /// executor.run(blue, || *counter + 1)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The same with what may:
+    ///
+    /// ```
+    /// # use netns_exec::{Executor, Netns};
+    /// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+    /// let counter = std::sync::Arc::new(1);
+    /// executor.run(blue, || *counter + 1)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn run<T: Send>(&self, netns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T> {
+        submit::run(self.shared(), netns, f)
+    }
+
+    /// Ships `f` to a worker of `netns` and returns at once.
+    ///
+    /// The job runs whether or not the handle is kept. At most one allocation.
+    ///
+    /// # Blocking
+    ///
+    /// Blocks while the namespace's first worker starts, and while its queue is
+    /// full.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Executor::run), as far as they come before `f` starts; the
+    /// others, and a panic, come from [`JoinHandle::join`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// # let blue = Netns::open("blue")?;
+    /// let handle = executor.spawn(&blue, || 6 * 7)?;
+    /// assert_eq!(handle.join()?, 42);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    ///
+    /// A job that outlives the call cannot borrow from it:
+    ///
+    /// ```compile_fail,E0597
+    /// # use netns_exec::{Executor, Netns};
+    /// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+    /// let name = String::from("eth0");
+    /// let name = &name;
+    /// executor.spawn(blue, move || name.len())?.join()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It can take what it needs along:
+    ///
+    /// ```
+    /// # use netns_exec::{Executor, Netns};
+    /// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+    /// let name = String::from("eth0");
+    /// executor.spawn(blue, move || name.len())?.join()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn spawn<T: Send + 'static>(
         &self,
-        ns: &Netns,
+        netns: &Netns,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
-        let ns = ns.clone();
-        Ok(JoinHandle(std::thread::spawn(move || {
-            sys::netns::enter(&ns)
-                .map_err(|e| Error::kernel(format!("cannot enter netns `{ns}`"), e))?;
-            Ok(f())
-        })))
+        submit::spawn(self.shared(), netns, f)
     }
-    pub fn try_spawn<F, T>(&self, ns: &Netns, f: F) -> Result<JoinHandle<T>, TrySpawnError<F>>
+
+    /// Ships `f` to a worker of `netns`, unless its queue is full.
+    ///
+    /// # Blocking
+    ///
+    /// Blocks while the namespace's first worker starts, and for nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySpawnError`] gives `f` back: when the queue is full, or the limit of
+    /// workers is reached, and when `spawn` would have failed.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns, TrySpawnError};
+    /// # let executor = Executor::new()?;
+    /// # let blue = Netns::open("blue")?;
+    /// match executor.try_spawn(&blue, || 6 * 7) {
+    ///     Ok(handle) => assert_eq!(handle.join()?, 42),
+    ///     Err(TrySpawnError::Full(f)) => println!("busy; here it is: {}", f()),
+    ///     Err(error) => return Err(error.into_error()),
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn try_spawn<F, T>(&self, netns: &Netns, f: F) -> Result<JoinHandle<T>, TrySpawnError<F>>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.spawn(ns, f).map_err(|_| unreachable!("placeholder"))
+        submit::try_spawn(self.shared(), netns, f)
     }
-    pub fn pin(&self, ns: &Netns) -> Result<Pinned> {
-        Ok(Pinned { ns: ns.clone() })
+
+    /// Calls `f` with a scope in which jobs may borrow, and waits for all of them.
+    ///
+    /// The counterpart of [`std::thread::scope`]: jobs run in parallel, in as
+    /// many namespaces as there are.
+    ///
+    /// # Blocking
+    ///
+    /// Returns when `f` has returned and every job of the scope is over.
+    ///
+    /// # Panics
+    ///
+    /// With `f`'s panic, after the jobs are over; and when a job panicked whose
+    /// handle was not joined.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// # let (blue, green) = (Netns::open("blue")?, Netns::open("green")?);
+    /// let name = String::from("eth0");
+    /// let total = executor.scope(|scope| {
+    ///     let one = scope.spawn(&blue, || name.len())?;
+    ///     let two = scope.spawn(&green, || name.len())?;
+    ///     Ok::<_, netns_exec::Error>(one.join()? + two.join()?)
+    /// })?;
+    /// assert_eq!(total, 8);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn scope<'env, R>(&'env self, f: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> R) -> R {
+        crate::scope::scope(self, f)
     }
-    pub fn retire(&self, _ns: &Netns) -> Result<()> {
+
+    /// Keeps the workers of `netns` resident, and finds them without a look-up.
+    ///
+    /// Starts the first one. See [`Pinned`].
+    ///
+    /// # Blocking
+    ///
+    /// Blocks while the worker starts.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Executor::run), as far as they come before a job starts.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// let blue = executor.pin(&Netns::open("blue")?)?;
+    /// assert_eq!(blue.run(|| 6 * 7)?, 42);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn pin(&self, netns: &Netns) -> Result<Pinned> {
+        Pinned::new(self.clone(), netns)
+    }
+
+    /// Ends the workers of `netns` and drops every reference to it.
+    ///
+    /// Jobs that were accepted before still run. A later call for the same
+    /// namespace starts anew. Nothing happens when it has no workers.
+    ///
+    /// # Blocking
+    ///
+    /// Blocks until the workers' threads are gone, so that a namespace without
+    /// other references is dissolved when this returns (the kernel takes its
+    /// devices down a moment later). Called inside a job of this executor it does
+    /// not wait, since it could wait for itself.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// let blue = Netns::open("blue")?;
+    /// executor.run(&blue, || ())?;
+    /// executor.retire(&blue)?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn retire(&self, netns: &Netns) -> Result<()> {
+        let shared = self.shared();
+        submit::forget_cached();
+        if let Some(group) = shared.retire(netns.id())
+            && !self.is_caller()
+        {
+            worker::blocking(|| group.wait_empty(None));
+            shared.threads.join(Some(netns.id()));
+        }
         Ok(())
     }
-    pub fn shutdown(self, _timeout: Option<Duration>) -> Result<()> {
+
+    /// Returns what the executor has done and is doing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let executor = netns_exec::Executor::new()?;
+    /// assert_eq!(executor.stats().workers, 0);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.shared().stats()
+    }
+
+    /// Returns the guard that is in force.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Guard};
+    ///
+    /// assert_eq!(Executor::new()?.guard(), Guard::Seal);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn guard(&self) -> Guard {
+        self.shared().policy.guard()
+    }
+
+    /// Takes no more jobs, runs those that were accepted, and ends the workers.
+    ///
+    /// Holds for all clones: their calls fail from now on. With a `timeout`,
+    /// jobs that have not started by then are cancelled, and workers end with
+    /// the job they are at.
+    ///
+    /// # Blocking
+    ///
+    /// Blocks until the workers' threads are gone, or `timeout` has passed.
+    /// Called inside a job of this executor it does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`is_timed_out`](Error::is_timed_out) when `timeout` has passed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let executor = netns_exec::Executor::new()?;
+    /// executor.shutdown(Some(Duration::from_secs(5)))?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn shutdown(self, timeout: Option<Duration>) -> Result<()> {
+        self.handle.shut_down(timeout)
+    }
+
+    /// Whether the calling thread is one of this executor's own workers.
+    fn is_caller(&self) -> bool {
+        self.handle.is_caller()
+    }
+}
+
+impl Handle {
+    fn is_caller(&self) -> bool {
+        worker::with_current(|current| {
+            current.is_some_and(|current| Arc::ptr_eq(&current.shared, &self.shared))
+        })
+    }
+
+    fn shut_down(&self, timeout: Option<Duration>) -> Result<()> {
+        submit::forget_cached();
+        let shared = &self.shared;
+        let groups = shared.close();
+        if self.is_caller() {
+            return Ok(());
+        }
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let ended = worker::blocking(|| groups.iter().all(|group| group.wait_empty(deadline)));
+        if !ended {
+            shared.abandon();
+            return Err(Error::new(
+                Kind::TimedOut,
+                "jobs were still running when the executor's time to shut down ran out",
+            ));
+        }
+        shared.threads.join(None);
         Ok(())
     }
 }
-impl Pinned {
-    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
-        Executor {}.run(&self.ns, f)
-    }
-    pub fn spawn<T: Send + 'static>(
-        &self,
-        f: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<JoinHandle<T>> {
-        Executor {}.spawn(&self.ns, f)
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // With no deadline it cannot fail.
+        let _ = self.shut_down(None);
     }
 }
-impl Builder {
-    pub fn workers_per_netns(self, _n: usize) -> Self {
-        self
-    }
-    pub fn guard(self, _g: Guard) -> Self {
-        self
-    }
-    pub fn build(self) -> Result<Executor> {
-        Ok(Executor {})
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor")
+            .field("guard", &self.guard())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
-impl<T> JoinHandle<T> {
-    pub fn join(self) -> Result<T> {
-        self.0
-            .join()
-            .unwrap_or_else(|p| Err(Error::panicked("job panicked", p)))
-    }
-    pub fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-    pub fn cancel(&self) -> bool {
-        false
-    }
+
+/// Runs `f` in `netns` on the [global executor](Executor::global) and waits for
+/// its result.
+///
+/// # Errors
+///
+/// See [`Executor::run`].
+///
+/// # Panics
+///
+/// With `f`'s panic, and as [`Executor::global`].
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::Netns;
+///
+/// let id = netns_exec::run(&Netns::open("blue")?, || Netns::current().map(|n| n.id()))??;
+/// # let _ = id;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+pub fn run<T: Send>(netns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T> {
+    Executor::global().run(netns, f)
 }
-impl<T> Future for JoinHandle<T> {
-    type Output = Result<T>;
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(Err(Error::new(Kind::Cancelled, "placeholder")))
-    }
-}
-pub fn run<T: Send>(ns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T> {
-    Executor::global().run(ns, f)
-}
+
+/// Ships `f` to a worker of `netns` on the [global executor](Executor::global).
+///
+/// # Errors
+///
+/// See [`Executor::spawn`].
+///
+/// # Panics
+///
+/// As [`Executor::global`].
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::Netns;
+///
+/// let handle = netns_exec::spawn(&Netns::open("blue")?, || 6 * 7)?;
+/// assert_eq!(handle.join()?, 42);
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 pub fn spawn<T: Send + 'static>(
-    ns: &Netns,
+    netns: &Netns,
     f: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>> {
-    Executor::global().spawn(ns, f)
+    Executor::global().spawn(netns, f)
 }

@@ -29,3 +29,18 @@ pub(crate) fn adopt_affinity_of_main() -> io::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
     Ok(())
 }
+
+/// Waits until a joined thread has left the kernel's tables.
+///
+/// pthread_join(3) returns when the thread has given up its memory; it gives up
+/// its namespaces a moment later, and its entry in `/proc` after that.
+pub(crate) fn wait_gone(tid: u32) {
+    let entry = format!("/proc/self/task/{tid}");
+    // Bounded: the kernel may have given the number to another thread already.
+    for _ in 0..1000 {
+        if !std::path::Path::new(&entry).exists() {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,206 @@
+//! How an executor is to behave.
+
+use std::time::Duration;
+
+use super::Executor;
+use crate::error::{Error, Kind, Result};
+use crate::guard::{Guard, Policy};
+use crate::home::Home;
+use crate::netns::Netns;
+
+/// Configures an [`Executor`].
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use netns_exec::Executor;
+///
+/// let executor = Executor::builder()
+///     .workers_per_netns(2)
+///     .idle_timeout(Some(Duration::from_secs(60)))
+///     .build()?;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+#[must_use = "a builder does nothing before `build`"]
+pub struct Builder {
+    config: Config,
+    guard: Guard,
+    prewarm: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// What a [`Builder`] was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) workers_per_netns: usize,
+    pub(crate) max_workers: Option<usize>,
+    pub(crate) queue_depth: usize,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) stack_size: usize,
+    pub(crate) name_prefix: String,
+}
+
+/// The kernel shows this many bytes of a thread's name.
+const NAME_LEN: usize = 15;
+
+impl Config {
+    /// "ns:blue/0": the label is cut so that the number stays readable in ps(1).
+    pub(crate) fn thread_name(&self, label: &str, number: u64) -> String {
+        let end = format!("/{number}");
+        let mut name: String = format!("{}:", self.name_prefix);
+        for c in label.chars() {
+            if name.len() + c.len_utf8() + end.len() > NAME_LEN {
+                break;
+            }
+            name.push(if c.is_control() { '?' } else { c });
+        }
+        name + &end
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Builder {
+        Builder {
+            config: Config {
+                workers_per_netns: 1,
+                max_workers: None,
+                queue_depth: 64,
+                idle_timeout: Some(Duration::from_secs(10)),
+                stack_size: 2 << 20,
+                name_prefix: "ns".to_owned(),
+            },
+            guard: Guard::default(),
+            prewarm: Vec::new(),
+        }
+    }
+}
+
+impl Builder {
+    /// Sets how many workers serve one namespace at the same time. Default: 1.
+    ///
+    /// Workers start when they are needed. While some of them wait for jobs of
+    /// their own elsewhere, others stand in for them, so for a while there can be
+    /// more: a nested call never waits for the very thread that made it.
+    pub fn workers_per_netns(mut self, workers: usize) -> Self {
+        self.config.workers_per_netns = workers;
+        self
+    }
+
+    /// Sets how many workers there are in all namespaces together. Default: no
+    /// limit.
+    ///
+    /// When one more is needed, the least recently used idle one ends; when all
+    /// are busy, the caller waits. Workers that stand in for blocked ones, and
+    /// those that a job's own calls need, are started beyond the limit: waiting
+    /// for room there could be waiting for oneself.
+    pub fn max_workers(mut self, workers: usize) -> Self {
+        self.config.max_workers = Some(workers);
+        self
+    }
+
+    /// Sets how many jobs wait in a namespace's queue before callers wait, or
+    /// [`try_spawn`](Executor::try_spawn) refuses. Default: 64.
+    pub fn queue_depth(mut self, jobs: usize) -> Self {
+        self.config.queue_depth = jobs;
+        self
+    }
+
+    /// Sets for how long a worker without work stays. `None`: for ever.
+    /// Default: 10 seconds.
+    ///
+    /// A worker keeps its namespace alive, as every thread does.
+    pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.config.idle_timeout = timeout;
+        self
+    }
+
+    /// Sets the size of the workers' stacks, in bytes. Default: 2 MiB.
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.config.stack_size = bytes;
+        self
+    }
+
+    /// Sets how the names of the workers' threads begin. Default: `ns`, which
+    /// makes `ns:blue/0`; ps(1) shows 15 bytes.
+    pub fn name_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.config.name_prefix = prefix.into();
+        self
+    }
+
+    /// Sets what keeps a job from moving its thread or leaving threads behind.
+    /// Default: [`Guard::Seal`].
+    pub fn guard(mut self, guard: Guard) -> Self {
+        self.guard = guard;
+        self
+    }
+
+    /// Runs `f` once at the end of [`build`](Builder::build), on the home thread:
+    /// for pools that start their threads with the first use and must not do so
+    /// inside a job.
+    ///
+    /// Jobs wait meanwhile for whatever they need the home thread for, so `f`
+    /// should be brief. It may use this crate.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # fn start_the_pool_that_jobs_use() {}
+    /// let executor = netns_exec::Executor::builder()
+    ///     .prewarm(|| start_the_pool_that_jobs_use())
+    ///     .build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn prewarm(mut self, f: impl FnOnce() + Send + 'static) -> Self {
+        self.prewarm.push(Box::new(f));
+        self
+    }
+
+    /// Builds the executor. It has no worker yet, and needs no privilege.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid_input`](Error::is_invalid_input) for zero workers, an empty
+    /// queue or a prefix with a NUL byte; an error with the errno when the home
+    /// thread cannot be started or the guard's policy cannot be installed here.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of a [`prewarm`](Builder::prewarm) closure.
+    pub fn build(self) -> Result<Executor> {
+        let config = self.config;
+        let nonsense = |what| Err(Error::new(Kind::Invalid, what));
+        if config.workers_per_netns == 0 {
+            return nonsense("invalid executor: `workers_per_netns` is 0, so nothing would run");
+        }
+        if config.max_workers == Some(0) {
+            return nonsense("invalid executor: `max_workers` is 0, so nothing would run");
+        }
+        if config.queue_depth == 0 {
+            return nonsense("invalid executor: `queue_depth` is 0, so nothing could be queued");
+        }
+        if config.name_prefix.contains('\0') {
+            return nonsense("invalid executor: `name_prefix` contains a NUL byte");
+        }
+        let home = Home::get()?;
+        let policy = Policy::prepare(self.guard)?;
+        let home_netns = home.call(Netns::current)?.id();
+        if !self.prewarm.is_empty() {
+            let prewarm = self.prewarm;
+            home.call(move || prewarm.into_iter().for_each(|f| f()));
+        }
+        Ok(Executor::start(config, policy, home_netns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thread_name_keeps_prefix_and_number() {
+        let config = Builder::default().config;
+        assert_eq!(config.thread_name("blue", 0), "ns:blue/0");
+        assert_eq!(config.thread_name("a-very-long-label", 123), "ns:a-very-l/123");
+        assert_eq!(config.thread_name("grün\0", 7), "ns:grün?/7");
+    }
+}

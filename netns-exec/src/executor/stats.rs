@@ -1,0 +1,66 @@
+//! What an executor has done and is doing.
+
+use crate::netns::NetnsId;
+
+/// What an [`Executor`](crate::Executor) has done and is doing, at one moment.
+///
+/// The figures are read one after the other while work goes on; each is exact by
+/// itself. Jobs that ran inline, because their caller already was on a worker of
+/// their namespace, are part of the job that called them and not counted.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Workers alive.
+    pub workers: usize,
+    /// Jobs in the queues.
+    pub queued: usize,
+    /// Jobs under way.
+    pub running: usize,
+    /// Jobs that have ended, panicked ones included.
+    pub done: u64,
+    /// Jobs that have panicked.
+    pub panicked: u64,
+    /// The same by namespace, for those that have workers now.
+    pub per_netns: Vec<NetnsStats>,
+}
+
+/// The part of [`Stats`] that belongs to one namespace, since its first worker
+/// started.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NetnsStats {
+    /// The namespace.
+    pub id: NetnsId,
+    /// What people call it.
+    pub label: Box<str>,
+    /// Workers alive.
+    pub workers: usize,
+    /// Jobs in the queue.
+    pub queued: usize,
+    /// Jobs under way.
+    pub running: usize,
+    /// Jobs that have ended, panicked ones included.
+    pub done: u64,
+    /// Jobs that have panicked.
+    pub panicked: u64,
+}
+
+impl Stats {
+    /// `done` and `panicked` are those of namespaces that have no workers now.
+    pub(crate) fn of(per_netns: Vec<NetnsStats>, done: u64, panicked: u64) -> Stats {
+        let mut stats = Stats {
+            done,
+            panicked,
+            ..Stats::default()
+        };
+        for netns in &per_netns {
+            stats.workers += netns.workers;
+            stats.queued += netns.queued;
+            stats.running += netns.running;
+            stats.done += netns.done;
+            stats.panicked += netns.panicked;
+        }
+        stats.per_netns = per_netns;
+        stats
+    }
+}

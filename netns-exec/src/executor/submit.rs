@@ -1,0 +1,255 @@
+//! How a job finds its worker: inline, through a lane, or through the queue.
+
+use std::cell::Cell;
+use std::error;
+use std::fmt;
+use std::sync::Arc;
+
+use super::group::Group;
+use super::registry::Shared;
+use crate::error::{Error, Kind, Result};
+use crate::handle::{JoinHandle, run_result};
+use crate::job::{self, JobRef};
+use crate::netns::Netns;
+use crate::worker;
+
+/// How often a caller looks for its result before it sleeps.
+const SPINS: u32 = 1_000;
+
+struct Cached {
+    executor: u64,
+    group: Arc<Group>,
+}
+
+thread_local! {
+    /// The group of the calling thread's last `run`. It pins nothing: a group
+    /// without workers holds no namespace.
+    static CACHED: Cell<Option<Cached>> = const { Cell::new(None) };
+}
+
+/// Drops what the calling thread remembers of its last call.
+pub(crate) fn forget_cached() {
+    let _ = CACHED.try_with(Cell::take);
+}
+
+/// Whether the calling thread is a worker of this namespace and executor.
+#[inline]
+fn is_inline(shared: &Shared, netns: &Netns) -> bool {
+    worker::with_current(|current| {
+        current.is_some_and(|current| {
+            current.group.id() == netns.id() && current.shared.key == shared.key
+        })
+    })
+}
+
+#[inline]
+pub(crate) fn run<F, T>(shared: &Arc<Shared>, netns: &Netns, f: F) -> Result<T>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+{
+    if is_inline(shared, netns) {
+        return Ok(f());
+    }
+    let cached = CACHED.take().filter(|cached| {
+        cached.executor == shared.key
+            && cached.group.id() == netns.id()
+            && !cached.group.is_retiring()
+    });
+    let group = match cached {
+        Some(cached) => cached.group,
+        None => shared.group(netns)?,
+    };
+    let result = run_on(shared, &group, netns, f);
+    CACHED.set(Some(Cached {
+        executor: shared.key,
+        group,
+    }));
+    result
+}
+
+/// Runs `f` in a namespace whose group is known, and has not to be alive any more.
+#[inline]
+pub(crate) fn run_on<F, T>(
+    shared: &Arc<Shared>,
+    group: &Arc<Group>,
+    netns: &Netns,
+    f: F,
+) -> Result<T>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+{
+    let f = match group.claim() {
+        None => f,
+        Some(claim) => {
+            let spin = if shared.may_spin { SPINS } else { 0 };
+            match worker::blocking(|| claim.run(f, spin)) {
+                Ok(ending) => return run_result(ending),
+                Err(f) => f,
+            }
+        }
+    };
+    let ending = worker::blocking(|| {
+        job::run_on_stack(f, |job| queue(shared, Some(group), netns, job))
+    });
+    run_result(ending)
+}
+
+/// Puts a job in the queue of a namespace that has a worker.
+///
+/// Gives the job back with the error when it has none and cannot get one. After
+/// that it is the job's owner who is told of errors, through the job.
+pub(crate) fn queue(
+    shared: &Arc<Shared>,
+    known: Option<&Arc<Group>>,
+    netns: &Netns,
+    job: JobRef,
+) -> Result<(), (JobRef, Error)> {
+    match started(shared, known, netns) {
+        Ok(group) => {
+            group.push(job);
+            settle(shared, netns, &group);
+            Ok(())
+        }
+        Err(error) => Err((job, error)),
+    }
+}
+
+/// Finds the group of a namespace and sees to it that it has a worker.
+fn started(shared: &Arc<Shared>, known: Option<&Arc<Group>>, netns: &Netns) -> Result<Arc<Group>> {
+    let mut group = match known {
+        Some(group) => Arc::clone(group),
+        None => shared.group(netns)?,
+    };
+    loop {
+        match group.ensure_started(shared, netns) {
+            Ok(Ok(())) => return Ok(group),
+            Ok(Err(_dead)) => group = shared.group(netns)?,
+            Err(error) => {
+                group.bury(shared);
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Has somebody serve the job just pushed to `group`, or ships it elsewhere when
+/// the group has died in between.
+fn settle(shared: &Arc<Shared>, netns: &Netns, group: &Arc<Group>) {
+    for orphan in group.notify(shared) {
+        if let Err((job, error)) = queue(shared, None, netns, orphan) {
+            job.abort(error);
+        }
+    }
+}
+
+pub(crate) fn spawn<F, T>(shared: &Arc<Shared>, netns: &Netns, f: F) -> Result<JoinHandle<T>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    job::spawn(f, |job| queue(shared, None, netns, job))
+        .map(JoinHandle::new)
+        .map_err(|(error, _f)| error)
+}
+
+pub(crate) fn try_spawn<F, T>(
+    shared: &Arc<Shared>,
+    netns: &Netns,
+    f: F,
+) -> Result<JoinHandle<T>, TrySpawnError<F>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let group = match started(shared, None, netns) {
+        Ok(group) => group,
+        Err(error) => return Err(TrySpawnError::Failed(error, f)),
+    };
+    job::spawn(f, |job| {
+        group.try_push(job).map_err(|job| (job, ()))?;
+        settle(shared, netns, &group);
+        Ok(())
+    })
+    .map(JoinHandle::new)
+    .map_err(|((), f)| TrySpawnError::Full(f))
+}
+
+/// Why [`try_spawn`](crate::Executor::try_spawn) did not accept a closure, which
+/// it gives back.
+#[non_exhaustive]
+pub enum TrySpawnError<F> {
+    /// The namespace's queue is full.
+    Full(F),
+    /// The job could not be accepted for another reason.
+    Failed(Error, F),
+}
+
+impl<F> TrySpawnError<F> {
+    /// Returns the closure.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let (executor, blue) = (Executor::new()?, Netns::open("blue")?);
+    /// let answer = match executor.try_spawn(&blue, || 6 * 7) {
+    ///     Ok(handle) => handle.join()?,
+    ///     Err(error) => error.into_closure()(),
+    /// };
+    /// # let _ = answer;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn into_closure(self) -> F {
+        match self {
+            TrySpawnError::Full(f) | TrySpawnError::Failed(_, f) => f,
+        }
+    }
+
+    /// Returns the error, without the closure.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let (executor, blue) = (Executor::new()?, Netns::open("blue")?);
+    /// executor.try_spawn(&blue, || ()).map_err(|error| error.into_error())?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn into_error(self) -> Error {
+        match self {
+            TrySpawnError::Full(_) => Error::new(Kind::Full, FULL),
+            TrySpawnError::Failed(error, _) => error,
+        }
+    }
+}
+
+const FULL: &str = "cannot accept the job: the namespace's queue is full";
+
+impl<F> fmt::Display for TrySpawnError<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TrySpawnError::Full(_) => f.write_str(FULL),
+            TrySpawnError::Failed(error, _) => error.fmt(f),
+        }
+    }
+}
+
+impl<F> fmt::Debug for TrySpawnError<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TrySpawnError::Full(_) => f.write_str("Full(..)"),
+            TrySpawnError::Failed(error, _) => write!(f, "Failed({error:?}, ..)"),
+        }
+    }
+}
+
+impl<F> error::Error for TrySpawnError<F> {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            TrySpawnError::Full(_) => None,
+            TrySpawnError::Failed(error, _) => error.source(),
+        }
+    }
+}

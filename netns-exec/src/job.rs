@@ -1,0 +1,522 @@
+//! Closures on their way to a worker, and the one place where their type and
+//! their lifetime are erased.
+//!
+//! A [`JobRef`] is one word that points at a job's [`Header`], wherever the job
+//! lives. Whoever holds the `JobRef` owes the job exactly one of
+//! [`execute`](JobRef::execute) and [`abort`](JobRef::abort): until then the job
+//! stays where it is, and after it the job may be gone.
+//!
+//! | job          | lives                      | stays because                          |
+//! |--------------|----------------------------|----------------------------------------|
+//! | [`StackJob`] | on the caller's stack      | its caller waits on the job's latch    |
+//! | [`HeapJob`]  | behind an `Arc`, 1 allocation | the `JobRef` owns one of two references |
+//!
+//! A heap job's life, as flags of its latch:
+//!
+//! | flag       | set by           | meaning                                                 |
+//! |------------|------------------|---------------------------------------------------------|
+//! | `STARTED`  | worker           | the closure belongs to the worker; too late to cancel   |
+//! | `CANCELLED`| handle           | it will not run; the worker drops the closure           |
+//! | `DETACHED` | handle, dropped  | nobody will take the ending: the worker drops it        |
+//! | set        | worker           | the ending is stored and belongs to the handle          |
+//!
+//! `STARTED` and `CANCELLED` bar each other; between `DETACHED` and set, the later
+//! one drops the ending.
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use crate::error::Error;
+use crate::guard::{Fence, LeftThread, Verdict};
+use crate::latch::{FIRST_FLAG, Latch, WakerLatch};
+
+const STARTED: u32 = FIRST_FLAG;
+const CANCELLED: u32 = FIRST_FLAG << 1;
+const DETACHED: u32 = FIRST_FLAG << 2;
+
+/// How a job ended.
+pub(crate) enum Ending<T> {
+    Returned(T),
+    Panicked(Box<dyn Any + Send>),
+    /// It never ran.
+    Aborted(Error),
+    /// It ended one way or the other, and did what the guard forbids.
+    Violated(Box<Violation<T>>),
+}
+
+/// What the guard found after a job.
+pub(crate) struct Violation<T> {
+    pub(crate) found: Found,
+    pub(crate) result: Result<T, Box<dyn Any + Send>>,
+}
+
+pub(crate) enum Found {
+    Escaped,
+    LeftThreads(Vec<LeftThread>),
+    /// The job panicked over something the guard refused.
+    Refused,
+}
+
+/// What a worker needs to know of a job it ran.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct After {
+    pub(crate) panicked: bool,
+    /// The thread must run nothing any more.
+    pub(crate) spoiled: bool,
+    /// It did not end with a plain value.
+    pub(crate) boxed: bool,
+}
+
+impl After {
+    pub(crate) fn of<T>(ending: &Ending<T>) -> After {
+        match ending {
+            Ending::Returned(_) | Ending::Aborted(_) => After::default(),
+            Ending::Panicked(_) => After {
+                panicked: true,
+                spoiled: false,
+                boxed: true,
+            },
+            Ending::Violated(violation) => After {
+                panicked: violation.result.is_err(),
+                spoiled: !matches!(violation.found, Found::Refused),
+                boxed: true,
+            },
+        }
+    }
+}
+
+/// Calls `f` on the worker's thread, and has the guard look at what it did.
+pub(crate) fn call<T>(f: impl FnOnce() -> T, fence: &mut Fence) -> Ending<T> {
+    fence.before_job();
+    // The caller gets the payload and decides; nothing of `f` is seen again.
+    let result = catch_unwind(AssertUnwindSafe(f));
+    let found = match fence.after_job() {
+        Verdict::Clean => match result {
+            Ok(value) => return Ending::Returned(value),
+            Err(panic) if fence.explains(&*panic) => {
+                return Ending::Violated(Box::new(Violation {
+                    found: Found::Refused,
+                    result: Err(panic),
+                }));
+            }
+            Err(panic) => return Ending::Panicked(panic),
+        },
+        Verdict::Escaped => Found::Escaped,
+        Verdict::LeftThreads(threads) => Found::LeftThreads(threads),
+    };
+    Ending::Violated(Box::new(Violation { found, result }))
+}
+
+/// Drops `value`, which may run code of the user's that panics, and the
+/// payload's own drop may too.
+pub(crate) fn drop_quietly<T>(value: T) {
+    let mut panic = match catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        Ok(()) => return,
+        Err(panic) => panic,
+    };
+    while let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        panic = next;
+    }
+}
+
+struct Vtable {
+    execute: unsafe fn(NonNull<Header>, &mut Fence) -> After,
+    abort: unsafe fn(NonNull<Header>, Error),
+}
+
+/// The first field of every job.
+pub(crate) struct Header {
+    vtable: &'static Vtable,
+}
+
+/// One word that stands for a job, see the module.
+pub(crate) struct JobRef {
+    job: NonNull<Header>,
+}
+
+// SAFETY: jobs are made of closures and results that are `Send`, see
+// `StackJob::new` and `HeapJob::new`.
+unsafe impl Send for JobRef {}
+
+impl JobRef {
+    /// Runs the job and tells its owner.
+    pub(crate) fn execute(self, fence: &mut Fence) -> After {
+        let run = self.vtable().execute;
+        // SAFETY: the job is live because neither function has been called yet,
+        // and `self` is gone after this.
+        unsafe { run(self.job, fence) }
+    }
+
+    /// Gives the job up without running it and tells its owner why.
+    pub(crate) fn abort(self, why: Error) {
+        let abort = self.vtable().abort;
+        // SAFETY: as in `execute`.
+        unsafe { abort(self.job, why) }
+    }
+
+    fn vtable(&self) -> &'static Vtable {
+        // SAFETY: the job is live, see the module.
+        unsafe { self.job.as_ref() }.vtable
+    }
+}
+
+/// Ends the process when it is dropped: for frames that a worker still uses.
+pub(crate) struct NoWayOut;
+
+impl Drop for NoWayOut {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// Makes `f` a job on this stack, has `send` hand it to a worker, and waits for
+/// its end. `f` may borrow whatever the caller can.
+///
+/// `send` gives the reference back when it could not be handed over.
+pub(crate) fn run_on_stack<F, T>(
+    f: F,
+    send: impl FnOnce(JobRef) -> Result<(), (JobRef, Error)>,
+) -> Ending<T>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+{
+    let job = StackJob {
+        header: Header {
+            vtable: &StackJob::<F, T>::VTABLE,
+        },
+        f: UnsafeCell::new(Some(f)),
+        ending: UnsafeCell::new(None),
+        latch: Latch::new(),
+    };
+    let job_ref = JobRef {
+        job: NonNull::from(&job).cast(),
+    };
+    // From here on this frame must stay until the latch is set, whatever happens.
+    let stay = NoWayOut;
+    let sent = send(job_ref);
+    if sent.is_ok() {
+        job.latch.wait();
+    }
+    std::mem::forget(stay);
+    match sent {
+        Ok(()) => (job.ending.into_inner())
+            .expect("whoever sets the latch stores the ending first"),
+        Err((_never_sent, why)) => Ending::Aborted(why),
+    }
+}
+
+/// A job on the stack of a caller that waits for it, see [`run_on_stack`].
+#[repr(C)]
+struct StackJob<F, T> {
+    header: Header,
+    f: UnsafeCell<Option<F>>,
+    ending: UnsafeCell<Option<Ending<T>>>,
+    latch: Latch,
+}
+
+impl<F, T> StackJob<F, T>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+{
+    const VTABLE: Vtable = Vtable {
+        execute: Self::execute,
+        abort: Self::abort,
+    };
+
+    unsafe fn execute(job: NonNull<Header>, fence: &mut Fence) -> After {
+        let job: *const Self = job.as_ptr().cast();
+        // SAFETY: the caller waits, so the job is live, and the `JobRef` that
+        // was consumed for this call is the only way to its cells.
+        let f = unsafe { (*(*job).f.get()).take() };
+        let ending = call(f.expect("a job runs once"), fence);
+        let after = After::of(&ending);
+        // SAFETY: as above.
+        unsafe { *(*job).ending.get() = Some(ending) };
+        // SAFETY: the job is live until this sets its latch, the last touch.
+        unsafe { Latch::set(&raw const (*job).latch) };
+        after
+    }
+
+    unsafe fn abort(job: NonNull<Header>, why: Error) {
+        let job: *const Self = job.as_ptr().cast();
+        // SAFETY: as in `execute`. The closure stays: its caller drops it.
+        unsafe { *(*job).ending.get() = Some(Ending::Aborted(why)) };
+        // SAFETY: the last touch.
+        unsafe { Latch::set(&raw const (*job).latch) };
+    }
+}
+
+/// Told when a job is over and nothing of it is left on the worker.
+pub(crate) trait OnEnd: Send + Sync {
+    /// `panicked` when nobody took the panic.
+    fn job_over(&self, panicked: bool);
+}
+
+impl<E: OnEnd + ?Sized> OnEnd for Arc<E> {
+    fn job_over(&self, panicked: bool) {
+        (**self).job_over(panicked);
+    }
+}
+
+impl OnEnd for () {
+    fn job_over(&self, _panicked: bool) {}
+}
+
+/// Turns a result into something that an error can carry.
+type Pack<T> = fn(T) -> Option<Box<dyn Any + Send>>;
+
+/// A job behind an `Arc`, shared by the queue and the handle.
+#[repr(C)]
+struct HeapJob<F, T, E> {
+    header: Header,
+    latch: WakerLatch,
+    f: UnsafeCell<ManuallyDrop<Option<F>>>,
+    ending: UnsafeCell<Option<Ending<T>>>,
+    on_end: E,
+    pack: Pack<T>,
+}
+
+// SAFETY: the flags at the top of this file give each cell one owner at a time,
+// and what is in them may move between threads.
+unsafe impl<F: Send, T: Send, E: Send> Send for HeapJob<F, T, E> {}
+// SAFETY: as above; `on_end` is shared, and `Sync`.
+unsafe impl<F: Send, T: Send, E: Sync> Sync for HeapJob<F, T, E> {}
+
+/// The handle's side of a heap job, whatever its closure.
+trait Packet<T> {
+    fn latch(&self) -> &WakerLatch;
+    /// # Safety
+    ///
+    /// The latch is set, and the caller is the handle, which calls this once.
+    unsafe fn take_ending(&self) -> Option<Ending<T>>;
+    fn pack(&self) -> Pack<T>;
+}
+
+impl<F, T, E> Packet<T> for HeapJob<F, T, E> {
+    fn latch(&self) -> &WakerLatch {
+        &self.latch
+    }
+
+    unsafe fn take_ending(&self) -> Option<Ending<T>> {
+        // SAFETY: set and not detached: the cell belongs to the handle.
+        unsafe { (*self.ending.get()).take() }
+    }
+
+    fn pack(&self) -> Pack<T> {
+        self.pack
+    }
+}
+
+impl<F, T, E> HeapJob<F, T, E>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+{
+    const VTABLE: Vtable = Vtable {
+        execute: Self::execute,
+        abort: Self::abort,
+    };
+
+    unsafe fn execute(job: NonNull<Header>, fence: &mut Fence) -> After {
+        // SAFETY: the `JobRef` that was consumed owned this reference, which
+        // `spawn` made with `Arc::into_raw`.
+        let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
+        // SAFETY: only the queue's side touches the closure, and that is us.
+        let f = unsafe { (*job.f.get()).take() }.expect("a job runs once");
+        if !job.latch.try_flag(STARTED, CANCELLED) {
+            drop_quietly(f);
+            job.on_end.job_over(false);
+            return After::default();
+        }
+        let ending = call(f, fence);
+        let after = After::of(&ending);
+        job.end(ending);
+        after
+    }
+
+    unsafe fn abort(job: NonNull<Header>, why: Error) {
+        // SAFETY: as in `execute`.
+        let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
+        // SAFETY: as in `execute`.
+        drop_quietly(unsafe { (*job.f.get()).take() });
+        if job.latch.try_flag(STARTED, CANCELLED) {
+            job.end(Ending::Aborted(why));
+        } else {
+            job.on_end.job_over(false);
+        }
+    }
+
+    /// Stores the ending and tells the handle, or drops it when there is none.
+    fn end(&self, ending: Ending<T>) {
+        let panicked = matches!(ending, Ending::Panicked(_));
+        // SAFETY: STARTED and not set: the cell belongs to the worker.
+        unsafe { *self.ending.get() = Some(ending) };
+        let unclaimed = self.latch.complete() & DETACHED != 0;
+        if unclaimed {
+            // SAFETY: the handle was gone before the latch was set, so the cell
+            // is still the worker's.
+            drop_quietly(unsafe { (*self.ending.get()).take() });
+        }
+        self.on_end.job_over(panicked && unclaimed);
+    }
+}
+
+/// A job on the heap that is not on its way yet.
+struct Draft<F, T, E> {
+    job: Arc<HeapJob<F, T, E>>,
+}
+
+impl<F, T, E> Draft<F, T, E>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+{
+    fn new(f: F, on_end: E, pack: Pack<T>) -> Self {
+        let job = HeapJob {
+            header: Header {
+                vtable: &HeapJob::<F, T, E>::VTABLE,
+            },
+            latch: WakerLatch::new(),
+            f: UnsafeCell::new(ManuallyDrop::new(Some(f))),
+            ending: UnsafeCell::new(None),
+            on_end,
+            pack,
+        };
+        Draft { job: Arc::new(job) }
+    }
+
+    /// Has `send` hand the job over; gives the closure back when it could not.
+    fn send<'a, X>(
+        self,
+        send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
+    ) -> Result<Ticket<'a, T>, (X, F)>
+    where
+        F: 'a,
+        T: 'a,
+        E: 'a,
+    {
+        let raw = Arc::into_raw(Arc::clone(&self.job)).cast_mut();
+        let job_ref = JobRef {
+            // `HeapJob` is repr(C) with the header first.
+            job: NonNull::new(raw.cast()).expect("an Arc is not null"),
+        };
+        match send(job_ref) {
+            Ok(()) => Ok(Ticket {
+                packet: self.job,
+                taken: false,
+            }),
+            Err((back, why)) => {
+                assert_eq!(back.job.as_ptr().cast(), raw, "`send` returned another job");
+                // SAFETY: the reference that came back owns what into_raw gave.
+                drop(unsafe { Arc::from_raw(raw) });
+                // SAFETY: no worker has ever seen the job.
+                let f = unsafe { (*self.job.f.get()).take() };
+                Err((why, f.expect("the job has not run")))
+            }
+        }
+    }
+}
+
+/// Makes `f` a job of its own and has `send` hand it over; gives the closure
+/// back when it could not.
+pub(crate) fn spawn<F, T, X>(
+    f: F,
+    send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
+) -> Result<Ticket<'static, T>, (X, F)>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    Draft::new(f, (), |value| Some(Box::new(value))).send(send)
+}
+
+/// As [`spawn`], for a job that borrows; `on_end` is told when it is over.
+///
+/// # Safety
+///
+/// Until `on_end` has been told, or this has returned an error, the caller lets
+/// nothing die that `f` may borrow.
+pub(crate) unsafe fn spawn_borrowing<'a, F, T, E, X>(
+    f: F,
+    on_end: E,
+    send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
+) -> Result<Ticket<'a, T>, (X, F)>
+where
+    F: FnOnce() -> T + Send + 'a,
+    T: Send + 'a,
+    E: OnEnd + 'a,
+{
+    Draft::new(f, on_end, |_| None).send(send)
+}
+
+/// The handle's side of a spawned job: joins, awaits or cancels it.
+pub(crate) struct Ticket<'a, T> {
+    packet: Arc<dyn Packet<T> + Send + Sync + 'a>,
+    taken: bool,
+}
+
+impl<T> Ticket<'_, T> {
+    pub(crate) fn is_over(&self) -> bool {
+        let latch = self.packet.latch();
+        latch.is_set() || latch.flags() & CANCELLED != 0
+    }
+
+    /// Gives the job up if it has not started; tells whether it did.
+    pub(crate) fn cancel(&self) -> bool {
+        let latch = self.packet.latch();
+        let cancelled = latch.try_flag(CANCELLED, STARTED | CANCELLED);
+        if cancelled {
+            latch.wake_for_flag();
+        }
+        cancelled
+    }
+
+    /// Blocks until the job is over or `deadline` has passed; tells which.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        self.is_over() || self.packet.latch().wait_until(deadline)
+    }
+
+    /// Takes the ending of a job that is over; `None` when it was cancelled.
+    pub(crate) fn take_ending(&mut self) -> Option<Ending<T>> {
+        assert!(!self.taken, "polled again after it was ready");
+        self.taken = true;
+        let latch = self.packet.latch();
+        if !latch.is_set() {
+            return None;
+        }
+        // SAFETY: set, and `taken` was clear.
+        unsafe { self.packet.take_ending() }
+    }
+
+    pub(crate) fn pack(&self) -> Pack<T> {
+        self.packet.pack()
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.packet.latch().poll(CANCELLED, cx)
+    }
+}
+
+impl<T> Drop for Ticket<'_, T> {
+    fn drop(&mut self) {
+        if self.taken {
+            return;
+        }
+        let was_set = self.packet.latch().flag(DETACHED);
+        if was_set {
+            // SAFETY: set before it was detached, and not taken.
+            drop_quietly(unsafe { self.packet.take_ending() });
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! The lane between callers and one worker: three cache lines that carry a
+//! small closure there and its result back, and the word the worker parks on.
+//!
+//! | line  | written by        | holds                                            |
+//! |-------|-------------------|--------------------------------------------------|
+//! | gate  | callers, parking worker | who may use the lane: a number and four flags |
+//! | there | the caller that owns the lane | the number again once the job is in; the job |
+//! | back  | the worker        | the number again once the job is done; its result |
+//!
+//! The number counts calls. The caller that moves the gate from `n` (free) to
+//! `n+1 | OWNED` owns the lane: it writes the job, posts `n+1` in *there*, waits
+//! for `n+1` in *back*, reads the result and clears `OWNED`.
+//!
+//! | gate flag | set by  | cleared by          | meaning                                  |
+//! |-----------|---------|---------------------|------------------------------------------|
+//! | `OWNED`   | caller  | the same caller     | a call is under way                      |
+//! | `BUSY`    | worker  | worker              | it runs jobs of the queue: use the queue |
+//! | `PARKED`  | worker  | who wakes it        | it sleeps on the gate, or is about to    |
+//! | `CLOSED`  | worker, on leaving | the next worker of the lane | nobody serves it   |
+//!
+//! A claim succeeds from `n` and from `n | PARKED` (the claimer then owes the
+//! wake-up) and from nothing else. The worker sets each of its flags by comparing
+//! with the number it has served last: when a claim came first the comparison
+//! fails and the worker turns to the call. `n | OWNED` with the worker's own
+//! number means a caller that has its result and has not let go yet; the worker
+//! may park or leave meanwhile.
+//!
+//! No wake-up is lost. Claimers see `PARKED` in the value they replace. Senders to
+//! the queue push, then look at the gate; the worker sets `PARKED`, then looks at
+//! the queue; both with a sequentially consistent fence in between, so at least one
+//! of them sees the other (x86-64 and aarch64 both let a store pass a later load).
+#![allow(unsafe_code)]
+
+use std::mem::{self, MaybeUninit};
+use std::time::Duration;
+
+use crate::guard::Fence;
+use crate::job::{self, After, Ending, NoWayOut};
+use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake};
+
+const OWNED: u32 = 1;
+const BUSY: u32 = 1 << 1;
+const PARKED: u32 = 1 << 2;
+const CLOSED: u32 = 1 << 3;
+const FLAGS: u32 = OWNED | BUSY | PARKED | CLOSED;
+/// The gate counts in steps of this. It wraps: only equality is ever asked.
+const CALL: u32 = 1 << 4;
+
+/// In *back*: the caller sleeps on the word.
+const ASLEEP: u32 = 1;
+
+const THERE: usize = 48;
+const BACK: usize = 56;
+
+/// A job in the lane: reads the closure from *there*, writes the ending to *back*.
+type Call = unsafe fn(*mut There, *mut Back, &mut Fence) -> After;
+
+#[repr(C, align(8))]
+struct There {
+    call: Option<Call>,
+    closure: [MaybeUninit<u8>; THERE],
+}
+
+#[repr(C, align(8))]
+struct Back {
+    result: [MaybeUninit<u8>; BACK],
+}
+
+#[repr(align(64))]
+struct Line<T>(T);
+
+/// See the module.
+pub(crate) struct Lane {
+    gate: Line<AtomicU32>,
+    there: Line<(AtomicU32, UnsafeCell<There>)>,
+    back: Line<(AtomicU32, UnsafeCell<Back>)>,
+}
+
+// SAFETY: the gate gives each cell one owner at a time: *there* is the owning
+// caller's until it is posted and the worker's until the call is done; *back* is
+// the worker's until the call is done and the caller's until it lets go. Closures
+// and results are `Send`, see `Claim::run`.
+unsafe impl Send for Lane {}
+// SAFETY: as above.
+unsafe impl Sync for Lane {}
+
+impl Lane {
+    pub(crate) fn new() -> Lane {
+        Lane {
+            gate: Line(AtomicU32::new(CLOSED)),
+            there: Line((
+                AtomicU32::new(0),
+                UnsafeCell::new(There {
+                    call: None,
+                    closure: [MaybeUninit::uninit(); THERE],
+                }),
+            )),
+            back: Line((
+                AtomicU32::new(0),
+                UnsafeCell::new(Back {
+                    result: [MaybeUninit::uninit(); BACK],
+                }),
+            )),
+        }
+    }
+
+    /// Takes the lane for one call, if its worker is free.
+    #[inline]
+    pub(crate) fn claim(&self) -> Option<Claim<'_>> {
+        let gate = self.gate.0.load(Ordering::Relaxed);
+        if gate & (FLAGS & !PARKED) != 0 {
+            return None;
+        }
+        let claimed = (gate & !FLAGS).wrapping_add(CALL) | OWNED;
+        // Acquire: pairs with the Release of the caller before us, which has
+        // read its result from the line that our worker will write.
+        self.gate
+            .0
+            .compare_exchange(gate, claimed, Ordering::Acquire, Ordering::Relaxed)
+            .ok()?;
+        Some(Claim {
+            lane: self,
+            number: claimed & !FLAGS,
+            parked: gate & PARKED != 0,
+        })
+    }
+
+    /// Whether the worker is awake and free, at this moment.
+    pub(crate) fn is_awake_and_free(&self) -> bool {
+        self.gate.0.load(Ordering::Relaxed) & FLAGS == 0
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.gate.0.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.gate.0.load(Ordering::Relaxed) & PARKED != 0
+    }
+
+    /// Wakes the worker if it is parked; tells whether it did.
+    ///
+    /// The caller has put something where the worker looks before it parks, and
+    /// a [`fence`] of sequential consistency after that.
+    pub(crate) fn wake(&self) -> bool {
+        let mut gate = self.gate.0.load(Ordering::Relaxed);
+        while gate & PARKED != 0 {
+            match self.gate.0.compare_exchange_weak(
+                gate,
+                gate & !PARKED,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => {
+                    futex_wake(&self.gate.0);
+                    return true;
+                }
+                Err(now) => gate = now,
+            }
+        }
+        false
+    }
+
+    /// Makes the calling thread the lane's worker, if it has none.
+    pub(crate) fn open(&self) -> Option<Serving<'_>> {
+        // Acquire: the worker before us has left the lines alone since.
+        let gate = (self.gate.0)
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |gate| {
+                // OWNED stays: the last caller may not have let go yet.
+                (gate & CLOSED != 0).then_some(gate & !(CLOSED | BUSY | PARKED))
+            })
+            .ok()?;
+        Some(Serving {
+            lane: self,
+            served: gate & !FLAGS,
+        })
+    }
+}
+
+/// The right to make one call through a lane.
+pub(crate) struct Claim<'a> {
+    lane: &'a Lane,
+    number: u32,
+    /// The worker slept when the lane was claimed: waking it is up to us.
+    parked: bool,
+}
+
+/// What travels when the closure or its result is too large for a line: a
+/// pointer to both, on the caller's stack.
+struct Frame<F, T> {
+    f: Option<F>,
+    ending: Option<Ending<T>>,
+}
+
+impl Claim<'_> {
+    /// Whether the worker was asleep when the lane was claimed.
+    pub(crate) fn wakes(&self) -> bool {
+        self.parked
+    }
+
+    /// Ships `f` to the worker and waits for its end; gives `f` back when the
+    /// worker had to leave without running it. `f` may borrow whatever the
+    /// caller can.
+    #[inline]
+    pub(crate) fn run<F, T>(self, f: F, spin: u32) -> Result<Ending<T>, F>
+    where
+        F: FnOnce() -> T + Send,
+        T: Send,
+    {
+        if const { fits::<F>(THERE) && fits::<T>(BACK) } {
+            let lane = self.lane;
+            lane.there.0.1.with_mut(|there| {
+                // SAFETY: the claim makes *there* ours until it is posted.
+                let there = unsafe { &mut *there };
+                there.call = Some(call_inline::<F, T>);
+                // SAFETY: `fits` said that the size and the alignment do.
+                unsafe { there.closure.as_mut_ptr().cast::<F>().write(f) };
+            });
+            let how = self.post_and_wait(spin);
+            let ending = lane.back.0.1.with_mut(|back| {
+                // SAFETY: done and not let go: *back* is ours.
+                let result = unsafe { &mut (*back).result };
+                if how == 0 {
+                    // SAFETY: `call_inline` has written a T and said so.
+                    Ok(Ending::Returned(unsafe {
+                        result.as_mut_ptr().cast::<T>().read()
+                    }))
+                } else if how == BOXED {
+                    let boxed = result.as_mut_ptr().cast::<Box<Ending<T>>>();
+                    // SAFETY: `call_inline` has written a box and said so.
+                    Ok(*unsafe { boxed.read() })
+                } else {
+                    Err(())
+                }
+            });
+            let ending = ending.map_err(|()| {
+                lane.there.0.1.with_mut(|there| {
+                    // SAFETY: refused: the closure is where we left it.
+                    unsafe { (&raw const (*there).closure).cast::<F>().read() }
+                })
+            });
+            self.let_go();
+            ending
+        } else {
+            let mut frame = Frame {
+                f: Some(f),
+                ending: None,
+            };
+            let at = &raw mut frame;
+            self.lane.there.0.1.with_mut(|there| {
+                // SAFETY: as above.
+                let there = unsafe { &mut *there };
+                there.call = Some(call_framed::<F, T>);
+                let slot = there.closure.as_mut_ptr().cast::<*mut Frame<F, T>>();
+                // SAFETY: a pointer fits, size and alignment.
+                unsafe { slot.write(at) };
+            });
+            self.post_and_wait(spin);
+            self.let_go();
+            // SAFETY: done: the worker has left the frame, which is ours again.
+            // Through `at`, because the worker wrote through it.
+            let frame = unsafe { &mut *at };
+            match (frame.ending.take(), frame.f.take()) {
+                (Some(ending), _) => Ok(ending),
+                (None, Some(f)) => Err(f),
+                (None, None) => unreachable!("a job that was taken has an ending"),
+            }
+        }
+    }
+
+    /// Returns how it ended: 0, `BOXED` or `REFUSED`.
+    #[inline]
+    fn post_and_wait(&self, spin: u32) -> u32 {
+        // From here to the end the worker uses lines and frames of ours.
+        let stay = NoWayOut;
+        let lane = self.lane;
+        // Release: the job is visible to the worker that sees the number.
+        lane.there.0.0.store(self.number, Ordering::Release);
+        if self.parked {
+            futex_wake(&lane.gate.0);
+        }
+        let back = &lane.back.0.0;
+        let mut spun = 0;
+        let done = loop {
+            // Acquire: the result is visible to us.
+            let now = back.load(Ordering::Acquire);
+            if now & !FLAGS == self.number {
+                break now;
+            }
+            if spun < spin {
+                spun += 1;
+                std::hint::spin_loop();
+            } else if now & ASLEEP != 0
+                || (back.compare_exchange(now, now | ASLEEP, Ordering::Relaxed, Ordering::Relaxed))
+                    .is_ok()
+            {
+                futex_wait(back, now | ASLEEP, None);
+            }
+        };
+        mem::forget(stay);
+        done & (BOXED | REFUSED)
+    }
+
+    /// Hands the lane to the next caller.
+    #[inline]
+    fn let_go(&self) {
+        // An RMW because the worker may set PARKED or CLOSED meanwhile.
+        // Release: our reads of the result come before the next claim.
+        self.lane.gate.0.fetch_and(!OWNED, Ordering::Release);
+    }
+}
+
+/// In *back*: the result is a boxed [`Ending`], because the job did not return.
+const BOXED: u32 = 1 << 1;
+/// In *back*: the closure has not been touched, because the worker must leave.
+const REFUSED: u32 = 1 << 2;
+
+const fn fits<X>(room: usize) -> bool {
+    size_of::<X>() <= room && align_of::<X>() <= 8
+}
+
+unsafe fn call_inline<F, T>(there: *mut There, back: *mut Back, fence: &mut Fence) -> After
+where
+    F: FnOnce() -> T,
+{
+    // SAFETY: posted and not done: both lines are the worker's, and *there*
+    // holds an F that nobody else reads.
+    let f = unsafe { (&raw const (*there).closure).cast::<F>().read() };
+    let ending = job::call(f, fence);
+    let after = After::of(&ending);
+    let result = back.cast::<u8>();
+    match ending {
+        // SAFETY: `Claim::run` checked that a T fits.
+        Ending::Returned(value) => unsafe { result.cast::<T>().write(value) },
+        // SAFETY: a box fits.
+        other => unsafe { result.cast::<Box<Ending<T>>>().write(Box::new(other)) },
+    }
+    after
+}
+
+unsafe fn call_framed<F, T>(there: *mut There, _back: *mut Back, fence: &mut Fence) -> After
+where
+    F: FnOnce() -> T,
+{
+    // SAFETY: as in `call_inline`; it holds a pointer to the caller's frame.
+    let frame = unsafe { (&raw const (*there).closure).cast::<*mut Frame<F, T>>().read() };
+    // SAFETY: the caller waits, so its frame is live, and leaves it to us.
+    let frame = unsafe { &mut *frame };
+    let f = frame.f.take().expect("a job runs once");
+    let ending = job::call(f, fence);
+    let after = After::of(&ending);
+    frame.ending = Some(ending);
+    after
+}
+
+/// The worker's side of a lane.
+pub(crate) struct Serving<'a> {
+    lane: &'a Lane,
+    /// The number of the last call that was served.
+    served: u32,
+}
+
+impl Serving<'_> {
+    /// Whether a call waits, or is just being posted.
+    #[inline]
+    pub(crate) fn has_call(&self) -> bool {
+        self.lane.there.0.0.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
+    }
+
+    /// Runs the call that waits, if any.
+    #[inline]
+    pub(crate) fn serve(&mut self, fence: &mut Fence) -> Option<After> {
+        let number = self.served.wrapping_add(CALL);
+        let (posted, there) = &self.lane.there.0;
+        let back = &self.lane.back.0.1;
+        // Acquire: the job is visible to us.
+        if posted.load(Ordering::Acquire) != number {
+            return None;
+        }
+        let after = there.with_mut(|there| {
+            back.with_mut(|back| {
+                // SAFETY: posted: the caller has written this, and leaves it.
+                let call = unsafe { (*there).call }.expect("posted with a call");
+                // SAFETY: it is the one that was written with the closure.
+                unsafe { call(there, back, fence) }
+            })
+        });
+        self.done(number | if after.boxed { BOXED } else { 0 });
+        Some(after)
+    }
+
+    /// Gives a call that came too late back to its caller.
+    pub(crate) fn refuse(&mut self) {
+        let number = self.served.wrapping_add(CALL);
+        // Claimed already; the post follows within a few instructions.
+        while self.lane.there.0.0.load(Ordering::Acquire) != number {
+            std::thread::yield_now();
+        }
+        self.done(number | REFUSED);
+    }
+
+    fn done(&mut self, word: u32) {
+        self.served = word & !FLAGS;
+        let done = &self.lane.back.0.0;
+        // Release: the result is visible to the caller. Acquire is not needed:
+        // the caller writes nothing but ASLEEP. An RMW to learn of ASLEEP.
+        let before = done.swap(word, Ordering::Release);
+        if before & ASLEEP != 0 {
+            futex_wake(done);
+        }
+    }
+
+    /// Closes the lane to callers while the worker runs jobs of the queue;
+    /// `false` when a call came first.
+    pub(crate) fn begin_busy(&mut self) -> bool {
+        self.set_flag(BUSY)
+    }
+
+    pub(crate) fn end_busy(&mut self) {
+        self.lane.gate.0.fetch_and(!BUSY, Ordering::Relaxed);
+    }
+
+    /// Says that the worker is about to sleep; `false` when a call came first.
+    ///
+    /// Then the worker looks at everything else once more, and calls
+    /// [`sleep`](Serving::sleep) or [`stay_awake`](Serving::stay_awake).
+    pub(crate) fn begin_park(&mut self) -> bool {
+        let parked = self.set_flag(PARKED);
+        // See the module: the other half is the sender's.
+        fence(Ordering::SeqCst);
+        parked
+    }
+
+    pub(crate) fn stay_awake(&mut self) {
+        self.lane.gate.0.fetch_and(!PARKED, Ordering::Relaxed);
+    }
+
+    /// Sleeps until somebody has cleared `PARKED`; `false` when `timeout` ran
+    /// out first (the worker is still parked then).
+    pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> bool {
+        loop {
+            let gate = self.lane.gate.0.load(Ordering::Relaxed);
+            if gate & PARKED == 0 {
+                return true;
+            }
+            if !futex_wait(&self.lane.gate.0, gate, timeout) {
+                return self.lane.gate.0.load(Ordering::Relaxed) & PARKED == 0;
+            }
+        }
+    }
+
+    /// Closes the lane for good; `false` when a call came first.
+    pub(crate) fn close(&mut self) -> bool {
+        self.set_flag(CLOSED)
+    }
+
+    /// Takes [`close`](Serving::close) back.
+    pub(crate) fn reopen(&mut self) {
+        self.lane.gate.0.fetch_and(!CLOSED, Ordering::Relaxed);
+    }
+
+    /// Sets `flag` in the gate, and clears `PARKED` with it when it is another
+    /// one, unless a caller has claimed the lane since the last call was served.
+    fn set_flag(&mut self, flag: u32) -> bool {
+        // Release: what the worker did to the lines comes before a claim by way
+        // of a later worker.
+        self.lane
+            .gate
+            .0
+            .fetch_update(Ordering::Release, Ordering::Relaxed, |gate| {
+                (gate & !FLAGS == self.served).then_some(gate & !PARKED | flag)
+            })
+            .is_ok()
+    }
+}

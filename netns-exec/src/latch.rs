@@ -1,0 +1,219 @@
+//! Completion: set once, waited on by a thread or by a waker.
+//!
+//! One word of state. Whoever completes sets `SET`; whoever waits says so first.
+//!
+//! | bit       | set by   | meaning                                                    |
+//! |-----------|----------|------------------------------------------------------------|
+//! | `SET`     | setter   | done: what was written before is visible to who sees this  |
+//! | `PARKED`  | waiter   | a thread sleeps on the word: wake it after setting `SET`   |
+//! | `WAKER`   | waiter   | a waker is stored: the setter takes it after setting `SET` |
+//! | from bit 8| owner    | the user's own flags, changed together with the above      |
+//!
+//! The waker's cell belongs to the waiting side while `WAKER` is clear and `SET`
+//! is clear, and to nobody else but the setter once both are set.
+#![allow(unsafe_code)]
+
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::sync::{AtomicU32, Ordering, UnsafeCell, futex_wait, futex_wake};
+
+const SET: u32 = 1;
+const PARKED: u32 = 1 << 1;
+const WAKER: u32 = 1 << 2;
+/// The first bit that users of a latch may give a meaning of their own.
+pub(crate) const FIRST_FLAG: u32 = 1 << 8;
+
+/// A latch that one thread waits on.
+#[derive(Debug)]
+pub(crate) struct Latch {
+    state: AtomicU32,
+}
+
+impl Latch {
+    pub(crate) fn new() -> Latch {
+        Latch {
+            state: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        // Acquire: pairs with the Release in `set`, so that the outcome written
+        // before it is visible.
+        self.state.load(Ordering::Acquire) & SET != 0
+    }
+
+    /// The user's flags, with `Acquire`.
+    pub(crate) fn flags(&self) -> u32 {
+        self.state.load(Ordering::Acquire) & !(FIRST_FLAG - 1)
+    }
+
+    /// Sets `flag` unless one of `barred` (flags, or the latch itself by way of
+    /// `bar_set`) is there already; tells whether it did, with the state before.
+    pub(crate) fn try_flag(&self, flag: u32, barred: u32) -> bool {
+        let barred = barred | SET;
+        self.state
+            // AcqRel: what the other side wrote before its flag is visible to
+            // whoever loses, what we wrote before ours to whoever loses to us.
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                (state & barred == 0).then_some(state | flag)
+            })
+            .is_ok()
+    }
+
+    /// Sets `flag` whatever the state; returns whether the latch was set before.
+    pub(crate) fn flag(&self, flag: u32) -> bool {
+        self.state.fetch_or(flag, Ordering::AcqRel) & SET != 0
+    }
+
+    /// Sets the latch and wakes the thread that waits.
+    ///
+    /// # Safety
+    ///
+    /// `latch` points to a live latch; it may die as soon as the waiter has
+    /// seen it set, which is why this takes a pointer and touches it once.
+    pub(crate) unsafe fn set(latch: *const Latch) -> u32 {
+        // SAFETY: live until the waiter sees SET, that is until this very write.
+        let state = unsafe { &raw const (*latch).state };
+        // SAFETY: as above. Release: the outcome is visible to who sees SET.
+        // Acquire: the waker stored before WAKER is visible to us.
+        let before = unsafe { (*state).fetch_or(SET, Ordering::AcqRel) };
+        if before & PARKED != 0 {
+            futex_wake(state);
+        }
+        before
+    }
+
+    /// As [`set`](Latch::set), for a latch that outlives the call.
+    pub(crate) fn set_shared(&self) -> u32 {
+        // SAFETY: borrowed for the whole call.
+        unsafe { Latch::set(self) }
+    }
+
+    /// Blocks until the latch is set.
+    pub(crate) fn wait(&self) {
+        self.wait_until(None);
+    }
+
+    /// Blocks until the latch is set or `deadline` has passed; tells which.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            if state & SET != 0 {
+                return true;
+            }
+            let left = match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return false,
+                left => left,
+            };
+            // Relaxed would do for PARKED: the setter reads it with an RMW on the
+            // same word. The failure load must acquire, it may see SET.
+            if state & PARKED == 0 {
+                match self.state.compare_exchange_weak(
+                    state,
+                    state | PARKED,
+                    Ordering::Relaxed,
+                    Ordering::Acquire,
+                ) {
+                    Ok(_) => state |= PARKED,
+                    Err(now) => {
+                        state = now;
+                        continue;
+                    }
+                }
+            }
+            futex_wait(&self.state, state, left);
+            state = self.state.load(Ordering::Acquire);
+        }
+    }
+}
+
+/// A latch that a thread waits on or a future polls, one at a time.
+#[derive(Debug)]
+pub(crate) struct WakerLatch {
+    latch: Latch,
+    waker: UnsafeCell<Option<Waker>>,
+}
+
+// SAFETY: the protocol at the top of this file gives the cell one owner at a time.
+unsafe impl Send for WakerLatch {}
+// SAFETY: as above.
+unsafe impl Sync for WakerLatch {}
+
+impl std::ops::Deref for WakerLatch {
+    type Target = Latch;
+
+    fn deref(&self) -> &Latch {
+        &self.latch
+    }
+}
+
+impl WakerLatch {
+    pub(crate) fn new() -> WakerLatch {
+        WakerLatch {
+            latch: Latch::new(),
+            waker: UnsafeCell::new(None),
+        }
+    }
+
+    /// Sets the latch and wakes whoever waits; returns the state before. Called once.
+    pub(crate) fn complete(&self) -> u32 {
+        let before = self.latch.set_shared();
+        if before & WAKER != 0 {
+            self.wake();
+        }
+        before
+    }
+
+    /// Wakes a stored waker because of one of the user's flags, on the waiting side.
+    ///
+    /// The caller just set a flag with [`Latch::try_flag`] that keeps the other
+    /// side from ever calling [`complete`](WakerLatch::complete).
+    pub(crate) fn wake_for_flag(&self) {
+        if self.latch.state.load(Ordering::Acquire) & WAKER != 0 {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // SAFETY: `complete` runs once and found WAKER, so the waiting side has
+        // given the cell up; `wake_for_flag` has excluded `complete`.
+        let waker = self.waker.with_mut(|cell| unsafe { (*cell).take() });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ready when the latch is set or one of `flags` is; stores the waker if not.
+    ///
+    /// Called by one thread at a time: the future that owns the waiting side.
+    pub(crate) fn poll(&self, flags: u32, cx: &mut Context<'_>) -> Poll<()> {
+        let ready = SET | flags;
+        let state = &self.latch.state;
+        let mut now = state.load(Ordering::Acquire);
+        if now & ready != 0 {
+            return Poll::Ready(());
+        }
+        if now & WAKER != 0 {
+            // Take the cell back before touching it; lost when SET came first.
+            now = state.fetch_and(!WAKER, Ordering::AcqRel);
+            if now & ready != 0 {
+                return Poll::Ready(());
+            }
+        }
+        self.waker.with_mut(|cell| {
+            // SAFETY: WAKER and SET were clear, so the cell is ours.
+            let cell = unsafe { &mut *cell };
+            match cell {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *cell = Some(cx.waker().clone()),
+            }
+        });
+        // Release: the waker is visible to the setter that finds WAKER.
+        let before = state.fetch_or(WAKER, Ordering::AcqRel);
+        if before & ready != 0 {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,342 @@
+//! A pinned thread's life: enter, guard, serve, leave.
+//!
+//! A *lane worker* owns one of its group's lanes for as long as it lives; there
+//! are as many as [`Builder::workers_per_netns`](crate::Builder) says. A *spare*
+//! has no lane: it serves the queue while lane workers are blocked in calls of
+//! their own, see [`blocking`], so that no nesting of calls can deadlock.
+
+use std::cell::{Cell, OnceCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::error::{Error, Kind};
+use crate::executor::{Group, Role, Shared};
+use crate::guard::{Fence, Verdict};
+use crate::job::{After, JobRef};
+use crate::lane::Serving;
+use crate::netns::Netns;
+use crate::sys;
+
+/// How often a worker without work looks again before it parks.
+const SPINS: u32 = 2_000;
+
+/// What a worker tells the outside about itself. Written by the worker only.
+pub(crate) struct Record {
+    pub(crate) number: u64,
+    pub(crate) role: Role,
+    started: AtomicU64,
+    done: AtomicU64,
+    panicked: AtomicU64,
+}
+
+impl Record {
+    fn new(number: u64, role: Role) -> Record {
+        Record {
+            number,
+            role,
+            started: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            panicked: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn panicked(&self) -> u64 {
+        self.panicked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        // `done` first: a job that ends in between is counted, not missed.
+        let done = self.done();
+        self.started.load(Ordering::Relaxed) > done
+    }
+
+    /// One writer, so that no read-modify-write is needed.
+    fn bump(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    fn count(&self, after: After) {
+        if after.panicked {
+            Record::bump(&self.panicked);
+        }
+        Record::bump(&self.done);
+    }
+}
+
+/// The worker that the calling thread is.
+pub(crate) struct Current {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) group: Arc<Group>,
+}
+
+thread_local! {
+    /// Cheaper to ask than `CURRENT`, and enough for all but workers.
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+    static CURRENT: OnceCell<Current> = const { OnceCell::new() };
+}
+
+/// Calls `f` with the worker that the calling thread is, if it is one.
+#[inline]
+pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Current>) -> R) -> R {
+    if !IS_WORKER.get() {
+        return f(None);
+    }
+    CURRENT.with(|current| f(current.get()))
+}
+
+/// Whether the calling thread is a worker, of whatever executor.
+#[inline]
+pub(crate) fn is_worker() -> bool {
+    IS_WORKER.get()
+}
+
+/// Surrounds whatever makes a thread wait for a job.
+///
+/// On a worker, its group learns that it has one thread less to serve its queue
+/// and gets a spare when it needs one. On any other thread it just calls `wait`.
+#[inline]
+pub(crate) fn blocking<R>(wait: impl FnOnce() -> R) -> R {
+    if !IS_WORKER.get() {
+        return wait();
+    }
+    with_current(|current| match current {
+        Some(current) => {
+            current.group.worker_blocks(&current.shared);
+            let result = wait();
+            current.group.worker_goes_on();
+            result
+        }
+        None => wait(),
+    })
+}
+
+/// Everything a new worker needs to know, put together by its group.
+pub(crate) struct Birth {
+    pub(crate) number: u64,
+    pub(crate) role: Role,
+    pub(crate) netns: Netns,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) group: Arc<Group>,
+}
+
+impl Birth {
+    /// The main function of a worker's thread.
+    pub(crate) fn live(self) {
+        let Birth {
+            number,
+            role,
+            netns,
+            shared,
+            group,
+        } = self;
+        let span = tracing::info_span!(
+            parent: None,
+            "netns_worker",
+            netns = %netns.label(),
+            netns_id = %netns.id(),
+            worker = number,
+        );
+        let _in_span = span.enter();
+        let mut fence = match settle(&netns, &shared) {
+            Ok(fence) => fence,
+            Err(error) => {
+                tracing::warn!(error = %error, "worker could not start");
+                group.start_failed(&shared, role, error);
+                shared.threads.ended(number);
+                return;
+            }
+        };
+        // The group has a handle of its own, for as long as it has workers.
+        drop(netns);
+        let record = Arc::new(Record::new(number, role));
+        IS_WORKER.set(true);
+        CURRENT.with(|current| {
+            let _ = current.set(Current {
+                shared: Arc::clone(&shared),
+                group: Arc::clone(&group),
+            });
+        });
+        let mut worker = Worker {
+            shared: &shared,
+            group: &group,
+            record: &record,
+            fence: &mut fence,
+        };
+        let why = match role {
+            Role::Lane(index) => {
+                let lane = (group.lane(index).open()).expect("a lane has one worker at a time");
+                group.started(Arc::clone(&record));
+                tracing::debug!("worker started");
+                worker.serve_lane(lane)
+            }
+            Role::Spare => {
+                group.started(Arc::clone(&record));
+                tracing::debug!("spare worker started");
+                worker.serve_as_spare()
+            }
+        };
+        match why {
+            Leaving::Spoiled => tracing::warn!(
+                done = record.done(),
+                panicked = record.panicked(),
+                "worker retired: a job left its thread where nothing else may run"
+            ),
+            Leaving::Idle | Leaving::Told => tracing::debug!(
+                done = record.done(),
+                panicked = record.panicked(),
+                idle = matches!(why, Leaving::Idle),
+                "worker retired"
+            ),
+        }
+        shared.threads.reap();
+        shared.threads.ended(number);
+    }
+}
+
+/// Brings the calling thread, new and at home, to where it will stay.
+fn settle(netns: &Netns, shared: &Shared) -> Result<Fence, Error> {
+    if netns.id() != shared.home_netns {
+        sys::netns::enter(netns).map_err(|cause| Error::enter(netns, cause))?;
+    }
+    shared.policy.install(netns.id())
+}
+
+/// Why a worker ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Nothing to do for as long as the executor allows.
+    Idle,
+    /// Its namespace is retired, or the executor shuts down.
+    Told,
+    /// The guard found its thread unfit for another job.
+    Spoiled,
+}
+
+struct Worker<'a> {
+    shared: &'a Arc<Shared>,
+    group: &'a Arc<Group>,
+    record: &'a Record,
+    fence: &'a mut Fence,
+}
+
+impl Worker<'_> {
+    fn serve_lane(&mut self, mut lane: Serving<'_>) -> Leaving {
+        let mut idle = 0;
+        loop {
+            if lane.has_call() {
+                Record::bump(&self.record.started);
+                if let Some(after) = lane.serve(self.fence) {
+                    self.record.count(after);
+                    if after.spoiled {
+                        return self.leave_spoiled(Some(&mut lane));
+                    }
+                }
+                idle = 0;
+            } else if self.group.has_queued() {
+                if lane.begin_busy() {
+                    while let Some(job) = self.group.take() {
+                        if self.run(job).spoiled {
+                            return self.leave_spoiled(Some(&mut lane));
+                        }
+                    }
+                    lane.end_busy();
+                }
+                idle = 0;
+            } else if idle < SPINS && self.shared.may_spin {
+                idle += 1;
+                std::hint::spin_loop();
+            } else {
+                match self.park(&mut lane) {
+                    None => idle = 0,
+                    Some(why) => return why,
+                }
+            }
+        }
+    }
+
+    /// Sleeps until there may be work; says so when the worker has left instead.
+    fn park(&mut self, lane: &mut Serving<'_>) -> Option<Leaving> {
+        if !matches!(self.fence.before_park(), Verdict::Clean) {
+            return Some(self.leave_spoiled(Some(lane)));
+        }
+        if !lane.begin_park() {
+            return None;
+        }
+        if self.group.has_queued() {
+            lane.stay_awake();
+            return None;
+        }
+        if self.group.wants_leave() {
+            return self.leave(lane, Leaving::Told);
+        }
+        let timeout = self.idle_timeout();
+        self.group.note_idle(self.shared);
+        if lane.sleep(timeout) {
+            return None;
+        }
+        // Pinned meanwhile? Then the next round sleeps without a limit.
+        if self.idle_timeout().is_none() {
+            lane.stay_awake();
+            return None;
+        }
+        self.leave(lane, Leaving::Idle)
+    }
+
+    fn leave(&mut self, lane: &mut Serving<'_>, why: Leaving) -> Option<Leaving> {
+        (self.group.leave(self.shared, self.record, Some(lane), why)).then_some(why)
+    }
+
+    fn idle_timeout(&self) -> Option<Duration> {
+        if self.group.is_pinned() {
+            None
+        } else {
+            self.shared.config.idle_timeout
+        }
+    }
+
+    fn serve_as_spare(&mut self) -> Leaving {
+        loop {
+            while let Some(job) = self.group.take() {
+                if self.run(job).spoiled {
+                    return self.leave_spoiled(None);
+                }
+                if self.group.has_enough_workers() {
+                    break;
+                }
+            }
+            if !matches!(self.fence.before_park(), Verdict::Clean) {
+                return self.leave_spoiled(None);
+            }
+            let timeout = self.shared.config.idle_timeout;
+            if let Some(why) = self.group.park_spare(self.shared, self.record, timeout) {
+                return why;
+            }
+        }
+    }
+
+    fn run(&mut self, job: JobRef) -> After {
+        if self.shared.is_abandoned() {
+            job.abort(Error::new(
+                Kind::Cancelled,
+                "job cancelled: the executor shut down before it started",
+            ));
+            return After::default();
+        }
+        Record::bump(&self.record.started);
+        let after = job.execute(self.fence);
+        self.record.count(after);
+        after
+    }
+
+    fn leave_spoiled(&mut self, lane: Option<&mut Serving<'_>>) -> Leaving {
+        let why = Leaving::Spoiled;
+        let left = self.group.leave(self.shared, self.record, lane, why);
+        assert!(left, "a spoiled worker always leaves");
+        why
+    }
+}
