@@ -5,7 +5,8 @@ use std::hash::{Hash, Hasher};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 
-use super::{Inner, Netns, NetnsId, with_privilege};
+use super::{Inner, Netns, NetnsId};
+use crate::home::Home;
 use crate::sys::netns::FileHandle;
 
 /// Names a network namespace without keeping it alive.
@@ -75,8 +76,12 @@ impl WeakNetns {
         }
         let handle = self.handle?;
         // A namespace that died has no file any more (ESTALE), even where its
-        // inode number belongs to another one by now.
-        let fd = with_privilege(move || handle.open()).ok()?;
+        // inode number belongs to another one by now. But the kernel says the
+        // same of one that lives, to a thread that lacks the privilege.
+        let fd = match handle.open() {
+            Ok(fd) => fd,
+            Err(_) => Home::get().ok()?.call(move || handle.open()).ok()?,
+        };
         let id = NetnsId::of(fd.as_fd()).ok().filter(|id| *id == self.id)?;
         Some(Netns::from_parts(fd, id, Arc::clone(&self.label)))
     }

@@ -309,8 +309,8 @@ impl FileHandle {
         Ok(handle)
     }
 
-    /// Opens the namespace: `ESTALE` when it is gone, `EPERM` without
-    /// `CAP_SYS_ADMIN` over it unless it is the calling thread's own.
+    /// Opens the namespace: `ESTALE` when it is gone, and also without
+    /// `CAP_SYS_ADMIN` over it, unless it is the calling thread's own.
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         // Stands for the root of nsfs, which is mounted nowhere.
         const FD_NSFS_ROOT: libc::c_int = -10003;
