@@ -204,6 +204,33 @@ fn first_use_by_threads_and_ip_at_once_makes_one_shared_mount() {
 }
 
 #[test]
+fn on_a_shared_run_deleting_leaves_no_mount_anywhere() {
+    if !alone(
+        "on_a_shared_run_deleting_leaves_no_mount_anywhere",
+        Alone::FreshRun,
+    ) {
+        return;
+    }
+    // As systemd makes it. The folder's mount is then a peer of that of /run,
+    // and what is mounted on a name appears below both.
+    let none = None::<&str>;
+    mount(none, "/run", none, MsFlags::MS_SHARED, none).unwrap();
+    let before = mounts();
+    let ours = Netns::create("ours").unwrap().downgrade();
+    ip(&["netns", "add", "theirs"]);
+    let theirs = Netns::open("theirs").unwrap().downgrade();
+    assert!(ours.upgrade().is_some() && theirs.upgrade().is_some());
+
+    ip(&["netns", "del", "ours"]);
+    Netns::delete("theirs").unwrap();
+
+    assert_eq!(ours.upgrade(), None);
+    assert_eq!(theirs.upgrade(), None);
+    assert_eq!(fs::read_dir("/run/netns").unwrap().count(), 0);
+    assert_eq!(mounts().len(), before.len() + 1, "the folder's own");
+}
+
+#[test]
 fn names_come_and_go_in_other_mount_namespaces_too() {
     if !alone(
         "names_come_and_go_in_other_mount_namespaces_too",
@@ -803,7 +830,7 @@ fn ordinary_user_is_told_what_is_missing_and_how_to_get_it() {
     let test = "ordinary_user_is_told_what_is_missing_and_how_to_get_it";
     let Some(name) = note() else {
         let temp = TempNetns::new();
-        alone_with(test, Alone::OrdinaryUser, temp.name());
+        alone_with(test, Alone::OrdinaryUser, temp.name(), Stdio::null());
         assert_eq!(Netns::open(temp.name()).unwrap(), *temp.netns());
         return;
     };
@@ -872,16 +899,21 @@ fn root_of_an_own_user_namespace_has_all_of_it() {
 #[test]
 fn namespace_of_another_user_namespace_is_refused_for_that_reason() {
     let test = "namespace_of_another_user_namespace_is_refused_for_that_reason";
-    let Some(pid) = note() else {
-        alone_with(
-            test,
-            Alone::OwnUserNamespace,
-            &std::process::id().to_string(),
-        );
+    if note().is_none() {
+        let theirs = Netns::new().unwrap();
+        let stdin = theirs.as_fd().try_clone_to_owned().unwrap();
+        alone_with(test, Alone::OwnUserNamespace, "", stdin.into());
         return;
-    };
-    // The parent's, which the user namespace of this process does not own. A
-    // process outside may not be looked at; an inherited socket would show it.
-    let error = Netns::from_pid(pid.parse().unwrap()).unwrap_err();
+    }
+    let theirs = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let theirs = Netns::from_fd(theirs).expect("having it open is enough");
+    let error = theirs.check_enter().unwrap_err();
     assert!(error.is_permission_denied(), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("another user namespace"), "{text}");
+
+    let weak = theirs.downgrade();
+    assert_eq!(weak.upgrade().as_ref(), Some(&theirs));
+    drop(theirs);
+    assert_eq!(weak.upgrade(), None, "not reopened without the privilege");
 }

@@ -45,15 +45,16 @@ pub fn note() -> Option<String> {
 ///
 /// When the test fails there.
 pub fn alone(test: &str, how: Alone) -> bool {
-    alone_with(test, how, "")
+    alone_with(test, how, "", Stdio::null())
 }
 
-/// As [`alone`], with something for the test to find as [`note`] there.
+/// As [`alone`], with something for the test to find as [`note`] there, and
+/// an open file as its standard input.
 ///
 /// # Panics
 ///
 /// When the test fails there.
-pub fn alone_with(test: &str, how: Alone, note: &str) -> bool {
+pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
     if env::var_os(MARK).is_some_and(|mark| mark == test) {
         return true;
     }
@@ -84,7 +85,7 @@ pub fn alone_with(test: &str, how: Alone, note: &str) -> bool {
         .env(MARK, test)
         .env(NOTE, note)
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .output()
         .expect("the tests need unshare and setpriv of util-linux");
     let (out, err) = (

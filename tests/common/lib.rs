@@ -20,8 +20,8 @@ pub fn require_root() {
     let root = nix::unistd::geteuid().is_root();
     assert!(
         root,
-        "this test makes network namespaces: run it as root, or with \
-         `unshare --user --map-root-user --net --mount cargo test`"
+        "this test makes network namespaces: run it as root, for instance \
+         `sudo -E env PATH=\"$PATH\" cargo test`, or in a container with --privileged"
     );
 }
 

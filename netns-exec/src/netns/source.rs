@@ -192,7 +192,7 @@ impl Netns {
     /// ```
     pub fn current() -> Result<Netns> {
         let attempt = "cannot open the netns of this thread";
-        let fd = netns::of_this_thread().map_err(|cause| Error::kernel(attempt, cause))?;
+        let fd = netns::of_this_thread().map_err(|cause| proc_failed(attempt, cause))?;
         Netns::wrap(fd, None, attempt)
     }
 
@@ -214,7 +214,7 @@ impl Netns {
     /// ```
     pub fn home() -> Result<Netns> {
         let attempt = "cannot open the netns of the main thread";
-        let fd = netns::of_main_thread().map_err(|cause| Error::kernel(attempt, cause))?;
+        let fd = netns::of_main_thread().map_err(|cause| proc_failed(attempt, cause))?;
         Netns::wrap(fd, Some("home"), attempt)
     }
 
@@ -254,6 +254,15 @@ impl Netns {
         let fd =
             (self.as_fd().try_clone_to_owned()).map_err(|cause| Error::kernel(attempt, cause))?;
         Netns::wrap(fd, label, attempt)
+    }
+}
+
+fn proc_failed(attempt: &'static str, cause: io::Error) -> Error {
+    let missing = cause.kind() == io::ErrorKind::NotFound;
+    let error = Error::kernel(attempt, cause);
+    match missing {
+        true => error.hint("is /proc mounted?"),
+        false => error,
     }
 }
 
