@@ -11,4 +11,4 @@ pub use error::{Error, Result};
 pub use executor::{
     Builder, Executor, Guard, JoinHandle, Pinned, Scope, TrySpawnError, run, spawn,
 };
-pub use netns::{Netns, NetnsId};
+pub use netns::{Netns, NetnsId, WeakNetns};

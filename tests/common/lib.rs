@@ -1,1 +1,135 @@
 //! Fixtures shared by the tests: namespaces that go away with the test that made them.
+
+mod alone;
+mod process;
+
+use std::ops::Deref;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use netns_exec::Netns;
+
+pub use alone::{Alone, alone, alone_with, note};
+pub use process::{
+    drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of, netns_link_of_this_thread,
+    threads_of_this_process,
+};
+
+/// Fails the test, with the cure in the message, where it cannot work.
+pub fn require_root() {
+    let root = nix::unistd::geteuid().is_root();
+    assert!(
+        root,
+        "this test makes network namespaces: run it as root, for instance \
+         `sudo -E env PATH=\"$PATH\" cargo test`, or in a container with --privileged"
+    );
+}
+
+/// A name that no other test, process or run uses at the same time.
+pub fn unique_name() -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("nxt-{}-{n}", std::process::id())
+}
+
+/// A named namespace that is deleted on drop.
+pub struct TempNetns {
+    name: String,
+    netns: Netns,
+}
+
+impl TempNetns {
+    /// Makes one under a name of its own.
+    #[expect(clippy::new_without_default, reason = "it does a lot")]
+    pub fn new() -> TempNetns {
+        require_root();
+        let name = unique_name();
+        let netns = Netns::create(&name).expect("a namespace with a new name");
+        TempNetns { name, netns }
+    }
+
+    /// The name that `ip netns` knows it by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The handle.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Deletes the name and drops the handle.
+    pub fn delete(self) {
+        Netns::delete(&self.name).expect("the name is there");
+    }
+}
+
+impl Deref for TempNetns {
+    type Target = Netns;
+
+    fn deref(&self) -> &Netns {
+        &self.netns
+    }
+}
+
+impl Drop for TempNetns {
+    fn drop(&mut self) {
+        // The test may have deleted it itself.
+        let _ = Netns::delete(&self.name);
+    }
+}
+
+/// A name that is deleted on drop, whoever made it.
+pub struct TempName(pub String);
+
+impl TempName {
+    /// A name of its own, not yet made.
+    #[expect(clippy::new_without_default, reason = "each one differs")]
+    pub fn new() -> TempName {
+        require_root();
+        TempName(unique_name())
+    }
+}
+
+impl Deref for TempName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for TempName {
+    fn drop(&mut self) {
+        let _ = Netns::delete(&self.0);
+    }
+}
+
+/// Runs `ip` and returns what it wrote.
+///
+/// # Panics
+///
+/// When it fails.
+pub fn ip(args: &[&str]) -> String {
+    let output = try_ip(args);
+    assert!(
+        output.status.success(),
+        "ip {args:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("ip writes UTF-8")
+}
+
+/// Runs `ip` and returns how it ended.
+pub fn try_ip(args: &[&str]) -> Output {
+    let output = Command::new("ip").args(args).output();
+    output.expect("the tests need iproute2: install it, for instance `apt install iproute2`")
+}
+
+/// The names that `ip netns list` shows.
+pub fn names_by_ip() -> Vec<String> {
+    let list = ip(&["netns", "list"]);
+    // A name may be followed by "(id: 0)".
+    let names = list.lines().filter_map(|line| line.split(' ').next());
+    names.map(str::to_owned).collect()
+}

@@ -1,107 +1,41 @@
 //! Handles to network namespaces.
+//!
+//! [`Netns`] pins a namespace, [`WeakNetns`] names one, and [`NetnsId`] tells
+//! them apart for good. Nothing here moves the calling thread or forks: what
+//! has to be done inside a namespace is done by a short-lived thread, and what
+//! takes a privilege that the caller may have given up, as the thread of a
+//! sealed job has, by one that is born with all the process has.
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+mod enter;
+mod handle;
+mod id;
+mod named;
+mod source;
+mod weak;
 
-use crate::error::{Error, Result};
+use std::io;
+
 use crate::home::Home;
-use crate::sys;
 
-/// The kernel's never-reused number of a network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NetnsId(u64);
+use handle::Inner;
+pub use handle::Netns;
+pub use id::NetnsId;
+pub use weak::WeakNetns;
 
-impl fmt::Display for NetnsId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+/// Tries on the calling thread, and where that lacks a privilege on the home
+/// thread, which never gives one up.
+fn with_privilege<T: Send + 'static>(
+    f: impl Fn() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match f() {
+        Err(error) if is_permission(&error) => match Home::get() {
+            Ok(home) => home.call(f),
+            Err(_) => Err(error),
+        },
+        result => result,
     }
 }
 
-/// A cheap, clonable handle to one network namespace.
-#[derive(Clone)]
-pub struct Netns {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    fd: OwnedFd,
-    id: NetnsId,
-    label: Box<str>,
-}
-
-impl Netns {
-    /// Opens the namespace of the calling thread.
-    pub fn current() -> Result<Netns> {
-        let fd = sys::netns::of_this_thread()
-            .map_err(|e| Error::kernel("cannot open the current netns", e))?;
-        Netns::label_fd(fd, None)
-    }
-
-    /// Makes a fresh namespace.
-    pub fn new() -> Result<Netns> {
-        let fd = Home::get()?
-            .visit(|| {
-                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
-                sys::netns::of_this_thread()
-            })
-            .and_then(|r| r)
-            .map_err(|e| Error::kernel("cannot create a netns", e))?;
-        Netns::label_fd(fd, None)
-    }
-
-    fn label_fd(fd: OwnedFd, label: Option<String>) -> Result<Netns> {
-        let id = sys::netns::id(&fd).map_err(|e| Error::kernel("cannot read the netns id", e))?;
-        let label = label.unwrap_or_else(|| format!("netns:{id}"));
-        Ok(Netns {
-            inner: Arc::new(Inner {
-                fd,
-                id: NetnsId(id),
-                label: label.into(),
-            }),
-        })
-    }
-
-    /// Returns the namespace's never-reused id.
-    pub fn id(&self) -> NetnsId {
-        self.inner.id
-    }
-
-    /// Returns what people call it.
-    pub fn label(&self) -> &str {
-        &self.inner.label
-    }
-}
-
-impl AsFd for Netns {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.fd.as_fd()
-    }
-}
-
-impl fmt::Display for Netns {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.label())
-    }
-}
-
-impl fmt::Debug for Netns {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Netns({}, id {})", self.label(), self.id())
-    }
-}
-
-impl PartialEq for Netns {
-    fn eq(&self, other: &Netns) -> bool {
-        self.id() == other.id()
-    }
-}
-
-impl Eq for Netns {}
-
-impl Hash for Netns {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.id().hash(state);
-    }
+fn is_permission(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }

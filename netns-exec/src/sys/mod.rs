@@ -2,5 +2,6 @@
 //! [`std::io::Result`]; what was attempted on whose behalf is said above.
 
 pub(crate) mod futex;
+pub(crate) mod mount;
 pub(crate) mod netns;
 pub(crate) mod thread;

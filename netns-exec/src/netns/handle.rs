@@ -1,0 +1,152 @@
+//! The handle itself.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::sys::stat::fstat;
+
+use super::NetnsId;
+use crate::error::{Error, Result};
+
+/// A cheap, clonable handle to one network namespace.
+///
+/// It holds an open file of the namespace (close-on-exec, shared by all
+/// clones) and so keeps the namespace alive: a deleted one, with the devices
+/// in it, lives until the last handle is dropped. [`downgrade`](Netns::downgrade)
+/// makes a handle that does not.
+///
+/// A handle means the namespace, not the name. When `blue` is deleted and made
+/// anew, a handle from before still means the old one. Two handles are equal,
+/// and hash alike, when they mean the same namespace, however they came about:
+/// by name, pid, path, socket or file descriptor.
+///
+/// `Display` writes the [`label`](Netns::label), `Debug` the id too.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::Netns;
+///
+/// let here = Netns::current()?;
+/// let by_pid = Netns::from_pid(std::process::id())?;
+/// let by_path = Netns::from_path("/proc/self/ns/net")?;
+/// assert_eq!(by_pid, by_path);
+/// println!("{here:?}");
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+///
+/// See network_namespaces(7) and ip-netns(8).
+#[derive(Clone)]
+pub struct Netns {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    /// On nsfs, of type `CLONE_NEWNET`, close-on-exec.
+    fd: OwnedFd,
+    pub(super) id: NetnsId,
+    pub(super) label: Arc<str>,
+}
+
+impl Netns {
+    /// `fd` must be an open network namespace and `id` its id.
+    pub(super) fn from_parts(fd: OwnedFd, id: NetnsId, label: Arc<str>) -> Netns {
+        Netns {
+            inner: Arc::new(Inner { fd, id, label }),
+        }
+    }
+
+    /// Wraps what is known to be a network namespace; without a label it is
+    /// called by its id.
+    pub(super) fn wrap(fd: OwnedFd, label: Option<&str>, attempt: &str) -> Result<Netns> {
+        let id = NetnsId::of(fd.as_fd()).map_err(|cause| {
+            Error::kernel(format!("{attempt}: cannot read the namespace's id"), cause)
+                .hint("before Linux 6.18 that takes the privilege to enter it; Linux 5.14 at least")
+        })?;
+        let label = match label {
+            Some(label) => label.into(),
+            None => format!("netns:{id}").into(),
+        };
+        Ok(Netns::from_parts(fd, id, label))
+    }
+
+    /// Returns the namespace's never-reused id.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// assert_eq!(Netns::current()?.id(), Netns::current()?.id());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn id(&self) -> NetnsId {
+        self.inner.id
+    }
+
+    /// Returns what people call the namespace: `blue`, `pid 4711`, the path it
+    /// was opened by, `home`, or `netns:42` with its id where it has no name.
+    ///
+    /// It tells where the handle came from and takes no part in comparisons.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// let pid = std::process::id();
+    /// assert_eq!(Netns::from_pid(pid)?.label(), format!("pid {pid}"));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn label(&self) -> &str {
+        &self.inner.label
+    }
+
+    #[expect(
+        dead_code,
+        reason = "the worker's check of where it is compares with it"
+    )]
+    /// The number in `net:[4026532177]`. It is reused as soon as the namespace
+    /// is gone, so it may be compared only while `self` is held.
+    pub(crate) fn inode(&self) -> Result<u64> {
+        fstat(self.as_fd())
+            .map(|stat| stat.st_ino)
+            .map_err(|errno| Error::kernel(format!("cannot inspect netns `{self}`"), errno))
+    }
+}
+
+impl AsFd for Netns {
+    /// The open namespace, for setns(2), `IFLA_NET_NS_FD` and the like. It is
+    /// shared by all clones of the handle.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.fd.as_fd()
+    }
+}
+
+impl fmt::Display for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.label())
+    }
+}
+
+impl fmt::Debug for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Netns({}, id {})", self.label(), self.id())
+    }
+}
+
+impl PartialEq for Netns {
+    fn eq(&self, other: &Netns) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Netns {}
+
+impl Hash for Netns {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id().hash(state);
+    }
+}

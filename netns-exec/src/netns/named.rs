@@ -1,0 +1,334 @@
+//! Named namespaces, kept as `ip netns` keeps them.
+//!
+//! A name is a file in `/run/netns` with the namespace bind-mounted on it. The
+//! folder is a shared mount, so that in every mount namespace that has it the
+//! names come and go together; otherwise a deleted namespace would live on
+//! wherever somebody had copied the mount. Making it one must happen once:
+//! each further bind mount of the folder on itself doubles the number of
+//! mounts below it, so whoever does it holds a lock on the folder (flock(2)),
+//! as iproute2 does.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::source::{creation_failed, not_a_netns, open_at};
+use super::{Netns, enter, is_permission};
+use crate::error::{Error, Kind, Result};
+use crate::home::Home;
+use crate::sys::mount;
+use crate::sys::netns::{self, Found};
+
+const FOLDER: &str = "/run/netns";
+
+impl Netns {
+    /// Opens the namespace that `ip netns` calls `name`; never creates one.
+    ///
+    /// What lies in `/run/netns` may also be a symbolic link to a namespace,
+    /// as is common for containers. The label is the name.
+    ///
+    /// # Errors
+    ///
+    /// - [`is_not_found`](Error::is_not_found): there is no such name.
+    /// - [`is_not_a_netns`](Error::is_not_a_netns): the name stands for
+    ///   something else. A regular file is a name that is just being made, or
+    ///   was left by a crash.
+    /// - [`is_invalid_input`](Error::is_invalid_input): no namespace can have
+    ///   that name: it is empty, `.` or `..`, has a slash or a NUL in it, or
+    ///   is longer than 255 bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// let blue = Netns::open("blue")?; // after `ip netns add blue`
+    /// assert_eq!(blue.label(), "blue");
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn open(name: &str) -> Result<Netns> {
+        let attempt = format!("cannot open netns `{name}`");
+        let path = path_of(name, &attempt)?;
+        open_at(&path, name, &attempt).map_err(|error| {
+            if error.is_not_found() {
+                error.hint(format!("{FOLDER} has no such name, see `ip netns list`"))
+            } else if error.is_not_a_netns() {
+                error.hint(format!(
+                    "{}: a name that is being made, or was left by a crash, is a regular file",
+                    path.display()
+                ))
+            } else {
+                error
+            }
+        })
+    }
+
+    /// Makes a namespace with a name, as `ip netns add` does.
+    ///
+    /// It outlives this process, until [`delete`](Netns::delete) or
+    /// `ip netns del`. The label is the name. Like [`new`](Netns::new) it
+    /// comes with a loopback device that is down.
+    ///
+    /// Waits for a short-lived thread that makes it, and, where somebody else
+    /// is just preparing `/run/netns`, for them.
+    ///
+    /// # Errors
+    ///
+    /// After an error nothing is left behind.
+    ///
+    /// - [`is_already_exists`](Error::is_already_exists): the name is taken;
+    ///   its owner is left as it was.
+    /// - [`is_permission_denied`](Error::is_permission_denied): `EPERM` or
+    ///   `EACCES` without `CAP_SYS_ADMIN` and write access to `/run`.
+    /// - [`is_invalid_input`](Error::is_invalid_input): as with
+    ///   [`open`](Netns::open).
+    /// - Whatever mkdir(2), flock(2), open(2), unshare(2) and mount(2) can
+    ///   fail with; the text says which.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// let blue = Netns::create("blue")?;
+    /// assert_eq!(Netns::open("blue")?, blue);
+    /// assert!(Netns::create("blue").unwrap_err().is_already_exists());
+    /// Netns::delete("blue")?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn create(name: &str) -> Result<Netns> {
+        let attempt = format!("cannot create netns `{name}`");
+        let path = path_of(name, &attempt)?;
+        let made = {
+            let attempt = attempt.clone();
+            // Not on the home thread itself: unshare(2) moves it, and the lock
+            // may have to be waited for.
+            Home::get()?.visit(move || make(&path, &attempt))
+        };
+        let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
+        Netns::wrap(fd, Some(name), &attempt)
+    }
+
+    /// Takes the name away, as `ip netns del` does.
+    ///
+    /// The namespace itself goes when nothing else refers to it: no process,
+    /// socket or [`Netns`]. What a crash left of a name, an empty file or a
+    /// link, is removed too.
+    ///
+    /// # Errors
+    ///
+    /// - [`is_not_found`](Error::is_not_found): there is no such name.
+    /// - [`is_not_a_netns`](Error::is_not_a_netns): the name stands for
+    ///   something that is not a namespace nor left by one. It stays.
+    /// - [`is_permission_denied`](Error::is_permission_denied): `EPERM` or
+    ///   `EACCES` without `CAP_SYS_ADMIN`.
+    /// - [`is_invalid_input`](Error::is_invalid_input): as with
+    ///   [`open`](Netns::open).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// Netns::delete("blue")?;
+    /// assert!(Netns::delete("blue").unwrap_err().is_not_found());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn delete(name: &str) -> Result<()> {
+        let attempt = format!("cannot delete netns `{name}`");
+        let path = path_of(name, &attempt)?;
+        Home::get()?.call(move || remove(&path, &attempt))
+    }
+
+    /// Opens all named namespaces, sorted by name, as `ip netns list` shows
+    /// them.
+    ///
+    /// What is not a namespace, or no longer, is left out, and so is a file
+    /// that is not yet one. Without `/run/netns` the list is empty.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the folder cannot be read, or when there are more names than
+    /// file descriptors (`EMFILE`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// for netns in Netns::list()? {
+    ///     println!("{netns} has id {}", netns.id());
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn list() -> Result<Vec<Netns>> {
+        let failed = |cause| Error::kernel(format!("cannot read {FOLDER}"), cause);
+        let entries = match fs::read_dir(FOLDER) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut names = (entries.map(|entry| entry.map(|entry| entry.file_name())))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(failed)?;
+        names.sort();
+
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            let shown = name.to_string_lossy();
+            let attempt = format!("cannot open netns `{shown}`");
+            match open_at(&Path::new(FOLDER).join(&name), &shown, &attempt) {
+                Ok(netns) => found.push(netns),
+                Err(error) if error.is_not_found() || error.is_not_a_netns() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn path_of(name: &str, attempt: &str) -> Result<PathBuf> {
+    const NAME_MAX: usize = 255;
+    let reason = match name {
+        "" => "a name must not be empty",
+        "." | ".." => "that is a folder's name",
+        _ if name.contains('/') => "a name has no slash; see `Netns::from_path`",
+        _ if name.contains('\0') => "a name has no NUL byte",
+        _ if name.len() > NAME_MAX => "a name has at most 255 bytes",
+        _ => return Ok(Path::new(FOLDER).join(name)),
+    };
+    Err(Error::new(Kind::Invalid, attempt.to_owned()).hint(reason))
+}
+
+/// Makes a namespace and mounts it at `path`. Moves the calling thread there.
+fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
+    let failed = |step: &str, cause| creation_failed(format!("{attempt}: {step}"), cause);
+
+    prepare_folder().map_err(|(step, cause)| failed(step, cause))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o000)
+        .open(path);
+    let file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(Error::new(Kind::Exists, attempt.to_owned())
+                .caused_by(error)
+                .hint("open it, or delete it first"));
+        }
+        Err(error) => return Err(failed("cannot make its file", error)),
+    };
+    let made = netns::unshare()
+        .map_err(|cause| failed("cannot make the namespace", cause))
+        .and_then(|netns| {
+            // Bound by the thread's own entry: this thread is in it.
+            mount::bind(Path::new("/proc/thread-self/ns/net"), path)
+                .map_err(|cause| failed("cannot mount it", cause))?;
+            Ok(netns)
+        });
+    if made.is_err() {
+        withdraw(path, &file);
+    }
+    made
+}
+
+/// Removes the file of a name that came to nothing, unless somebody else has
+/// removed it meanwhile and made the name theirs.
+fn withdraw(path: &Path, file: &File) {
+    let key = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let ours = file.metadata().map(key);
+    let there = fs::symlink_metadata(path).map(key);
+    if matches!((ours, there), (Ok(ours), Ok(there)) if ours == there) {
+        // Nothing is to be done about a failure: the one that brought us here
+        // is the one worth reporting.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Makes sure that the folder is there and is one shared mount.
+fn prepare_folder() -> std::result::Result<(), (&'static str, io::Error)> {
+    let folder = Path::new(FOLDER);
+    match DirBuilder::new().mode(0o755).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(("cannot make /run/netns", error));
+        }
+        _ => {}
+    }
+    let lock = File::open(folder).and_then(|folder| {
+        Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+    });
+    let _lock = lock.map_err(|cause| ("cannot lock /run/netns", cause))?;
+
+    let shared = match mount::make_shared(folder) {
+        // Not a mount yet.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            mount::bind(folder, folder).and_then(|()| mount::make_shared(folder))
+        }
+        result => result,
+    };
+    shared.map_err(|cause| ("cannot make /run/netns a shared mount", cause))
+}
+
+/// Removes a name, if that is what it is.
+fn remove(path: &Path, attempt: &str) -> Result<()> {
+    let failed = |cause: io::Error| {
+        if cause.kind() == io::ErrorKind::NotFound {
+            return Error::new(Kind::NotFound, attempt.to_owned())
+                .caused_by(cause)
+                .hint(format!("{FOLDER} has no such name, see `ip netns list`"));
+        }
+        let denied = is_permission(&cause);
+        let error = Error::kernel(attempt.to_owned(), cause);
+        match denied {
+            true => error.hint(enter::cure(
+                "deleting network namespaces needs CAP_SYS_ADMIN",
+            )),
+            false => error,
+        }
+    };
+    // One mount as a rule; more where the folder was mounted over itself.
+    loop {
+        let located = netns::locate(path, false).map_err(failed)?;
+        if !netns::is_on_nsfs(located.as_fd()).map_err(failed)? {
+            break;
+        }
+        let open = netns::reopen(located.as_fd()).map_err(failed)?;
+        if let Found::Other(what) = netns::inspect(open.as_fd()).map_err(failed)? {
+            return Err(not_a_netns(attempt, what));
+        }
+        mount::detach(path).map_err(failed)?;
+    }
+    let meta = fs::symlink_metadata(path).map_err(failed)?;
+    let left_by_a_name = meta.is_symlink() || (meta.is_file() && meta.len() == 0);
+    if !left_by_a_name {
+        let what = match meta.is_dir() {
+            true => "a directory",
+            false => "a file that is in use for something else",
+        };
+        return Err(not_a_netns(attempt, what));
+    }
+    fs::remove_file(path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_no_file_names_are_refused() {
+        let long = "x".repeat(256);
+        for name in ["", ".", "..", "/", "a/b", "../blue", "a\0b", &long] {
+            let error = path_of(name, "cannot create it").unwrap_err();
+            assert!(error.is_invalid_input(), "{name:?}: {error}");
+        }
+        for name in ["blue", "...", "-", "a b", "größe", &long[1..]] {
+            assert!(path_of(name, "cannot create it").is_ok(), "{name:?}");
+        }
+    }
+}

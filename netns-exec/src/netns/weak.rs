@@ -1,0 +1,124 @@
+//! Naming a namespace without keeping it alive.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+
+use super::{Inner, Netns, NetnsId};
+use crate::home::Home;
+use crate::sys::netns::FileHandle;
+
+/// Names a network namespace without keeping it alive.
+///
+/// Made by [`Netns::downgrade`]. It holds no file descriptor: when the last
+/// name, socket, thread and [`Netns`] of the namespace is gone, the kernel
+/// takes the namespace down, and [`upgrade`](WeakNetns::upgrade) says so.
+///
+/// Two of them are equal when they name the same namespace, dead or alive.
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::Netns;
+///
+/// let weak = Netns::create("blue")?.downgrade();
+/// assert!(weak.upgrade().is_some()); // the name keeps it alive
+/// Netns::delete("blue")?;
+/// assert!(weak.upgrade().is_none());
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct WeakNetns {
+    /// The way without a system call, while this process has a handle.
+    inner: Weak<Inner>,
+    id: NetnsId,
+    label: Arc<str>,
+    /// `None` on kernels without file handles of namespaces.
+    handle: Option<FileHandle>,
+}
+
+impl Netns {
+    /// Makes a handle that names the namespace without keeping it alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// let here = Netns::current()?;
+    /// assert_eq!(here.downgrade().upgrade(), Some(here));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn downgrade(&self) -> WeakNetns {
+        WeakNetns {
+            inner: Arc::downgrade(&self.inner),
+            id: self.inner.id,
+            label: Arc::clone(&self.inner.label),
+            handle: FileHandle::of(self.as_fd()).ok(),
+        }
+    }
+}
+
+impl WeakNetns {
+    /// Opens the namespace again, or returns `None` when it is gone.
+    ///
+    /// While a [`Netns`] that this was made from, or a clone of it, exists in
+    /// this process, this is as cheap as a clone and always succeeds. Later it
+    /// reopens the namespace by its file handle (open_by_handle_at(2), Linux
+    /// 6.18), which takes `CAP_SYS_ADMIN` in the user namespace that owns it,
+    /// unless it is that of the calling thread. On older kernels, without that
+    /// privilege, or when the process has no file descriptor to spare, `None`
+    /// comes although the namespace may live on.
+    pub fn upgrade(&self) -> Option<Netns> {
+        if let Some(inner) = self.inner.upgrade() {
+            return Some(Netns { inner });
+        }
+        let handle = self.handle?;
+        // A namespace that died has no file any more (ESTALE), even where its
+        // inode number belongs to another one by now. But the kernel says the
+        // same of one that lives, to a thread that lacks the privilege.
+        let fd = match handle.open() {
+            Ok(fd) => fd,
+            Err(_) => Home::get().ok()?.call(move || handle.open()).ok()?,
+        };
+        let id = NetnsId::of(fd.as_fd()).ok().filter(|id| *id == self.id)?;
+        Some(Netns::from_parts(fd, id, Arc::clone(&self.label)))
+    }
+
+    /// Returns the namespace's never-reused id.
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// Returns what people call the namespace; see [`Netns::label`].
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+}
+
+impl fmt::Display for WeakNetns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)
+    }
+}
+
+impl fmt::Debug for WeakNetns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WeakNetns({}, id {})", self.label, self.id)
+    }
+}
+
+impl PartialEq for WeakNetns {
+    fn eq(&self, other: &WeakNetns) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for WeakNetns {}
+
+impl Hash for WeakNetns {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+    }
+}

@@ -1,0 +1,124 @@
+//! Running one test in a process of its own.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// What the process of its own is like.
+#[derive(Clone, Copy, Debug)]
+pub enum Alone {
+    /// Like this one.
+    AsIs,
+    /// In a mount namespace of its own with an empty `/run`.
+    FreshRun,
+    /// Root of a user namespace of its own, and of nothing outside it; with an
+    /// empty `/run`, too.
+    OwnUserNamespace,
+    /// An ordinary user without any privilege.
+    OrdinaryUser,
+}
+
+const MARK: &str = "NETNS_EXEC_TEST_ALONE";
+const NOTE: &str = "NETNS_EXEC_TEST_NOTE";
+
+/// What [`alone_with`] was given, in the process that it started.
+pub fn note() -> Option<String> {
+    env::var(NOTE).ok()
+}
+
+/// Runs the calling test again in a process of its own, and returns `true`
+/// there; here it waits for that, and returns `false`.
+///
+/// ```ignore
+/// #[test]
+/// fn some_fact() {
+///     if !alone("some_fact", Alone::FreshRun) {
+///         return;
+///     }
+///     // Only here `/run` is empty.
+/// }
+/// ```
+///
+/// # Panics
+///
+/// When the test fails there.
+pub fn alone(test: &str, how: Alone) -> bool {
+    alone_with(test, how, "", Stdio::null())
+}
+
+/// As [`alone`], with something for the test to find as [`note`] there, and
+/// an open file as its standard input.
+///
+/// # Panics
+///
+/// When the test fails there.
+pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
+    if env::var_os(MARK).is_some_and(|mark| mark == test) {
+        return true;
+    }
+    super::require_root();
+    let binary = Binary::reachable_by_all();
+    let mut command = match how {
+        Alone::AsIs => Command::new(&binary.path),
+        Alone::FreshRun | Alone::OwnUserNamespace => {
+            let mut command = Command::new("unshare");
+            if matches!(how, Alone::OwnUserNamespace) {
+                command.args(["--user", "--map-root-user", "--net"]);
+            }
+            let script = "mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";
+            command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+            command.arg(&binary.path);
+            command
+        }
+        Alone::OrdinaryUser => {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+            command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+            command.arg(&binary.path);
+            command
+        }
+    };
+    let output = command
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(MARK, test)
+        .env(NOTE, note)
+        .current_dir("/")
+        .stdin(stdin)
+        .output()
+        .expect("the tests need unshare and setpriv of util-linux");
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        // A misspelt name would run no test, successfully.
+        output.status.success() && out.contains("1 passed"),
+        "{test} failed in a process of its own ({how:?}, {}):\n{out}\n{err}",
+        output.status
+    );
+    false
+}
+
+/// A copy of this program: the build's own folder may be closed to others.
+struct Binary {
+    path: PathBuf,
+}
+
+impl Binary {
+    fn reachable_by_all() -> Binary {
+        let path = env::temp_dir().join(super::unique_name());
+        let this = env::current_exe().expect("this program has a path");
+        fs::copy(this, &path).expect("there is room for a copy of this program");
+        let all = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&path, all).expect("the copy is ours");
+        Binary { path }
+    }
+}
+
+impl Drop for Binary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,86 @@
+//! Looking at this process from inside.
+
+use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Where the calling thread is: `net:[4026532177]`.
+pub fn netns_link_of_this_thread() -> String {
+    let link = fs::read_link("/proc/thread-self/ns/net").expect("/proc is mounted");
+    link.to_str().expect("plain ASCII").to_owned()
+}
+
+/// How many file descriptors this process has open.
+pub fn fds_of_this_process() -> usize {
+    // One of them is the folder's own.
+    fs::read_dir("/proc/self/fd")
+        .expect("/proc is mounted")
+        .count()
+        - 1
+}
+
+/// How many threads this process has.
+pub fn threads_of_this_process() -> usize {
+    fs::read_dir("/proc/self/task")
+        .expect("/proc is mounted")
+        .count()
+}
+
+/// Tells whether a descriptor is closed by exec.
+pub fn is_cloexec(fd: BorrowedFd<'_>) -> bool {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let flags = fcntl(fd, FcntlArg::F_GETFD).expect("an open descriptor");
+    FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC)
+}
+
+/// The `SO_NETNS_COOKIE` of a socket.
+#[allow(unsafe_code)]
+pub fn netns_cookie_of(socket: BorrowedFd<'_>) -> u64 {
+    const SO_NETNS_COOKIE: nix::libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as nix::libc::socklen_t;
+    // SAFETY: `cookie` has room for `len` bytes; both outlive the call.
+    let rc = unsafe {
+        nix::libc::getsockopt(
+            socket.as_raw_fd(),
+            nix::libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut len,
+        )
+    };
+    nix::errno::Errno::result(rc).expect("the socket knows its namespace");
+    cookie
+}
+
+/// Takes `CAP_SYS_ADMIN` from the calling thread, and no other, for good.
+#[allow(unsafe_code)]
+pub fn drop_sys_admin() {
+    const VERSION_3: u32 = 0x2008_0522;
+    const CAP_SYS_ADMIN: u32 = 21;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    let mut data = <[Data; 2]>::default();
+    // SAFETY: the kernel writes two `Data` for this version; both outlive the call.
+    let rc =
+        unsafe { nix::libc::syscall(nix::libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    nix::errno::Errno::result(rc).expect("a thread may read its own capabilities");
+    data[0].effective &= !(1 << CAP_SYS_ADMIN);
+    data[0].permitted &= !(1 << CAP_SYS_ADMIN);
+    // SAFETY: the kernel reads two `Data` for this version; both outlive the call.
+    let rc = unsafe { nix::libc::syscall(nix::libc::SYS_capset, &raw mut header, data.as_ptr()) };
+    nix::errno::Errno::result(rc).expect("a thread may drop a capability");
+}
