@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
+use crate::guard::Guard;
 use crate::netns::Netns;
 use crate::sys;
 
@@ -16,13 +17,6 @@ pub struct Executor {}
 pub struct Builder {}
 pub struct Pinned {
     ns: Netns,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Guard {
-    Seal,
-    Detect,
-    Off,
 }
 pub struct JoinHandle<T>(std::thread::JoinHandle<Result<T>>);
 pub struct Scope<'s, 'env> {
