@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::guard;
 use crate::job::{Ending, Found, Ticket, Violation};
 use crate::worker;
 
@@ -69,10 +70,7 @@ pub(crate) fn run_result<T>(ending: Ending<T>) -> Result<T> {
     }
 }
 
-fn violated<T>(
-    violation: Violation<T>,
-    pack: fn(T) -> Option<Box<dyn Any + Send>>,
-) -> Error {
+fn violated<T>(violation: Violation<T>, pack: fn(T) -> Option<Box<dyn Any + Send>>) -> Error {
     let error = match violation.found {
         Found::Escaped => Error::new(
             Kind::Escaped,
@@ -81,12 +79,14 @@ fn violated<T>(
         .hint("a job must not call setns(2) or unshare(2); run it in the other namespace instead"),
         Found::Refused => Error::new(
             Kind::Refused,
-            "job panicked over a thread that it was not allowed to start",
+            "job panicked over something that the guard refused",
         )
-        .hint(
-            "a thread started in a job would stay in its network namespace: start pools at home, \
-             with `Builder::prewarm`, or use `Guard::Detect`",
-        ),
+        .hint(guard::CURE),
+        Found::Unknown(cause) => Error::new(
+            Kind::Escaped,
+            "cannot tell whether the job left its thread in place; the thread has been retired",
+        )
+        .caused_by(cause),
         Found::LeftThreads(threads) => Error::left_threads(&threads),
     };
     match violation.result {

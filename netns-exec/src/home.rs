@@ -23,6 +23,7 @@ use nix::sys::stat::fstat;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
+use crate::roster;
 use crate::sys;
 
 type Task = Box<dyn FnOnce() + Send>;
@@ -166,6 +167,9 @@ impl Home {
         const STACK: usize = 128 * 1024;
         let (reply, answer) = sync_channel(1);
         let thread = self.spawn_thread("netns-visit".to_owned(), STACK, move || {
+            // Whoever finds this thread in some namespace must not take it for
+            // one that a job left there.
+            let _registration = roster::visit();
             let _ = reply.send(f());
         })?;
         // Joined, so that the thread's reference to the namespace is gone too.

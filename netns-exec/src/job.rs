@@ -26,10 +26,12 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -62,12 +64,49 @@ pub(crate) enum Found {
     LeftThreads(Vec<LeftThread>),
     /// The job panicked over something the guard refused.
     Refused,
+    /// Where the job left its thread could not be found out.
+    Unknown(io::Error),
+}
+
+/// Where jobs run: what a worker brings along for them.
+pub(crate) struct Site {
+    pub(crate) fence: Fence,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// What a worker has done. Written by the worker only, before the job's owner is
+/// told, so that whoever saw a job end finds it counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    started: AtomicU64,
+    done: AtomicU64,
+    panicked: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn panicked(&self) -> u64 {
+        self.panicked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        // `done` first: a job that ends in between is counted, not missed.
+        let done = self.done();
+        self.started.load(Ordering::Relaxed) > done
+    }
+
+    /// One writer, so that no read-modify-write is needed.
+    fn bump(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
 }
 
 /// What a worker needs to know of a job it ran.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct After {
-    pub(crate) panicked: bool,
     /// The thread must run nothing any more.
     pub(crate) spoiled: bool,
     /// It did not end with a plain value.
@@ -79,12 +118,10 @@ impl After {
         match ending {
             Ending::Returned(_) | Ending::Aborted(_) => After::default(),
             Ending::Panicked(_) => After {
-                panicked: true,
                 spoiled: false,
                 boxed: true,
             },
             Ending::Violated(violation) => After {
-                panicked: violation.result.is_err(),
                 spoiled: !matches!(violation.found, Found::Refused),
                 boxed: true,
             },
@@ -93,14 +130,20 @@ impl After {
 }
 
 /// Calls `f` on the worker's thread, and has the guard look at what it did.
-pub(crate) fn call<T>(f: impl FnOnce() -> T, fence: &mut Fence) -> Ending<T> {
-    fence.before_job();
+pub(crate) fn call<T>(f: impl FnOnce() -> T, site: &mut Site) -> Ending<T> {
+    Counters::bump(&site.counters.started);
+    site.fence.before_job();
     // The caller gets the payload and decides; nothing of `f` is seen again.
     let result = catch_unwind(AssertUnwindSafe(f));
-    let found = match fence.after_job() {
+    let verdict = site.fence.after_job();
+    if result.is_err() {
+        Counters::bump(&site.counters.panicked);
+    }
+    Counters::bump(&site.counters.done);
+    let found = match verdict {
         Verdict::Clean => match result {
             Ok(value) => return Ending::Returned(value),
-            Err(panic) if fence.explains(&*panic) => {
+            Err(panic) if site.fence.explains(&*panic) => {
                 return Ending::Violated(Box::new(Violation {
                     found: Found::Refused,
                     result: Err(panic),
@@ -109,6 +152,7 @@ pub(crate) fn call<T>(f: impl FnOnce() -> T, fence: &mut Fence) -> Ending<T> {
             Err(panic) => return Ending::Panicked(panic),
         },
         Verdict::Escaped => Found::Escaped,
+        Verdict::Unknown(cause) => Found::Unknown(cause),
         Verdict::LeftThreads(threads) => Found::LeftThreads(threads),
     };
     Ending::Violated(Box::new(Violation { found, result }))
@@ -127,7 +171,7 @@ pub(crate) fn drop_quietly<T>(value: T) {
 }
 
 struct Vtable {
-    execute: unsafe fn(NonNull<Header>, &mut Fence) -> After,
+    execute: unsafe fn(NonNull<Header>, &mut Site) -> After,
     abort: unsafe fn(NonNull<Header>, Error),
 }
 
@@ -147,11 +191,11 @@ unsafe impl Send for JobRef {}
 
 impl JobRef {
     /// Runs the job and tells its owner.
-    pub(crate) fn execute(self, fence: &mut Fence) -> After {
+    pub(crate) fn execute(self, site: &mut Site) -> After {
         let run = self.vtable().execute;
         // SAFETY: the job is live because neither function has been called yet,
         // and `self` is gone after this.
-        unsafe { run(self.job, fence) }
+        unsafe { run(self.job, site) }
     }
 
     /// Gives the job up without running it and tells its owner why.
@@ -207,8 +251,9 @@ where
     }
     std::mem::forget(stay);
     match sent {
-        Ok(()) => (job.ending.into_inner())
-            .expect("whoever sets the latch stores the ending first"),
+        Ok(()) => {
+            (job.ending.into_inner()).expect("whoever sets the latch stores the ending first")
+        }
         Err((_never_sent, why)) => Ending::Aborted(why),
     }
 }
@@ -232,12 +277,12 @@ where
         abort: Self::abort,
     };
 
-    unsafe fn execute(job: NonNull<Header>, fence: &mut Fence) -> After {
+    unsafe fn execute(job: NonNull<Header>, site: &mut Site) -> After {
         let job: *const Self = job.as_ptr().cast();
         // SAFETY: the caller waits, so the job is live, and the `JobRef` that
         // was consumed for this call is the only way to its cells.
         let f = unsafe { (*(*job).f.get()).take() };
-        let ending = call(f.expect("a job runs once"), fence);
+        let ending = call(f.expect("a job runs once"), site);
         let after = After::of(&ending);
         // SAFETY: as above.
         unsafe { *(*job).ending.get() = Some(ending) };
@@ -327,7 +372,7 @@ where
         abort: Self::abort,
     };
 
-    unsafe fn execute(job: NonNull<Header>, fence: &mut Fence) -> After {
+    unsafe fn execute(job: NonNull<Header>, site: &mut Site) -> After {
         // SAFETY: the `JobRef` that was consumed owned this reference, which
         // `spawn` made with `Arc::into_raw`.
         let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
@@ -338,7 +383,7 @@ where
             job.on_end.job_over(false);
             return After::default();
         }
-        let ending = call(f, fence);
+        let ending = call(f, site);
         let after = After::of(&ending);
         job.end(ending);
         after

@@ -34,8 +34,7 @@
 use std::mem::{self, MaybeUninit};
 use std::time::Duration;
 
-use crate::guard::Fence;
-use crate::job::{self, After, Ending, NoWayOut};
+use crate::job::{self, After, Ending, NoWayOut, Site};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake};
 
 const OWNED: u32 = 1;
@@ -53,7 +52,7 @@ const THERE: usize = 48;
 const BACK: usize = 56;
 
 /// A job in the lane: reads the closure from *there*, writes the ending to *back*.
-type Call = unsafe fn(*mut There, *mut Back, &mut Fence) -> After;
+type Call = unsafe fn(*mut There, *mut Back, &mut Site) -> After;
 
 #[repr(C, align(8))]
 struct There {
@@ -193,11 +192,6 @@ struct Frame<F, T> {
 }
 
 impl Claim<'_> {
-    /// Whether the worker was asleep when the lane was claimed.
-    pub(crate) fn wakes(&self) -> bool {
-        self.parked
-    }
-
     /// Ships `f` to the worker and waits for its end; gives `f` back when the
     /// worker had to leave without running it. `f` may borrow whatever the
     /// caller can.
@@ -319,14 +313,14 @@ const fn fits<X>(room: usize) -> bool {
     size_of::<X>() <= room && align_of::<X>() <= 8
 }
 
-unsafe fn call_inline<F, T>(there: *mut There, back: *mut Back, fence: &mut Fence) -> After
+unsafe fn call_inline<F, T>(there: *mut There, back: *mut Back, site: &mut Site) -> After
 where
     F: FnOnce() -> T,
 {
     // SAFETY: posted and not done: both lines are the worker's, and *there*
     // holds an F that nobody else reads.
     let f = unsafe { (&raw const (*there).closure).cast::<F>().read() };
-    let ending = job::call(f, fence);
+    let ending = job::call(f, site);
     let after = After::of(&ending);
     let result = back.cast::<u8>();
     match ending {
@@ -338,16 +332,20 @@ where
     after
 }
 
-unsafe fn call_framed<F, T>(there: *mut There, _back: *mut Back, fence: &mut Fence) -> After
+unsafe fn call_framed<F, T>(there: *mut There, _back: *mut Back, site: &mut Site) -> After
 where
     F: FnOnce() -> T,
 {
     // SAFETY: as in `call_inline`; it holds a pointer to the caller's frame.
-    let frame = unsafe { (&raw const (*there).closure).cast::<*mut Frame<F, T>>().read() };
+    let frame = unsafe {
+        (&raw const (*there).closure)
+            .cast::<*mut Frame<F, T>>()
+            .read()
+    };
     // SAFETY: the caller waits, so its frame is live, and leaves it to us.
     let frame = unsafe { &mut *frame };
     let f = frame.f.take().expect("a job runs once");
-    let ending = job::call(f, fence);
+    let ending = job::call(f, site);
     let after = After::of(&ending);
     frame.ending = Some(ending);
     after
@@ -369,7 +367,7 @@ impl Serving<'_> {
 
     /// Runs the call that waits, if any.
     #[inline]
-    pub(crate) fn serve(&mut self, fence: &mut Fence) -> Option<After> {
+    pub(crate) fn serve(&mut self, site: &mut Site) -> Option<After> {
         let number = self.served.wrapping_add(CALL);
         let (posted, there) = &self.lane.there.0;
         let back = &self.lane.back.0.1;
@@ -382,7 +380,7 @@ impl Serving<'_> {
                 // SAFETY: posted: the caller has written this, and leaves it.
                 let call = unsafe { (*there).call }.expect("posted with a call");
                 // SAFETY: it is the one that was written with the closure.
-                unsafe { call(there, back, fence) }
+                unsafe { call(there, back, site) }
             })
         });
         self.done(number | if after.boxed { BOXED } else { 0 });

@@ -3,12 +3,22 @@
 
 mod error;
 mod executor;
+mod guard;
+mod handle;
 mod home;
+mod job;
+mod lane;
+mod latch;
 mod netns;
+mod roster;
+mod scope;
+mod sync;
 mod sys;
+mod worker;
 
 pub use error::{Error, Result};
-pub use executor::{
-    Builder, Executor, Guard, JoinHandle, Pinned, Scope, TrySpawnError, run, spawn,
-};
+pub use executor::{Builder, Executor, NetnsStats, Pinned, Stats, TrySpawnError, run, spawn};
+pub use guard::Guard;
+pub use handle::{JoinHandle, ScopedJoinHandle};
 pub use netns::{Netns, NetnsId, WeakNetns};
+pub use scope::Scope;

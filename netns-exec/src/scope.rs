@@ -128,9 +128,8 @@ impl<'s, 'env> Scope<'s, 'env> {
         let on_end = Arc::clone(&self.tally);
         // SAFETY: `scope` returns only when all that was counted is over, and
         // `'s` cannot end before.
-        let spawned = unsafe {
-            job::spawn_borrowing(f, on_end, |job| queue(shared, None, netns, job))
-        };
+        let spawned =
+            unsafe { job::spawn_borrowing(f, on_end, |job| queue(shared, None, netns, job)) };
         match spawned {
             Ok(ticket) => Ok(ScopedJoinHandle::new(ticket)),
             Err((error, _f)) => {

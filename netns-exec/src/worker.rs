@@ -7,65 +7,24 @@
 
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Kind};
 use crate::executor::{Group, Role, Shared};
 use crate::guard::{Fence, Verdict};
-use crate::job::{After, JobRef};
+use crate::job::{After, Counters, JobRef, Site};
 use crate::lane::Serving;
 use crate::netns::Netns;
-use crate::sys;
+use crate::{roster, sys};
 
 /// How often a worker without work looks again before it parks.
 const SPINS: u32 = 2_000;
 
-/// What a worker tells the outside about itself. Written by the worker only.
+/// What a group knows of one of its workers.
 pub(crate) struct Record {
     pub(crate) number: u64,
     pub(crate) role: Role,
-    started: AtomicU64,
-    done: AtomicU64,
-    panicked: AtomicU64,
-}
-
-impl Record {
-    fn new(number: u64, role: Role) -> Record {
-        Record {
-            number,
-            role,
-            started: AtomicU64::new(0),
-            done: AtomicU64::new(0),
-            panicked: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn panicked(&self) -> u64 {
-        self.panicked.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn is_running(&self) -> bool {
-        // `done` first: a job that ends in between is counted, not missed.
-        let done = self.done();
-        self.started.load(Ordering::Relaxed) > done
-    }
-
-    /// One writer, so that no read-modify-write is needed.
-    fn bump(counter: &AtomicU64) {
-        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    fn count(&self, after: After) {
-        if after.panicked {
-            Record::bump(&self.panicked);
-        }
-        Record::bump(&self.done);
-    }
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// The worker that the calling thread is.
@@ -142,7 +101,7 @@ impl Birth {
             worker = number,
         );
         let _in_span = span.enter();
-        let mut fence = match settle(&netns, &shared) {
+        let fence = match settle(&netns, &shared) {
             Ok(fence) => fence,
             Err(error) => {
                 tracing::warn!(error = %error, "worker could not start");
@@ -153,7 +112,12 @@ impl Birth {
         };
         // The group has a handle of its own, for as long as it has workers.
         drop(netns);
-        let record = Arc::new(Record::new(number, role));
+        let counters = Arc::new(Counters::default());
+        let record = Arc::new(Record {
+            number,
+            role,
+            counters: Arc::clone(&counters),
+        });
         IS_WORKER.set(true);
         CURRENT.with(|current| {
             let _ = current.set(Current {
@@ -165,7 +129,7 @@ impl Birth {
             shared: &shared,
             group: &group,
             record: &record,
-            fence: &mut fence,
+            site: Site { fence, counters },
         };
         let why = match role {
             Role::Lane(index) => {
@@ -182,13 +146,13 @@ impl Birth {
         };
         match why {
             Leaving::Spoiled => tracing::warn!(
-                done = record.done(),
-                panicked = record.panicked(),
+                done = record.counters.done(),
+                panicked = record.counters.panicked(),
                 "worker retired: a job left its thread where nothing else may run"
             ),
             Leaving::Idle | Leaving::Told => tracing::debug!(
-                done = record.done(),
-                panicked = record.panicked(),
+                done = record.counters.done(),
+                panicked = record.counters.panicked(),
                 idle = matches!(why, Leaving::Idle),
                 "worker retired"
             ),
@@ -200,10 +164,11 @@ impl Birth {
 
 /// Brings the calling thread, new and at home, to where it will stay.
 fn settle(netns: &Netns, shared: &Shared) -> Result<Fence, Error> {
+    let registration = roster::enter(netns.id());
     if netns.id() != shared.home_netns {
         sys::netns::enter(netns).map_err(|cause| Error::enter(netns, cause))?;
     }
-    shared.policy.install(netns.id())
+    shared.policy.install(registration)
 }
 
 /// Why a worker ends.
@@ -221,7 +186,7 @@ struct Worker<'a> {
     shared: &'a Arc<Shared>,
     group: &'a Arc<Group>,
     record: &'a Record,
-    fence: &'a mut Fence,
+    site: Site,
 }
 
 impl Worker<'_> {
@@ -229,12 +194,11 @@ impl Worker<'_> {
         let mut idle = 0;
         loop {
             if lane.has_call() {
-                Record::bump(&self.record.started);
-                if let Some(after) = lane.serve(self.fence) {
-                    self.record.count(after);
-                    if after.spoiled {
-                        return self.leave_spoiled(Some(&mut lane));
-                    }
+                if lane
+                    .serve(&mut self.site)
+                    .is_some_and(|after| after.spoiled)
+                {
+                    return self.leave_spoiled(Some(&mut lane));
                 }
                 idle = 0;
             } else if self.group.has_queued() {
@@ -261,7 +225,7 @@ impl Worker<'_> {
 
     /// Sleeps until there may be work; says so when the worker has left instead.
     fn park(&mut self, lane: &mut Serving<'_>) -> Option<Leaving> {
-        if !matches!(self.fence.before_park(), Verdict::Clean) {
+        if !matches!(self.site.fence.before_park(), Verdict::Clean) {
             return Some(self.leave_spoiled(Some(lane)));
         }
         if !lane.begin_park() {
@@ -309,7 +273,7 @@ impl Worker<'_> {
                     break;
                 }
             }
-            if !matches!(self.fence.before_park(), Verdict::Clean) {
+            if !matches!(self.site.fence.before_park(), Verdict::Clean) {
                 return self.leave_spoiled(None);
             }
             let timeout = self.shared.config.idle_timeout;
@@ -327,10 +291,7 @@ impl Worker<'_> {
             ));
             return After::default();
         }
-        Record::bump(&self.record.started);
-        let after = job.execute(self.fence);
-        self.record.count(after);
-        after
+        job.execute(&mut self.site)
     }
 
     fn leave_spoiled(&mut self, lane: Option<&mut Serving<'_>>) -> Leaving {

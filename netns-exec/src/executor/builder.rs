@@ -200,7 +200,10 @@ mod tests {
     fn thread_name_keeps_prefix_and_number() {
         let config = Builder::default().config;
         assert_eq!(config.thread_name("blue", 0), "ns:blue/0");
-        assert_eq!(config.thread_name("a-very-long-label", 123), "ns:a-very-l/123");
+        assert_eq!(
+            config.thread_name("a-very-long-label", 123),
+            "ns:a-very-l/123"
+        );
         assert_eq!(config.thread_name("grün\0", 7), "ns:grün?/7");
     }
 }

@@ -20,10 +20,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use super::registry::{Registry, Shared};
 use super::stats::NetnsStats;
+use super::submit::Target;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::job::JobRef;
@@ -88,7 +89,7 @@ struct State {
 pub(crate) struct Dead;
 
 impl Group {
-    pub(crate) fn new(netns: &Netns, lanes: usize, queue_depth: usize) -> Group {
+    pub(crate) fn new(netns: &impl Target, lanes: usize, queue_depth: usize) -> Group {
         let (sender, receiver) = crossbeam_channel::bounded(queue_depth);
         Group {
             id: netns.id(),
@@ -152,7 +153,7 @@ impl Group {
     pub(crate) fn ensure_started(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
-        netns: &Netns,
+        netns: &impl Target,
     ) -> Result<Result<(), Dead>> {
         let mut state = self.state.lock();
         loop {
@@ -163,6 +164,7 @@ impl Group {
                 return Ok(Err(Dead));
             }
             if state.starting == 0 {
+                let netns = netns.netns()?;
                 if !shared.capacity.try_reserve() {
                     drop(state);
                     shared.wait_for_capacity()?;
@@ -172,7 +174,7 @@ impl Group {
                         continue;
                     }
                 }
-                state.netns = Some(netns.clone());
+                state.netns = Some(netns);
                 self.begin_start(shared, &mut state, Role::Lane(0));
             }
             let failures = state.failures;
@@ -438,8 +440,8 @@ impl Group {
             return false;
         }
         state.live.retain(|live| live.number != record.number);
-        state.done += record.done();
-        state.panicked += record.panicked();
+        state.done += record.counters.done();
+        state.panicked += record.counters.panicked();
         if let Role::Lane(index) = record.role {
             state.taken[index] = false;
         }
@@ -506,6 +508,8 @@ impl Group {
             return;
         }
         state.dead = true;
+        // Whoever remembers this group sees that it must look again.
+        self.retiring.store(true, Ordering::SeqCst);
         state.netns = None;
         shared.add_totals(state.done, state.panicked);
         if (registry.get(&self.id)).is_some_and(|group| std::ptr::eq(&**group, self)) {
@@ -587,9 +591,20 @@ impl Group {
             label: self.label.clone(),
             workers: live.len(),
             queued: self.receiver.len(),
-            running: live.iter().filter(|record| record.is_running()).count(),
-            done: state.done + live.iter().map(|record| record.done()).sum::<u64>(),
-            panicked: state.panicked + live.iter().map(|record| record.panicked()).sum::<u64>(),
+            running: live
+                .iter()
+                .filter(|record| record.counters.is_running())
+                .count(),
+            done: state.done
+                + live
+                    .iter()
+                    .map(|record| record.counters.done())
+                    .sum::<u64>(),
+            panicked: state.panicked
+                + live
+                    .iter()
+                    .map(|record| record.counters.panicked())
+                    .sum::<u64>(),
         }
     }
 }

@@ -17,6 +17,7 @@ pub use pinned::Pinned;
 pub(crate) use registry::Shared;
 pub use stats::{NetnsStats, Stats};
 pub use submit::TrySpawnError;
+pub(crate) use submit::queue;
 
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
@@ -247,7 +248,7 @@ impl Executor {
         netns: &Netns,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
-        submit::spawn(self.shared(), netns, f)
+        submit::spawn(self.shared(), None, netns, f)
     }
 
     /// Ships `f` to a worker of `netns`, unless its queue is full.
@@ -279,7 +280,7 @@ impl Executor {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        submit::try_spawn(self.shared(), netns, f)
+        submit::try_spawn(self.shared(), None, netns, f)
     }
 
     /// Calls `f` with a scope in which jobs may borrow, and waits for all of them.

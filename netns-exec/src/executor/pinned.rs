@@ -3,14 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::Mutex;
 
 use super::group::Group;
-use super::{Executor, submit};
-use crate::error::{Error, Kind, Result};
+use super::{Executor, TrySpawnError, submit};
+use crate::error::Result;
 use crate::handle::JoinHandle;
 use crate::netns::{Netns, NetnsId, WeakNetns};
-use crate::worker;
 
 /// Keeps the workers of a namespace resident, and finds them without a look-up.
 ///
@@ -27,17 +26,35 @@ use crate::worker;
 pub struct Pinned {
     executor: Executor,
     netns: WeakNetns,
-    group: RwLock<Arc<Group>>,
+    group: PinnedGroup,
+    /// The group that came after the first one had died, if it has.
+    later: Mutex<Option<PinnedGroup>>,
+}
+
+/// A group whose workers stay as long as this does.
+struct PinnedGroup(Arc<Group>);
+
+impl PinnedGroup {
+    fn new(group: Arc<Group>) -> Self {
+        group.pin();
+        PinnedGroup(group)
+    }
+}
+
+impl Drop for PinnedGroup {
+    fn drop(&mut self) {
+        self.0.unpin();
+    }
 }
 
 impl Pinned {
     pub(crate) fn new(executor: Executor, netns: &Netns) -> Result<Pinned> {
         let group = submit::started(executor.shared(), None, netns)?;
-        group.pin();
         Ok(Pinned {
             executor,
             netns: netns.downgrade(),
-            group: RwLock::new(group),
+            group: PinnedGroup::new(group),
+            later: Mutex::new(None),
         })
     }
 
@@ -57,10 +74,14 @@ impl Pinned {
 
     /// Runs `f` on a worker of the namespace and waits for its result.
     ///
+    /// # Blocking
+    ///
+    /// As [`Executor::run`].
+    ///
     /// # Errors
     ///
-    /// As [`Executor::run`]; and [`is_not_found`](Error::is_not_found) when the
-    /// workers have been retired and the namespace is gone.
+    /// As [`Executor::run`]; and [`is_not_found`](crate::Error::is_not_found) when
+    /// the workers have been retired and the namespace is gone.
     ///
     /// # Panics
     ///
@@ -72,24 +93,25 @@ impl Pinned {
     #[inline]
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         let shared = self.executor.shared();
-        if worker::serves(shared, self.id()) {
+        if submit::is_inline(shared, self.id()) {
             return Ok(f());
         }
-        let group = self.group.read();
-        let f = match submit::through_lane(shared, &group, f) {
-            Ok(result) => return result,
-            Err(f) => f,
-        };
-        drop(group);
-        submit::run_queued(shared, None, &self.upgrade()?, f)
+        if !self.group.0.is_retiring() {
+            return submit::run_on(shared, &self.group.0, &self.netns, f);
+        }
+        submit::run_on(shared, &self.renew()?, &self.netns, f)
     }
 
     /// Ships `f` to a worker of the namespace and returns at once.
     ///
+    /// # Blocking
+    ///
+    /// As [`Executor::spawn`].
+    ///
     /// # Errors
     ///
-    /// As [`Executor::spawn`]; and [`is_not_found`](Error::is_not_found) as
-    /// [`run`](Pinned::run).
+    /// As [`Executor::spawn`], and as [`run`](Pinned::run) when the namespace is
+    /// gone.
     ///
     /// # Examples
     ///
@@ -103,6 +125,61 @@ impl Pinned {
         &self,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
-        self.executor.spawn(&self.upgrade()?, f)
+        let group = self.current()?;
+        submit::spawn(self.executor.shared(), Some(&group), &self.netns, f)
+    }
+
+    /// Ships `f` to a worker of the namespace, unless its queue is full.
+    ///
+    /// # Blocking
+    ///
+    /// As [`Executor::try_spawn`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Executor::try_spawn`], and as [`run`](Pinned::run) when the namespace
+    /// is gone.
+    ///
+    /// # Examples
+    ///
+    /// See [`Executor::try_spawn`].
+    pub fn try_spawn<F, T>(&self, f: F) -> Result<JoinHandle<T>, TrySpawnError<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        match self.current() {
+            Ok(group) => submit::try_spawn(self.executor.shared(), Some(&group), &self.netns, f),
+            Err(error) => Err(TrySpawnError::Failed(error, f)),
+        }
+    }
+
+    fn current(&self) -> Result<Arc<Group>> {
+        if self.group.0.is_retiring() {
+            self.renew()
+        } else {
+            Ok(Arc::clone(&self.group.0))
+        }
+    }
+
+    /// Finds or starts the group that serves the namespace now.
+    #[cold]
+    fn renew(&self) -> Result<Arc<Group>> {
+        let mut later = self.later.lock();
+        if let Some(PinnedGroup(group)) = &*later
+            && !group.is_retiring()
+        {
+            return Ok(Arc::clone(group));
+        }
+        *later = None;
+        let group = submit::started(self.executor.shared(), None, &self.netns)?;
+        *later = Some(PinnedGroup::new(Arc::clone(&group)));
+        Ok(group)
+    }
+}
+
+impl fmt::Debug for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (f.debug_struct("Pinned").field("netns", &self.netns)).finish_non_exhaustive()
     }
 }

@@ -6,16 +6,16 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::builder::Config;
 use super::group::Group;
 use super::stats::Stats;
+use super::submit::Target;
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
-use crate::netns::{Netns, NetnsId};
+use crate::netns::NetnsId;
 use crate::{sys, worker};
 
 /// Keyed by the id, which is never reused. Only groups that may still get a
@@ -65,7 +65,7 @@ impl Shared {
     }
 
     /// Finds the group of a namespace, or makes one without workers.
-    pub(crate) fn group(&self, netns: &Netns) -> Result<Arc<Group>> {
+    pub(crate) fn group(&self, netns: &impl Target) -> Result<Arc<Group>> {
         let id = netns.id();
         if let Some(group) = self.registry.read().get(&id) {
             return Ok(Arc::clone(group));
@@ -76,14 +76,21 @@ impl Shared {
         self.check_open()?;
         let group = registry.entry(id).or_insert_with(|| {
             let config = &self.config;
-            Arc::new(Group::new(netns, config.workers_per_netns, config.queue_depth))
+            Arc::new(Group::new(
+                netns,
+                config.workers_per_netns,
+                config.queue_depth,
+            ))
         });
         Ok(Arc::clone(group))
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closing.load(Ordering::Relaxed) {
-            return Err(Error::new(Kind::ShutDown, "the executor has been shut down"));
+            return Err(Error::new(
+                Kind::ShutDown,
+                "the executor has been shut down",
+            ));
         }
         Ok(())
     }

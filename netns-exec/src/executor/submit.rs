@@ -10,11 +10,53 @@ use super::registry::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::handle::{JoinHandle, run_result};
 use crate::job::{self, JobRef};
-use crate::netns::Netns;
+use crate::netns::{Netns, NetnsId, WeakNetns};
 use crate::worker;
 
 /// How often a caller looks for its result before it sleeps.
 const SPINS: u32 = 1_000;
+
+/// What names the namespace of a call.
+pub(crate) trait Target {
+    fn id(&self) -> NetnsId;
+    fn label(&self) -> &str;
+    /// A handle to start workers with.
+    fn netns(&self) -> Result<Netns>;
+}
+
+impl Target for Netns {
+    fn id(&self) -> NetnsId {
+        self.id()
+    }
+
+    fn label(&self) -> &str {
+        self.label()
+    }
+
+    fn netns(&self) -> Result<Netns> {
+        Ok(self.clone())
+    }
+}
+
+impl Target for WeakNetns {
+    fn id(&self) -> NetnsId {
+        self.id()
+    }
+
+    fn label(&self) -> &str {
+        self.label()
+    }
+
+    fn netns(&self) -> Result<Netns> {
+        self.upgrade().ok_or_else(|| {
+            let label = self.label();
+            Error::new(
+                Kind::NotFound,
+                format!("netns `{label}` does not exist any more"),
+            )
+        })
+    }
+}
 
 struct Cached {
     executor: u64,
@@ -34,21 +76,20 @@ pub(crate) fn forget_cached() {
 
 /// Whether the calling thread is a worker of this namespace and executor.
 #[inline]
-fn is_inline(shared: &Shared, netns: &Netns) -> bool {
+pub(crate) fn is_inline(shared: &Shared, netns: NetnsId) -> bool {
     worker::with_current(|current| {
-        current.is_some_and(|current| {
-            current.group.id() == netns.id() && current.shared.key == shared.key
-        })
+        current
+            .is_some_and(|current| current.group.id() == netns && current.shared.key == shared.key)
     })
 }
 
 #[inline]
-pub(crate) fn run<F, T>(shared: &Arc<Shared>, netns: &Netns, f: F) -> Result<T>
+pub(crate) fn run<F, T>(shared: &Arc<Shared>, netns: &impl Target, f: F) -> Result<T>
 where
     F: FnOnce() -> T + Send,
     T: Send,
 {
-    if is_inline(shared, netns) {
+    if is_inline(shared, netns.id()) {
         return Ok(f());
     }
     let cached = CACHED.take().filter(|cached| {
@@ -73,7 +114,7 @@ where
 pub(crate) fn run_on<F, T>(
     shared: &Arc<Shared>,
     group: &Arc<Group>,
-    netns: &Netns,
+    netns: &impl Target,
     f: F,
 ) -> Result<T>
 where
@@ -90,9 +131,8 @@ where
             }
         }
     };
-    let ending = worker::blocking(|| {
-        job::run_on_stack(f, |job| queue(shared, Some(group), netns, job))
-    });
+    let ending =
+        worker::blocking(|| job::run_on_stack(f, |job| queue(shared, Some(group), netns, job)));
     run_result(ending)
 }
 
@@ -103,7 +143,7 @@ where
 pub(crate) fn queue(
     shared: &Arc<Shared>,
     known: Option<&Arc<Group>>,
-    netns: &Netns,
+    netns: &impl Target,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
     match started(shared, known, netns) {
@@ -117,7 +157,11 @@ pub(crate) fn queue(
 }
 
 /// Finds the group of a namespace and sees to it that it has a worker.
-fn started(shared: &Arc<Shared>, known: Option<&Arc<Group>>, netns: &Netns) -> Result<Arc<Group>> {
+pub(crate) fn started(
+    shared: &Arc<Shared>,
+    known: Option<&Arc<Group>>,
+    netns: &impl Target,
+) -> Result<Arc<Group>> {
     let mut group = match known {
         Some(group) => Arc::clone(group),
         None => shared.group(netns)?,
@@ -136,7 +180,7 @@ fn started(shared: &Arc<Shared>, known: Option<&Arc<Group>>, netns: &Netns) -> R
 
 /// Has somebody serve the job just pushed to `group`, or ships it elsewhere when
 /// the group has died in between.
-fn settle(shared: &Arc<Shared>, netns: &Netns, group: &Arc<Group>) {
+fn settle(shared: &Arc<Shared>, netns: &impl Target, group: &Arc<Group>) {
     for orphan in group.notify(shared) {
         if let Err((job, error)) = queue(shared, None, netns, orphan) {
             job.abort(error);
@@ -144,26 +188,32 @@ fn settle(shared: &Arc<Shared>, netns: &Netns, group: &Arc<Group>) {
     }
 }
 
-pub(crate) fn spawn<F, T>(shared: &Arc<Shared>, netns: &Netns, f: F) -> Result<JoinHandle<T>>
+pub(crate) fn spawn<F, T>(
+    shared: &Arc<Shared>,
+    known: Option<&Arc<Group>>,
+    netns: &impl Target,
+    f: F,
+) -> Result<JoinHandle<T>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    job::spawn(f, |job| queue(shared, None, netns, job))
+    job::spawn(f, |job| queue(shared, known, netns, job))
         .map(JoinHandle::new)
         .map_err(|(error, _f)| error)
 }
 
 pub(crate) fn try_spawn<F, T>(
     shared: &Arc<Shared>,
-    netns: &Netns,
+    known: Option<&Arc<Group>>,
+    netns: &impl Target,
     f: F,
 ) -> Result<JoinHandle<T>, TrySpawnError<F>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let group = match started(shared, None, netns) {
+    let group = match started(shared, known, netns) {
         Ok(group) => group,
         Err(error) => return Err(TrySpawnError::Failed(error, f)),
     };

@@ -1,0 +1,277 @@
+//! `Guard::Detect`: what a job did is found out when it is over.
+//!
+//! Two questions: is the thread still in its place, and is a thread alive that
+//! the job created? The kernel's own record (`sys::perf`) answers "nothing
+//! happened" with one load. Where something did, or there is no record, the
+//! threads of the process are looked at.
+//!
+//! Who created a thread is in the record only: the ones in this worker's record
+//! are its job's for certain. Other threads in the namespace that nobody
+//! registered may come from those (a thread's threads are not recorded), or
+//! from a job of another worker of the same namespace. While such a job runs,
+//! the blame is left to it (`roster::Registration::suspect_others`), so that
+//! nothing is reported twice and the last one looks.
+//!
+//! A thread that is found alive may be about to end: `std::thread::scope` and
+//! even a join return a moment before the kernel has taken the thread down. It
+//! is given [`GRACE`] to do so.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::guard::{LeftThread, Place, Verdict};
+use crate::home::Home;
+use crate::roster::{self, Registration};
+use crate::sys::perf::{Record, Recorder};
+use crate::sys::task::{NsLink, NsProbe, TaskDir};
+
+/// How long a thread that was found alive after its job may take to end.
+const GRACE: Duration = Duration::from_millis(50);
+
+pub(super) struct Detect {
+    tasks: Arc<TaskDir>,
+    /// The home namespace, which the home thread never leaves.
+    home: NsLink,
+    recording: Recording,
+}
+
+/// How much of what a thread does the kernel records for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recording {
+    TasksAndNamespaces,
+    Tasks,
+    Nothing,
+}
+
+impl Recording {
+    /// Starts what there is; less, where the kernel refuses, for the answers
+    /// are the same with less.
+    fn start(self) -> Option<Recorder> {
+        match self {
+            Recording::TasksAndNamespaces => Recorder::open(true).ok(),
+            Recording::Tasks => Recorder::open(false).ok(),
+            Recording::Nothing => None,
+        }
+    }
+
+    fn best() -> Recording {
+        [Recording::TasksAndNamespaces, Recording::Tasks]
+            .into_iter()
+            .find(|recording| recording.start().is_some())
+            .unwrap_or(Recording::Nothing)
+    }
+}
+
+impl Detect {
+    pub(super) fn prepare() -> Result<Detect> {
+        let failed = |cause: io::Error| {
+            Error::kernel("cannot watch the threads of workers", cause)
+                .hint("/proc must be mounted, and show this process")
+        };
+        (Home::get()?.visit(|| Detect::with(Recording::best())))
+            .and_then(|detect| detect)
+            .map_err(failed)
+    }
+
+    /// To be called on a thread in the home namespace.
+    pub(super) fn with(recording: Recording) -> io::Result<Detect> {
+        let tasks = TaskDir::open()?;
+        let home = NsProbe::of_this_thread()?.read()?;
+        // What will be needed later must be known to work.
+        tasks.is_exiting(crate::sys::thread::tid())?;
+        Ok(Detect {
+            tasks: Arc::new(tasks),
+            home,
+            recording,
+        })
+    }
+
+    pub(super) fn mechanism(&self) -> &'static str {
+        match self.recording {
+            Recording::TasksAndNamespaces => "perf",
+            Recording::Tasks => "perf, own namespace",
+            Recording::Nothing => "proc scan",
+        }
+    }
+
+    pub(super) fn install(&self) -> io::Result<Watch> {
+        let place = Place::here()?;
+        let recorder = self.recording.start();
+        if recorder.is_none() && self.recording != Recording::Nothing {
+            // Each event locks two pages of memory; kernel.perf_event_mlock_kb
+            // and RLIMIT_MEMLOCK have an end.
+            tracing::debug!("no perf event for this worker: looking through /proc instead");
+        }
+        Ok(Watch {
+            is_home: place.link == self.home,
+            home: self.home,
+            place,
+            recorder,
+            tasks: Arc::clone(&self.tasks),
+        })
+    }
+}
+
+/// Watches one worker.
+pub(super) struct Watch {
+    place: Place,
+    recorder: Option<Recorder>,
+    tasks: Arc<TaskDir>,
+    home: NsLink,
+    /// The worker serves the home namespace: threads may stay.
+    is_home: bool,
+}
+
+/// What there is reason to look at.
+struct Suspicion {
+    moved: bool,
+    threads: bool,
+    /// Threads that this worker is known to have created.
+    created: Vec<u32>,
+}
+
+impl Watch {
+    #[inline]
+    pub(super) fn after_job(&mut self, registration: &Registration) -> Verdict {
+        let nothing = (self.recorder.as_ref())
+            .is_some_and(|recorder| recorder.sees_namespaces() && !recorder.is_pending());
+        if !nothing {
+            return self.look(registration, false);
+        }
+        if registration.job_ends() {
+            return Verdict::Clean;
+        }
+        self.look(registration, true)
+    }
+
+    /// Looks until there is no reason left to; `suspected` is the reason that
+    /// another worker has.
+    ///
+    /// A worker that is told anything but `Clean` is over. It stays busy in the
+    /// roster until it signs out: whatever still turns up is its doing.
+    #[cold]
+    fn look(&mut self, registration: &Registration, suspected: bool) -> Verdict {
+        let suspicion = self.suspicion();
+        if suspicion.moved {
+            match self.place.verdict() {
+                Verdict::Clean => {}
+                verdict => return verdict,
+            }
+        }
+        let mut threads = suspicion.threads || suspected;
+        loop {
+            if threads && !self.is_home {
+                match self.left_threads(&suspicion.created, registration) {
+                    Ok(left) if left.is_empty() => {}
+                    Ok(left) => return Verdict::LeftThreads(left),
+                    Err(error) => return Verdict::Unknown(error),
+                }
+            }
+            if registration.job_ends() {
+                return Verdict::Clean;
+            }
+            threads = true;
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn recording(&self) -> Recording {
+        match &self.recorder {
+            Some(recorder) if recorder.sees_namespaces() => Recording::TasksAndNamespaces,
+            Some(_) => Recording::Tasks,
+            None => Recording::Nothing,
+        }
+    }
+
+    /// Makes it as if nothing had been recorded.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self) {
+        self.suspicion();
+    }
+
+    fn suspicion(&mut self) -> Suspicion {
+        let Some(recorder) = &mut self.recorder else {
+            return Suspicion {
+                moved: true,
+                threads: true,
+                created: Vec::new(),
+            };
+        };
+        let (me, this_process) = (crate::sys::thread::tid(), std::process::id());
+        let mut suspicion = Suspicion {
+            moved: !recorder.sees_namespaces(),
+            threads: false,
+            created: Vec::new(),
+        };
+        recorder.drain(|record| match record {
+            Record::Fork { pid, tid } if pid == this_process => {
+                suspicion.threads = true;
+                suspicion.created.push(tid);
+            }
+            // A child process.
+            Record::Fork { .. } => {}
+            Record::Namespaces { tid } => suspicion.moved |= tid == me,
+            Record::Other => {
+                suspicion.moved = true;
+                suspicion.threads = true;
+            }
+        });
+        suspicion
+    }
+
+    /// The threads that the job is to blame for.
+    fn left_threads(
+        &self,
+        created: &[u32],
+        registration: &Registration,
+    ) -> io::Result<Vec<LeftThread>> {
+        let deadline = Instant::now() + GRACE;
+        let mut pause = Duration::from_micros(50);
+        loop {
+            let alive = self.tasks.tids()?;
+            let mut known = Vec::new();
+            let mut unclear = Vec::new();
+            for tid in roster::unknown(&alive) {
+                let Some(link) = self.tasks.ns_link(tid)? else {
+                    continue;
+                };
+                let mine = created.contains(&tid);
+                // A thread of the job may have gone elsewhere; only home is
+                // where it does no harm.
+                let astray = if mine {
+                    link != self.home
+                } else {
+                    link == self.place.link
+                };
+                if astray && !self.tasks.is_exiting(tid)? {
+                    if mine { &mut known } else { &mut unclear }.push(tid);
+                }
+            }
+            if known.is_empty() && unclear.is_empty() {
+                return Ok(Vec::new());
+            }
+            if known.is_empty() && registration.suspect_others() {
+                return Ok(Vec::new());
+            }
+            if Instant::now() < deadline {
+                // Nothing tells of the end of a thread that somebody else made.
+                thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(5));
+                continue;
+            }
+            if !unclear.is_empty() && !registration.suspect_others() {
+                known.append(&mut unclear);
+            }
+            let blamed = roster::claim(&known, &alive);
+            return Ok((blamed.into_iter())
+                .map(|tid| LeftThread {
+                    tid,
+                    name: self.tasks.name(tid),
+                })
+                .collect());
+        }
+    }
+}

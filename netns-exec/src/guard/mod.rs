@@ -1,0 +1,331 @@
+//! The policies that keep a job from moving its thread or leaving threads
+//! behind.
+//!
+//! A [`Policy`] is made once for an executor, and tried: what it promises has
+//! been seen to work on this kernel, with these privileges, before the first
+//! worker exists. Each worker then puts up its own [`Fence`], on its own thread
+//! once it has entered its namespace, and asks it after every job.
+
+mod detect;
+mod seal;
+
+use std::any::Any;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::error::{Error, Result};
+use crate::roster::Registration;
+use crate::sys;
+use crate::sys::task::{NsLink, NsProbe};
+
+/// Keeps a job from moving its thread to another namespace and from leaving
+/// threads behind in its own.
+///
+/// Both are how a program ends up with threads in the wrong network namespace.
+/// setns(2) moves a thread, and whatever runs on that thread next is in a place
+/// it knows nothing of. clone(2) gives a new thread the namespace of the thread
+/// that made it, so a pool that is started lazily (rayon's, a tokio runtime,
+/// the resolver of an HTTP client) and happens to be first touched in a job
+/// has its threads in the job's namespace from then on, for everybody.
+///
+/// Under every policy a worker that is found outside its namespace is retired
+/// at once, nothing else ever runs on it, and the job's caller is told
+/// ([`Error::is_escaped`](crate::Error::is_escaped)). A policy that cannot be
+/// kept on this kernel or with these privileges is an error when the executor
+/// is built; none is ever weakened in silence.
+///
+/// | | `Seal` | `Detect` | `Off` |
+/// |---|---|---|---|
+/// | a job moves its thread | refused: `EPERM` | found after the job | found after the job |
+/// | a job creates threads | refused: `EPERM` | allowed; found when one is left | allowed |
+/// | `CAP_SYS_ADMIN` in a job | gone | kept | kept |
+/// | cost of each job | nothing | a load, or a look into `/proc` | a look into `/proc` |
+/// | descriptors for each worker | none | 2 | 2 |
+///
+/// No policy is a sandbox. They stop accidents, in code that means no harm, and
+/// reach no further than the kernel's view of one thread; a job shares its
+/// memory with the whole process and can always ask another thread to act.
+///
+/// # Children
+///
+/// A child process has its own threads and its own namespace to be in, so every
+/// policy lets jobs create children. One that a job starts by itself
+/// (`std::process::Command`) is born in the job's namespace. What it inherits
+/// from a sealed thread is said at [`Seal`](Guard::Seal).
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Guard {
+    /// Refuses both: a job cannot move its thread and cannot create threads.
+    ///
+    /// Once it is in its namespace, the worker gives up two things for good:
+    ///
+    /// - The capability `CAP_SYS_ADMIN`, for itself only. setns(2) and
+    ///   unshare(2) fail with `EPERM`, and so does all else that asks for it,
+    ///   mount(2) above all. Other capabilities stay: what needs
+    ///   `CAP_NET_ADMIN` or `CAP_NET_RAW` (links, addresses, routes, rules, raw
+    ///   sockets) works as before. A new user namespace is no way out: the
+    ///   kernel wants a process with one thread for that (`EINVAL`).
+    /// - Creating threads. A seccomp filter answers clone(2) with `EPERM` when
+    ///   a thread is asked for, and clone3(2) and io_uring_setup(2), whose
+    ///   arguments it cannot see, with `ENOSYS`, upon which libc falls back to
+    ///   clone(2) and users of io_uring to something else.
+    ///   [`std::thread::Builder::spawn`] returns an error, and
+    ///   [`std::thread::spawn`] panics.
+    ///
+    /// Jobs cost nothing more than without: there is nothing to check after
+    /// them. The filter adds some nanoseconds to each system call of a worker.
+    ///
+    /// # Pools
+    ///
+    /// A pool that is first touched in a sealed job fails to start, and some
+    /// remember that for ever (rayon's global one does). Start it at home
+    /// before, see `Builder::prewarm`; handing work to threads that exist is
+    /// no problem, but remember that it then runs at home.
+    ///
+    /// # Privileges
+    ///
+    /// None are needed beyond those to enter the namespace. With
+    /// `CAP_SYS_ADMIN`, which that takes, the filter is installed as it is. A
+    /// worker without (it can serve only the namespace it was born in) has to
+    /// set `PR_SET_NO_NEW_PRIVS` first, for itself and so for the children that
+    /// jobs start: set-user-ID programs such as `sudo` then run without their
+    /// privilege.
+    ///
+    /// # Children of sealed threads
+    ///
+    /// fork, `posix_spawn` and [`std::process::Command`] work. The filter is
+    /// inherited, but only refuses calls made by code that lies where the code
+    /// of *this* process lay when the executor was built, so a child that
+    /// executes another program creates its threads undisturbed: its libc is
+    /// elsewhere. That rests on address space randomisation. Where it is off (in
+    /// a debugger, under `setarch -R`) a child whose libc happens to be loaded
+    /// at the very same address cannot create threads; and the same is true of
+    /// two static executables without PIE. A child that forks and does not exec
+    /// stays sealed.
+    ///
+    /// A child that runs as uid 0 has `CAP_SYS_ADMIN` again once it executes a
+    /// program. One that has its capabilities from the ambient set lacks it.
+    ///
+    /// Children made with the library's own `CommandExt::spawn_in` come from
+    /// the home thread and inherit none of this.
+    ///
+    /// # What it does not catch
+    ///
+    /// A thread that is created by code outside libc and the executable that
+    /// makes its own system calls (an assembly stub in a shared library);
+    /// a call through the 32-bit entry of a 64-bit kernel; a process made to
+    /// share this one's memory (`CLONE_VM` without `CLONE_THREAD`). And a job
+    /// can still keep its namespace alive by letting a socket out.
+    #[default]
+    Seal,
+    /// Allows both, and reports what has happened when the job is over.
+    ///
+    /// Threads that end before their job are fine ([`std::thread::scope`]); those
+    /// that are still alive in a namespace that is not home are reported to the
+    /// job's caller with their ids and names
+    /// ([`Error::is_left_threads`](crate::Error::is_left_threads)). The worker
+    /// is then retired. Nobody can make the threads go away: this tells what to
+    /// fix. A thread that is just ending gets a moment to do so, and each
+    /// thread is reported once.
+    ///
+    /// Where the kernel allows it, a perf event on the worker records each
+    /// thread the job creates and each change of its namespaces, and a job that
+    /// did neither costs one load; the event makes every context switch of a
+    /// worker slower by some 0.7 microseconds. Elsewhere
+    /// (`kernel.perf_event_paranoid` above 2, a container that refuses
+    /// perf_event_open(2)) the worker looks through all threads of the process
+    /// in `/proc` after each job: tens of microseconds for ten threads.
+    /// `CAP_PERFMON` in the first user namespace is needed for the record of
+    /// namespaces; without it a look at the thread's own entry in `/proc`
+    /// replaces it. None of this changes what is found.
+    ///
+    /// A worker of the home namespace leaves no threads behind: home is where
+    /// they belong.
+    ///
+    /// # What it does not catch
+    ///
+    /// The threads that a job's threads created are found by looking through
+    /// the process, where it cannot be seen whose they are. When several workers
+    /// serve one namespace, the last of the jobs that overlap is told; and a
+    /// thread that other code moved into the namespace by itself may be blamed
+    /// on a job. Without the perf event this goes for all threads.
+    Detect,
+    /// Neither refuses nor looks for threads; only the worker's own place is
+    /// checked after each job.
+    ///
+    /// For those who know what their jobs do, and must create threads that
+    /// outlive them in the namespace. The check is one readlink(2) of a kept
+    /// descriptor: about 1.5 microseconds, or eight times a getppid(2).
+    Off,
+}
+
+/// What a panic over a refusal of [`Guard::Seal`] is explained with.
+pub(crate) const CURE: &str = "a sealed job can neither create threads or io_urings nor use \
+     CAP_SYS_ADMIN: start thread pools at home with `Builder::prewarm`, or choose `Guard::Detect`";
+
+/// A guard that is known to work here.
+pub(crate) struct Policy {
+    guard: Guard,
+    mechanism: Mechanism,
+}
+
+enum Mechanism {
+    Seal(seal::Seal),
+    Detect(detect::Detect),
+    Off,
+}
+
+impl Policy {
+    /// Finds out how `guard` can be kept on this kernel with the privileges of
+    /// the home thread, by trying.
+    ///
+    /// # Errors
+    ///
+    /// Fails, and says what is missing, when it cannot.
+    pub(crate) fn prepare(guard: Guard) -> Result<Policy> {
+        let mechanism = match guard {
+            Guard::Seal => Mechanism::Seal(seal::Seal::prepare()?),
+            Guard::Detect => Mechanism::Detect(detect::Detect::prepare()?),
+            Guard::Off => Mechanism::Off,
+        };
+        Ok(Policy { guard, mechanism })
+    }
+
+    pub(crate) fn guard(&self) -> Guard {
+        self.guard
+    }
+
+    /// What keeps it, for people.
+    pub(crate) fn mechanism(&self) -> &'static str {
+        match &self.mechanism {
+            Mechanism::Seal(_) => "seccomp, capset",
+            Mechanism::Detect(detect) => detect.mechanism(),
+            Mechanism::Off => "own namespace only",
+        }
+    }
+
+    /// Puts the fence up around the calling thread, which has entered the
+    /// namespace that it signed in for.
+    pub(crate) fn install(&self, registration: Registration) -> Result<Fence> {
+        let failed = |cause: io::Error| {
+            Error::kernel(
+                format!("cannot put guard {:?} around a worker", self.guard),
+                cause,
+            )
+        };
+        let kind = match &self.mechanism {
+            Mechanism::Seal(seal) => FenceKind::Seal(seal.install().map_err(failed)?),
+            Mechanism::Detect(detect) => {
+                FenceKind::Detect(Box::new(detect.install().map_err(failed)?))
+            }
+            Mechanism::Off => FenceKind::Off(Place::here().map_err(failed)?),
+        };
+        Ok(Fence { kind, registration })
+    }
+}
+
+/// What stands around one worker; lives on its thread.
+pub(crate) struct Fence {
+    kind: FenceKind,
+    registration: Registration,
+}
+
+enum FenceKind {
+    Seal(seal::Sealed),
+    Detect(Box<detect::Watch>),
+    Off(Place),
+}
+
+/// What was found when a job was over. All but `Clean` end the worker.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Clean,
+    /// The thread is not where it belongs.
+    Escaped,
+    /// Threads of the job are alive in the namespace.
+    LeftThreads(Vec<LeftThread>),
+    /// `/proc` could not be read, so nothing is known.
+    Unknown(io::Error),
+}
+
+/// A thread that outlived the job that created it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftThread {
+    pub(crate) tid: u32,
+    pub(crate) name: String,
+}
+
+impl Fence {
+    /// Says that a job begins.
+    #[inline]
+    pub(crate) fn before_job(&mut self) {
+        if let FenceKind::Detect(_) = self.kind {
+            self.registration.job_begins();
+        }
+    }
+
+    /// Looks at what the job has done to its thread. Under [`Guard::Seal`] it
+    /// cannot have done anything.
+    #[inline]
+    pub(crate) fn after_job(&mut self) -> Verdict {
+        match &mut self.kind {
+            FenceKind::Seal(_) => Verdict::Clean,
+            FenceKind::Detect(watch) => watch.after_job(&self.registration),
+            FenceKind::Off(place) => place.verdict(),
+        }
+    }
+
+    /// Puts right, before the worker sleeps, what a job may have changed.
+    ///
+    /// A job that unblocked signals would make its worker the one that runs
+    /// the process's handlers, in the wrong namespace.
+    pub(crate) fn before_park(&mut self) -> Verdict {
+        match sys::thread::block_signals() {
+            Ok(_) => Verdict::Clean,
+            Err(error) => Verdict::Unknown(error),
+        }
+    }
+
+    /// Tells whether a job's panic reads as if something that this fence
+    /// refused was the reason.
+    pub(crate) fn explains(&self, payload: &(dyn Any + Send)) -> bool {
+        match &self.kind {
+            FenceKind::Seal(sealed) => sealed.explains(payload),
+            FenceKind::Detect(_) | FenceKind::Off(_) => false,
+        }
+    }
+}
+
+/// Where a thread belongs.
+struct Place {
+    probe: NsProbe,
+    link: NsLink,
+    /// Keeps the inode number in `link` from being given to another namespace
+    /// while the thread is away from this one.
+    _netns: OwnedFd,
+}
+
+impl Place {
+    /// Takes the calling thread's namespace for its place.
+    fn here() -> io::Result<Place> {
+        let netns = sys::netns::of_this_thread()?;
+        let probe = NsProbe::of_this_thread()?;
+        Ok(Place {
+            link: probe.read()?,
+            probe,
+            _netns: netns,
+        })
+    }
+
+    #[inline]
+    fn verdict(&self) -> Verdict {
+        match self.probe.read() {
+            Ok(link) if link == self.link => Verdict::Clean,
+            Ok(_) => Verdict::Escaped,
+            Err(error) => Verdict::Unknown(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

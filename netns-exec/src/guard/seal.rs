@@ -1,0 +1,351 @@
+//! `Guard::Seal`: the thread can neither move nor breed.
+//!
+//! Moving takes `CAP_SYS_ADMIN`, which the thread gives up. Breeding takes
+//! clone(2), which a seccomp filter refuses.
+//!
+//! Filters are inherited across execve(2), and a child must be able to create
+//! threads. What tells the child's calls from ours is where they come from:
+//! the filter refuses only calls whose instruction pointer lies in code of this
+//! process, and randomisation puts a child's code elsewhere. How wide "code of
+//! this process" is decides how likely a child is hit by accident: it is when
+//! its libc lies such that the instruction in question falls into the range.
+//! On x86-64 there are 2^28 places, but on many arm64 kernels only 2^18, so a
+//! whole libc (some 400 pages) would break one child in 650 there. So:
+//!
+//! - clone(2) is refused to the two functions of libc that do it (`clone`, on
+//!   which `pthread_create` is built, and `syscall`), a range that is hit only
+//!   by a child that has the very same libc at the very same address, and to
+//!   the executable, which is somewhere else altogether than any libc;
+//! - clone3(2) and io_uring_setup(2) are answered with `ENOSYS` to all objects
+//!   that are loaded: a child that is hit falls back.
+//!
+//! Whether `pthread_create` is covered is not taken for granted but tried, on a
+//! thread that ends afterwards; a libc that is built in another way (musl hides
+//! its clone) gets clone(2) refused for all objects as well.
+//!
+//! An executable linked at a fixed address shares its addresses with every
+//! other one, so it counts only when it is all there is (static linking).
+
+use std::any::Any;
+use std::io;
+use std::ops::Range;
+use std::thread;
+
+use libc::sock_filter;
+
+use crate::error::{Error, Kind, Result};
+use crate::home::Home;
+use crate::sys;
+
+#[cfg(not(all(
+    target_endian = "little",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+)))]
+compile_error!("netns-exec knows the system calls of x86-64 and aarch64 only");
+
+/// What creating a thread fails with when clone(2) fails with `EPERM`.
+const REFUSED: i32 = if cfg!(target_env = "musl") {
+    // pthread_create(3) of musl knows no other error.
+    libc::EAGAIN
+} else {
+    libc::EPERM
+};
+
+/// A filter that was tried.
+#[derive(Clone)]
+pub(super) struct Seal {
+    program: Vec<sock_filter>,
+}
+
+/// What is known of a thread that has been sealed.
+pub(super) struct Sealed {
+    /// It had `CAP_SYS_ADMIN` before, so that its not having it is our doing.
+    gave_up_admin: bool,
+}
+
+impl Seal {
+    pub(super) fn prepare() -> Result<Seal> {
+        let code = Code::of_this_process();
+        for cloners in [&code.cloners, &code.objects] {
+            let seal = Seal {
+                program: program(cloners, &code.objects),
+            };
+            if seal.holds()? {
+                return Ok(seal);
+            }
+        }
+        Err(Error::new(
+            Kind::Refused,
+            "cannot seal workers: libc creates threads in a way that the seccomp filter does not see",
+        )
+        .hint("choose `Guard::Detect`"))
+    }
+
+    /// Seals the calling thread.
+    pub(super) fn install(&self) -> io::Result<Sealed> {
+        let gave_up_admin = sys::caps::has_sys_admin()?;
+        // In this order: with the capability, no NO_NEW_PRIVS is needed.
+        sys::seccomp::install(&self.program)?;
+        sys::caps::drop_sys_admin()?;
+        Ok(Sealed { gave_up_admin })
+    }
+
+    /// Tries the seal on a thread of its own: `false` when that thread could
+    /// create another one in spite of it.
+    fn holds(&self) -> Result<bool> {
+        let seal = self.clone();
+        (Home::get()?.visit(move || seal.attempt()))
+            .map_err(|cause| Error::kernel("cannot start a thread to try the seal on", cause))?
+    }
+
+    /// Seals the calling thread, and does what is forbidden then.
+    fn attempt(&self) -> Result<bool> {
+        let failed = |cause: io::Error| {
+            let hint = match cause.raw_os_error() {
+                Some(libc::EINVAL | libc::ENOSYS) => "needs a kernel with CONFIG_SECCOMP_FILTER",
+                Some(libc::EPERM | libc::EACCES) => {
+                    "a container's seccomp profile or a security module refuses seccomp(2) or capset(2)"
+                }
+                _ => "seccomp(2) and capset(2) must work",
+            };
+            Error::kernel("cannot seal workers", cause).hint(hint)
+        };
+        let here = sys::netns::of_this_thread().map_err(failed)?;
+        self.install().map_err(failed)?;
+
+        match sys::netns::enter(&here) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+            Err(error) => return Err(failed(error)),
+            Ok(()) => {
+                return Err(Error::new(
+                    Kind::Refused,
+                    "cannot seal workers: setns(2) works without CAP_SYS_ADMIN on this kernel",
+                )
+                .hint("choose `Guard::Detect`"));
+            }
+        }
+        match thread::Builder::new().spawn(|| {}) {
+            Err(error) if error.raw_os_error() == Some(REFUSED) => Ok(true),
+            Err(error) => Err(failed(error)),
+            Ok(thread) => {
+                thread.join().expect("an empty closure does not panic");
+                Ok(false)
+            }
+        }
+    }
+}
+
+impl Sealed {
+    /// Tells whether a panic reads as if a refusal was the reason.
+    ///
+    /// All there is to go by is its text. `EPERM` from a thread that lost
+    /// `CAP_SYS_ADMIN` here, and otherwise has what the process has, is taken
+    /// for ours; from one that never had it only when it speaks of threads.
+    /// `ENOSYS` is what the filter says and current kernels hardly ever do.
+    pub(super) fn explains(&self, payload: &(dyn Any + Send)) -> bool {
+        let text = if let Some(text) = payload.downcast_ref::<&str>() {
+            (*text).to_owned()
+        } else if let Some(text) = payload.downcast_ref::<String>() {
+            text.clone()
+        } else if let Some(error) = payload.downcast_ref::<io::Error>() {
+            format!("{error:?}")
+        } else if let Some(error) = payload.downcast_ref::<Error>() {
+            error.to_string()
+        } else {
+            return false;
+        };
+        let holds = |errno: i32, name: &str| {
+            // How io::Error shows itself to people and to programmers, and how
+            // the Errno of nix and rustix does.
+            [
+                &format!("(os error {errno})"),
+                &format!("code: {errno},"),
+                name,
+            ]
+            .iter()
+            .any(|marker| text.contains(*marker))
+        };
+        let of_threads = ["thread", "pool", "runtime", "spawn"]
+            .iter()
+            .any(|word| text.contains(word));
+        let refused = holds(libc::EPERM, "EPERM") || text.contains("peration not permitted");
+        refused && (self.gave_up_admin || of_threads)
+            || holds(libc::ENOSYS, "ENOSYS")
+            || of_threads && holds(REFUSED, "EPERM")
+    }
+}
+
+/// Where the code lies that the filter is about.
+#[derive(Debug)]
+struct Code {
+    /// What is known to call clone(2), and the executable.
+    cloners: Vec<Range<u64>>,
+    /// All there is.
+    objects: Vec<Range<u64>>,
+}
+
+impl Code {
+    fn of_this_process() -> Code {
+        /// Longer than any libc's `clone` and `syscall`, which are written in
+        /// assembly; what lies behind them does not clone.
+        const FUNCTION: u64 = 256;
+
+        let objects = sys::text::objects();
+        let is_static = objects.len() == 1;
+        let counts = |object: &&sys::text::Object| is_static || !object.fixed;
+        let executable = objects.first().filter(counts);
+        let entries = sys::text::libc_entries();
+        Code {
+            cloners: (entries.into_iter())
+                .map(|entry| entry..entry + FUNCTION)
+                .chain(
+                    executable
+                        .into_iter()
+                        .flat_map(|object| object.text.clone()),
+                )
+                .collect(),
+            objects: (objects.iter().filter(counts))
+                .flat_map(|object| object.text.clone())
+                .collect(),
+        }
+    }
+}
+
+/// The most ranges that a list is written out with; a program has room for
+/// 4096 instructions.
+const MAX_RANGES: usize = 256;
+
+// Offsets in `struct seccomp_data`. Words are 32 bits, the lower one first.
+const NR: u32 = 0;
+const ARCH: u32 = 4;
+const IP_LOW: u32 = 8;
+const IP_HIGH: u32 = 12;
+const ARG0_LOW: u32 = 16;
+
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH: u32 = 0xc000_00b7;
+
+/// Set in the numbers of the x32 ABI, which has the same architecture, and the
+/// same numbers for the calls in question.
+const X32_BIT: u32 = 0x4000_0000;
+
+/// Assembles the filter: `clone` for a thread is refused to code in `cloners`,
+/// and clone3 and io_uring_setup do not exist for code in `objects`.
+///
+/// Calls of another architecture pass: only a child comes to make any. The
+/// numbers are looked at first, so that the kernel can tell ahead of time that
+/// all other calls pass, and does not run the program for them (Linux 5.11).
+fn program(cloners: &[Range<u64>], objects: &[Range<u64>]) -> Vec<sock_filter> {
+    let not_permitted = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+
+    let mut clone = vec![
+        load(ARG0_LOW),
+        jump(libc::BPF_JSET, libc::CLONE_THREAD as u32, 1, 0),
+        ret(libc::SECCOMP_RET_ALLOW),
+    ];
+    answer_in(cloners, not_permitted, &mut clone);
+
+    let mut program = vec![
+        load(ARCH),
+        jump(libc::BPF_JEQ, AUDIT_ARCH, 0, 5),
+        load(NR),
+        and(!X32_BIT),
+        jump(libc::BPF_JEQ, number(libc::SYS_clone), 4, 0),
+        jump(libc::BPF_JEQ, number(libc::SYS_clone3), 2, 0),
+        jump(libc::BPF_JEQ, number(libc::SYS_io_uring_setup), 1, 0),
+        ret(libc::SECCOMP_RET_ALLOW),
+        // Conditional jumps reach no further than 255 instructions.
+        jump(libc::BPF_JA, clone.len() as u32, 0, 0),
+    ];
+    program.append(&mut clone);
+    answer_in(objects, no_such_call, &mut program);
+    program
+}
+
+/// Appends: return `answer` if the instruction pointer is in one of `ranges`,
+/// else allow the call.
+fn answer_in(ranges: &[Range<u64>], answer: u32, program: &mut Vec<sock_filter>) {
+    for piece in pieces(ranges) {
+        program.extend([
+            load(IP_HIGH),
+            jump(libc::BPF_JEQ, piece.high, 0, 4),
+            load(IP_LOW),
+            jump(libc::BPF_JGE, piece.first, 0, 2),
+            jump(libc::BPF_JGT, piece.last, 1, 0),
+            ret(answer),
+        ]);
+    }
+    program.push(ret(libc::SECCOMP_RET_ALLOW));
+}
+
+/// Addresses with the same upper half.
+#[derive(Debug, PartialEq, Eq)]
+struct Piece {
+    high: u32,
+    first: u32,
+    last: u32,
+}
+
+/// Cuts ranges where the upper half of the address changes: a filter compares
+/// 32 bits at a time.
+fn pieces(ranges: &[Range<u64>]) -> Vec<Piece> {
+    let mut ranges: Vec<_> = (ranges.iter().filter(|range| !range.is_empty()))
+        .cloned()
+        .collect();
+    ranges.sort_by_key(|range| range.start);
+    while ranges.len() > MAX_RANGES {
+        // Too many: let the two nearest be one.
+        let gap = |at: usize| ranges[at + 1].start.saturating_sub(ranges[at].end);
+        let nearest = (0..ranges.len() - 1)
+            .min_by_key(|&at| gap(at))
+            .expect("more than one");
+        let next = ranges.remove(nearest + 1);
+        ranges[nearest].end = ranges[nearest].end.max(next.end);
+    }
+
+    let mut pieces = Vec::new();
+    for range in ranges {
+        let last = range.end - 1;
+        for high in range.start >> 32..=last >> 32 {
+            pieces.push(Piece {
+                high: high as u32,
+                first: range.start.max(high << 32) as u32,
+                last: last.min(high << 32 | 0xffff_ffff) as u32,
+            });
+        }
+    }
+    pieces
+}
+
+fn number(call: libc::c_long) -> u32 {
+    call as u32 & !X32_BIT
+}
+
+fn load(offset: u32) -> sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset, 0, 0)
+}
+
+fn and(mask: u32) -> sock_filter {
+    instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask, 0, 0)
+}
+
+/// Skips `yes` or `no` instructions; `BPF_JA` skips `operand`.
+fn jump(condition: u32, operand: u32, yes: u8, no: u8) -> sock_filter {
+    instruction(libc::BPF_JMP | condition | libc::BPF_K, operand, yes, no)
+}
+
+fn ret(value: u32) -> sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, value, 0, 0)
+}
+
+fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    }
+}

@@ -1,0 +1,88 @@
+//! The capabilities of one thread: capget(2) and capset(2).
+//!
+//! The raw calls, because they are per thread; libcap's and glibc's idea of a
+//! process-wide set is what this library must not touch.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two words.
+const VERSION_3: u32 = 0x2008_0522;
+
+/// May enter, make and mount things: what setns(2) and unshare(2) ask for.
+const CAP_SYS_ADMIN: u32 = 21;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+/// One word of each set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Word {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+type Sets = [Word; 2];
+
+/// `CAP_SYS_ADMIN` is in the first word.
+const BIT: u32 = 1 << CAP_SYS_ADMIN;
+
+fn get() -> io::Result<Sets> {
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    let mut sets = Sets::default();
+    // SAFETY: version 3 reads one header and writes two words, all live here.
+    let rc = unsafe { libc::syscall(libc::SYS_capget, &mut header, sets.as_mut_ptr()) };
+    Errno::result(rc)?;
+    Ok(sets)
+}
+
+fn set(sets: &Sets) -> io::Result<()> {
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    // SAFETY: version 3 reads one header and two words, all live here.
+    let rc = unsafe { libc::syscall(libc::SYS_capset, &mut header, sets.as_ptr()) };
+    Errno::result(rc)?;
+    Ok(())
+}
+
+/// Tells whether the calling thread has `CAP_SYS_ADMIN` in its user namespace.
+pub(crate) fn has_sys_admin() -> io::Result<bool> {
+    Ok(get()?[0].effective & BIT != 0)
+}
+
+/// Takes `CAP_SYS_ADMIN` from the calling thread, for good, and from no other;
+/// every other capability stays.
+///
+/// A child that uid 0 executes has it again: execve(2) computes the sets of
+/// root anew from the bounding set, which is left alone.
+pub(crate) fn drop_sys_admin() -> io::Result<()> {
+    let before = get()?;
+    let mut after = before;
+    // The kernel drops from the ambient set what is not permitted and
+    // inheritable, see capabilities(7).
+    after[0].effective &= !BIT;
+    after[0].permitted &= !BIT;
+    after[0].inheritable &= !BIT;
+    if after == before {
+        return Ok(());
+    }
+    set(&after)?;
+    // A security module may have its own mind; a seal that is not there must
+    // not be believed in.
+    if get()? != after {
+        return Err(Errno::EPERM.into());
+    }
+    Ok(())
+}
