@@ -146,7 +146,9 @@ use parse::{Args, Function};
 /// - `#[track_caller]` locates a failure to enter at the caller; for a panic
 ///   in the body the location is in the body.
 /// - What the body of a `fresh` function hands out may keep its namespace
-///   alive: a socket, a `Netns`, a thread.
+///   alive: a socket, a `Netns`, a thread. Where the caller is itself a job of
+///   the same executor, the namespace may go only after the call has returned,
+///   because a job does not wait for workers to end.
 ///
 /// What is not `Send` does not compile:
 ///
