@@ -16,9 +16,14 @@ mod sync;
 mod sys;
 mod worker;
 
+#[doc(hidden)]
+#[path = "private.rs"]
+pub mod __private;
+
 pub use error::{Error, Result};
 pub use executor::{Builder, Executor, NetnsStats, Pinned, Stats, TrySpawnError, run, spawn};
 pub use guard::Guard;
 pub use handle::{JoinHandle, ScopedJoinHandle};
 pub use netns::{Netns, NetnsId, WeakNetns};
+pub use netns_exec_macros::in_netns;
 pub use scope::Scope;

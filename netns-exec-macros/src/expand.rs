@@ -1,0 +1,200 @@
+//! What the function is turned into.
+
+use proc_macro2::{Delimiter, Group, Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::visit::Visit;
+use syn::visit_mut::VisitMut;
+use syn::{
+    Attribute, Expr, FnArg, Ident, Pat, PatIdent, PatType, Receiver, ReturnType, Signature, Type,
+    parse_quote,
+};
+
+use crate::parse::{Args, Function, Target};
+
+/// Writes the function whose body ships `function`'s body to a worker.
+///
+/// Names of our own carry the `mixed_site` hygiene: the body can neither see
+/// nor shadow them.
+pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
+    let here = Span::mixed_site();
+    name_wildcards(&mut function.sig, here);
+    let captures = captures(&function.sig, here);
+    let returns = closure_return(&function.sig.output);
+    let executor = executor(args, here);
+    let Function {
+        attrs,
+        vis,
+        sig,
+        body,
+    } = &function;
+
+    // Its braces are those of the function that was written, so that lints and
+    // errors which point at a block point at that one.
+    let in_braces = |content: TokenStream| {
+        let mut block = Group::new(Delimiter::Brace, content);
+        block.set_span(body.span());
+        block
+    };
+    let inside = body.stream();
+    let block = in_braces(quote!(#captures #inside));
+    let (target, run) = match target(&args.target, here) {
+        Some(target) => (
+            quote_spanned!(here=> let target = #target;),
+            quote_spanned!(here=> run(&executor, target, move || -> #returns #block)),
+        ),
+        None => (
+            TokenStream::new(),
+            quote_spanned!(here=> run_fresh(&executor, move || -> #returns #block)),
+        ),
+    };
+
+    let outside = in_braces(quote_spanned! {here=>
+        #target
+        let executor = #executor;
+        let outcome = ::netns_exec::__private::#run;
+        let failure = ::netns_exec::__private::Failure::of(&outcome);
+        match outcome {
+            ::core::result::Result::Ok(value) => value,
+            ::core::result::Result::Err(error) => {
+                use ::netns_exec::__private::{PanicWithFailure as _, ReturnFailure as _};
+                (&failure).end(error)
+            }
+        }
+    });
+    quote!(#(#attrs)* #vis #sig #outside)
+}
+
+/// The call that opens the namespace, or nothing for a fresh one.
+fn target(target: &Target, here: Span) -> Option<TokenStream> {
+    let call = match target {
+        Target::Literal(name) => quote_spanned!(here=> open(#name)),
+        Target::Name(name) => with_borrowed("open", name, here),
+        Target::Path(path) => with_borrowed("from_path", path, here),
+        Target::Pid(pid) => quote_spanned!(here=> from_pid(#pid)),
+        Target::Ns(ns) => with_borrowed("netns", ns, here),
+        Target::Fresh => return None,
+    };
+    Some(quote_spanned!(here=> ::netns_exec::__private::#call))
+}
+
+fn executor(args: &Args, here: Span) -> TokenStream {
+    let call = match &args.executor {
+        Some(executor) => with_borrowed("executor", executor, here),
+        None => quote_spanned!(here=> global_executor()),
+    };
+    quote_spanned!(here=> ::netns_exec::__private::#call)
+}
+
+/// Borrows what `expr` names instead of moving it, for the body may want it.
+/// A wrong type is reported where the expression stands.
+fn with_borrowed(function: &str, expr: &Expr, here: Span) -> TokenStream {
+    let function = Ident::new(function, here);
+    let borrowed = quote_spanned!(here.located_at(expr.span())=> &(#expr));
+    quote_spanned!(here=> #function(#borrowed))
+}
+
+/// The closure's return type: the function's, so that `return`, `?` and
+/// coercions mean the same in both, with a hole for each `impl Trait`, which a
+/// closure cannot name.
+fn closure_return(output: &ReturnType) -> TokenStream {
+    match output {
+        ReturnType::Default => quote!(()),
+        ReturnType::Type(_, ty) => {
+            let mut ty = (**ty).clone();
+            HoleForImplTrait.visit_type_mut(&mut ty);
+            ty.into_token_stream()
+        }
+    }
+}
+
+struct HoleForImplTrait;
+
+impl VisitMut for HoleForImplTrait {
+    fn visit_type_mut(&mut self, ty: &mut Type) {
+        if matches!(ty, Type::ImplTrait(_)) {
+            *ty = parse_quote!(_);
+        } else {
+            syn::visit_mut::visit_type_mut(self, ty);
+        }
+    }
+}
+
+/// Gives `_` arguments a name, because what has none cannot be moved into the
+/// closure and would be dropped by the caller, in the caller's namespace.
+fn name_wildcards(sig: &mut Signature, here: Span) {
+    for (index, arg) in sig.inputs.iter_mut().enumerate() {
+        if let FnArg::Typed(PatType { pat, ty, .. }) = arg
+            && matches!(**pat, Pat::Wild(_))
+            && !is_reference(ty)
+        {
+            let name = Ident::new(&format!("unnamed_{index}"), here);
+            **pat = parse_quote!(#name);
+        }
+    }
+}
+
+/// Statements that make the closure own the arguments that the function owns.
+///
+/// Left alone it would capture what the body mentions, field by field, and the
+/// rest would be dropped by the caller, in the caller's namespace. Captures are
+/// dropped in the order in which they are mentioned, arguments in the reverse
+/// of theirs, hence `rev`.
+fn captures(sig: &Signature, here: Span) -> TokenStream {
+    sig.inputs
+        .iter()
+        .rev()
+        .map(|arg| match arg {
+            FnArg::Receiver(receiver) => capture_receiver(receiver, here),
+            FnArg::Typed(arg) if is_reference(&arg.ty) => TokenStream::new(),
+            FnArg::Typed(arg) => {
+                let mut bindings = Bindings(Vec::new());
+                bindings.visit_pat(&arg.pat);
+                let conditions: Vec<_> = arg.attrs.iter().filter(|a| is_cfg(a)).collect();
+                (bindings.0.iter().rev())
+                    .map(|binding| {
+                        quote_spanned! {here=>
+                            #(#conditions)*
+                            #[allow(clippy::used_underscore_binding)]
+                            let _ = &#binding;
+                        }
+                    })
+                    .collect()
+            }
+        })
+        .collect()
+}
+
+fn capture_receiver(receiver: &Receiver, here: Span) -> TokenStream {
+    if receiver.reference.is_some() || is_reference(&receiver.ty) {
+        return TokenStream::new();
+    }
+    // The token of the signature, whose hygiene the body shares.
+    let token = &receiver.self_token;
+    quote_spanned!(here=> let _ = &#token;)
+}
+
+/// A reference owns nothing that could be dropped in the wrong place.
+fn is_reference(ty: &Type) -> bool {
+    match ty {
+        Type::Reference(_) => true,
+        Type::Group(group) => is_reference(&group.elem),
+        Type::Paren(paren) => is_reference(&paren.elem),
+        _ => false,
+    }
+}
+
+/// Arguments under `#[cfg]` reach us before the compiler has looked at it.
+fn is_cfg(attr: &Attribute) -> bool {
+    attr.path().is_ident("cfg")
+}
+
+/// The names that a pattern binds.
+struct Bindings(Vec<Ident>);
+
+impl<'ast> Visit<'ast> for Bindings {
+    fn visit_pat_ident(&mut self, pat: &'ast PatIdent) {
+        self.0.push(pat.ident.clone());
+        syn::visit::visit_pat_ident(self, pat);
+    }
+}

@@ -1,0 +1,111 @@
+//! What the output of `#[in_netns]` calls. Not part of the public API: it
+//! changes with the macro, whose version is tied to this crate's.
+
+use std::marker::PhantomData;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::executor::Executor;
+use crate::netns::Netns;
+
+pub fn open(name: impl AsRef<str>) -> Result<Netns> {
+    Netns::open(name.as_ref())
+}
+
+pub fn from_path(path: impl AsRef<Path>) -> Result<Netns> {
+    Netns::from_path(path)
+}
+
+pub fn from_pid(pid: u32) -> Result<Netns> {
+    Netns::from_pid(pid)
+}
+
+/// A handle of our own, because the expression may borrow from an argument
+/// that the body takes, or from a `self` that it changes.
+pub fn netns(ns: &Netns) -> Result<Netns> {
+    Ok(ns.clone())
+}
+
+/// As for [`netns`].
+pub fn executor(executor: &Executor) -> Executor {
+    executor.clone()
+}
+
+pub fn global_executor() -> &'static Executor {
+    Executor::global()
+}
+
+/// Takes the namespace's `Result`, so that a failure to open it and one to
+/// enter it end in the same place.
+pub fn run<T: Send>(
+    executor: &Executor,
+    ns: Result<Netns>,
+    body: impl FnOnce() -> T + Send,
+) -> Result<T> {
+    executor.run(&ns?, body)
+}
+
+/// Runs `body` in a namespace made for it, with the loopback up.
+pub fn run_fresh<T: Send>(executor: &Executor, body: impl FnOnce() -> T + Send) -> Result<T> {
+    let fresh = Fresh {
+        ns: Netns::new()?,
+        executor,
+    };
+    fresh.ns.set_loopback_up()?;
+    executor.run(&fresh.ns, body)
+}
+
+/// Retires the worker of a fresh namespace, also when the body panicked:
+/// otherwise the namespace would live on until that worker has idled away.
+struct Fresh<'a> {
+    ns: Netns,
+    executor: &'a Executor,
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.executor.retire(&self.ns) {
+            tracing::warn!(netns = self.ns.label(), %error, "fresh netns lives on");
+        }
+    }
+}
+
+/// Stands for the return type `T`, of which the macro sees only the tokens;
+/// the compiler knows whether a failure can be returned through it.
+///
+/// `(&failure).end(error)` is [`ReturnFailure::end`] where `T` is a
+/// `Result<_, E>` with `E: From<Error>`, because that takes one reference less
+/// and method look-up tries it first, and [`PanicWithFailure::end`] otherwise:
+/// for every other type, and where `T` is generic and nothing is known of it.
+pub struct Failure<T>(PhantomData<fn() -> T>);
+
+impl<T> Failure<T> {
+    /// Takes the type from a value, for what cannot be written down: with
+    /// `-> Result<impl Iterator, E>` the compiler still finds `Result`.
+    pub fn of(_: &Result<T>) -> Self {
+        Failure(PhantomData)
+    }
+}
+
+pub trait ReturnFailure<T> {
+    fn end(&self, error: Error) -> T;
+}
+
+impl<T, E: From<Error>> ReturnFailure<Result<T, E>> for Failure<Result<T, E>> {
+    fn end(&self, error: Error) -> Result<T, E> {
+        Err(E::from(error))
+    }
+}
+
+pub trait PanicWithFailure<T> {
+    fn end(&self, error: Error) -> T;
+}
+
+impl<T> PanicWithFailure<T> for &Failure<T> {
+    /// The location is that of the annotated function, or of its caller where
+    /// it is `#[track_caller]` itself.
+    #[track_caller]
+    fn end(&self, error: Error) -> T {
+        panic!("{error}")
+    }
+}
