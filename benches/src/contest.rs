@@ -43,6 +43,18 @@ impl<'a> Contestant<'a> {
     }
 }
 
+/// What of all there is shall be measured.
+#[derive(Clone, Debug, Default)]
+pub struct Filter(pub Option<Regex>);
+
+impl Filter {
+    /// Whether `SECTION/SCENE/GROUP/LABEL` is asked for.
+    pub fn matches(&self, section: &str, scene: &str, group: Group, label: &str) -> bool {
+        let path = format!("{section}/{scene}/{}/{label}", group.name());
+        self.0.as_ref().is_none_or(|only| only.is_match(&path))
+    }
+}
+
 /// Contestants under the same conditions.
 pub struct Contest<'a> {
     /// The part of the report that it belongs to.
@@ -60,13 +72,11 @@ pub struct Contest<'a> {
 }
 
 impl Contest<'_> {
-    /// Leaves those whose path `SECTION/SCENE/GROUP/LABEL` matches, and the
-    /// floors when anybody is left.
-    pub fn keep(&mut self, only: &Regex) {
+    /// Leaves those that `filter` asks for, and the floors when anybody is left.
+    pub fn keep(&mut self, filter: &Filter) {
         let (section, scene) = (self.section, self.scene.clone());
         let matches = |contestant: &Contestant<'_>| {
-            let group = contestant.group.name();
-            only.is_match(&format!("{section}/{scene}/{group}/{}", contestant.label))
+            filter.matches(section, &scene, contestant.group, &contestant.label)
         };
         if self.contestants.iter().any(matches) {
             (self.contestants).retain(|each| each.group == Group::Floor || matches(each));
@@ -221,10 +231,10 @@ mod tests {
     #[test]
     fn only_keeps_the_floor_of_those_it_keeps() {
         let mut some = contest();
-        some.keep(&Regex::new("/ours/").unwrap());
+        some.keep(&Filter(Some(Regex::new("/ours/").unwrap())));
         assert_eq!(labels(&some), ["spin", "run"]);
         let mut none = contest();
-        none.keep(&Regex::new("throughput").unwrap());
+        none.keep(&Filter(Some(Regex::new("throughput").unwrap())));
         assert!(none.contestants.is_empty());
     }
 

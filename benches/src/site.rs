@@ -17,22 +17,22 @@ pub fn enter(netns: impl AsFd) -> nix::Result<()> {
 }
 
 /// A namespace with a name, since `ip netns exec` knows no others.
-pub struct Site {
+pub struct Named {
     name: String,
     netns: Netns,
 }
 
-impl Site {
+impl Named {
     /// Makes one as `ip netns add` does.
     ///
     /// # Errors
     ///
     /// Without iproute2 or `CAP_SYS_ADMIN`.
-    pub fn new() -> Result<Site> {
+    pub fn new() -> Result<Named> {
         let name = format!("netns-exec-bench-{}", std::process::id());
         ip(&["netns", "add", &name])?;
-        match open(&name) {
-            Ok(netns) => Ok(Site { name, netns }),
+        match open(&format!("/run/netns/{name}")) {
+            Ok(netns) => Ok(Named { name, netns }),
             Err(cause) => {
                 ip(&["netns", "del", &name])?;
                 Err(cause)
@@ -51,7 +51,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Named {
     fn drop(&mut self) {
         if let Err(cause) = ip(&["netns", "del", &self.name]) {
             eprintln!("netns `{}` is left behind: {cause}", self.name);
@@ -68,9 +68,13 @@ fn ip(arguments: &[&str]) -> Result<()> {
     Err(format!("`ip {}` failed: {}", arguments.join(" "), said.trim()).into())
 }
 
-/// Opens a named namespace, on a thread that ends in it.
-fn open(name: &str) -> Result<Netns> {
-    let file = File::open(format!("/run/netns/{name}"))?;
+/// Opens the namespace at `path`, on a thread that ends in it.
+///
+/// # Errors
+///
+/// When there is none, or it may not be entered.
+pub fn open(path: &str) -> Result<Netns> {
+    let file = File::open(path)?;
     let opened = thread::scope(|scope| {
         let visitor = scope.spawn(|| {
             enter(&file).map_err(|e| e.to_string())?;

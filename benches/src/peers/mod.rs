@@ -80,8 +80,7 @@ pub struct Entry {
     pub group: Group,
     /// Whether it can do [`Work::Socket`].
     pub opens_sockets: bool,
-    /// Whether several threads may call it at once, and one process can hold a
-    /// thousand of it.
+    /// Whether it stands in the comparison by number of namespaces.
     pub scales: bool,
     /// Builds it.
     pub build: Build,
@@ -139,8 +138,14 @@ pub const CATALOGUE: [Entry; 16] = [
     floor("futex ping-pong, one CPU", floors::futex_on_one_cpu),
     entry(OURS, Group::Ours, ours::executor),
     entry(PINNED, Group::Ours, ours::pinned),
-    entry(BORROWED, Group::Ours, ours::borrowed),
-    entry(SPAWN_JOIN, Group::Ours, ours::spawn_join),
+    Entry {
+        scales: false,
+        ..entry(BORROWED, Group::Ours, ours::borrowed)
+    },
+    Entry {
+        scales: false,
+        ..entry(SPAWN_JOIN, Group::Ours, ours::spawn_join)
+    },
     entry(IN_PLACE, Group::Peer, in_place::there_and_back),
     entry(NETNS_RS, Group::Peer, in_place::netns_rs),
     entry(THREAD_PER_CALL, Group::Peer, in_place::thread_per_call),
@@ -148,7 +153,7 @@ pub const CATALOGUE: [Entry; 16] = [
     entry(CROSSBEAM, Group::Peer, channels::crossbeam),
     entry(RAYON, Group::Peer, pools::rayon),
     Entry {
-        // Each is a runtime of two threads and an epoll.
+        // A thousand of it are two thousand threads and a thousand epolls.
         scales: false,
         ..entry(TOKIO, Group::Peer, pools::tokio)
     },
@@ -162,4 +167,41 @@ pub const CATALOGUE: [Entry; 16] = [
         scales: false,
         ..entry("nsenter", Group::Peer, commands::nsenter)
     },
+];
+
+/// Builds a [`Flood`].
+pub type BuildFlood = fn(&Site<'_>) -> Result<Box<dyn Flood>>;
+
+/// A line of the catalogue of those who take jobs that nobody waits for.
+#[derive(Clone, Copy)]
+pub struct FloodEntry {
+    /// As the tables and `--only` know it.
+    pub label: &'static str,
+    /// On which side it stands.
+    pub group: Group,
+    /// Builds it.
+    pub build: BuildFlood,
+}
+
+/// Our own way to hand over a job that nobody waits for.
+pub const OUR_SPAWN: &str = "Executor::spawn";
+
+/// What most daemons use for it.
+pub const STD_SPAWN: &str = "sync_channel + Box";
+
+const fn flood(label: &'static str, group: Group, build: BuildFlood) -> FloodEntry {
+    FloodEntry {
+        label,
+        group,
+        build,
+    }
+}
+
+/// Everybody who takes jobs that nobody waits for.
+pub const FLOODS: [FloodEntry; 5] = [
+    flood(OUR_SPAWN, Group::Ours, ours::flood),
+    flood(STD_SPAWN, Group::Peer, channels::std_flood),
+    flood("crossbeam + Box", Group::Peer, channels::crossbeam_flood),
+    flood("rayon spawn_fifo", Group::Peer, pools::rayon_flood),
+    flood(TOKIO, Group::Peer, pools::tokio_flood),
 ];
