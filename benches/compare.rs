@@ -1,0 +1,275 @@
+//! What does a call into a namespace cost, against the floors of the hardware
+//! and the kernel, and against what people use today?
+//!
+//! The baselines are a spin ping-pong for calls back to back and a futex
+//! ping-pong for all others, measured in the same rounds. Run it as
+//! `cargo bench -p benches --bench compare -- --help`; it needs root.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use benches::contest::{Contest, Filter, Row, hold};
+use benches::cpus::Hogs;
+use benches::latency::Effort;
+use benches::machine::Machine;
+use benches::peers::{CATALOGUE, CROSSBEAM, FLOODS, Group, OURS, STD_CHANNEL, Site};
+use benches::report::Report;
+use benches::site::{self, Named};
+use benches::targets::targets;
+use benches::{Result, alloc, allocations, fleet, footprint, latency, plot, throughput};
+use clap::{ArgGroup, Parser};
+use netns_exec::{Executor, Netns};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use regex::Regex;
+
+#[global_allocator]
+static ALLOCATOR: alloc::Counting = alloc::Counting;
+
+/// What a call into a network namespace costs, against the floors of the
+/// hardware and the kernel, and against what people use today.
+#[derive(Parser)]
+#[command(group = ArgGroup::new("form"), after_help = "\
+Examples (after `cargo bench -p benches --bench compare --`):
+  --only /ours/              floors and our own calls, everywhere
+  --only '^latency/.*/ours/' the same, latencies only: for tuning
+  --only /hot/               calls back to back, everybody
+  --long --out results       figures to publish")]
+struct Options {
+    /// A few minutes; the default
+    #[arg(long, group = "form")]
+    quick: bool,
+    /// Five times the rounds: figures to publish
+    #[arg(long, group = "form")]
+    long: bool,
+    /// Seconds, one round: shows that everything runs, and no figure worth reading
+    #[arg(long, group = "form")]
+    smoke: bool,
+    /// Measures only what matches SECTION/SCENE/GROUP/LABEL, and its floors
+    #[arg(long, value_name = "REGEX")]
+    only: Option<Regex>,
+    /// Rounds of the latencies, in place of what the form says
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Where results.json, results.md and the plots go; cargo runs benches in
+    /// the folder of their crate
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/compare"), hide_default_value = true)]
+    out: PathBuf,
+    /// One process of the section on idle workers
+    #[arg(long, hide = true)]
+    probe: bool,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// How much of everything.
+struct Form {
+    rounds: usize,
+    latency: Effort,
+    other_rounds: usize,
+    throughput: Duration,
+    spawned: u32,
+    namespaces: &'static [usize],
+    fleet: Duration,
+    idle: Duration,
+}
+
+impl Form {
+    fn of(options: &Options) -> Form {
+        let ms = Duration::from_millis;
+        let quick = Form {
+            rounds: 30,
+            latency: Effort {
+                hot: ms(2),
+                short_gaps: 16,
+                long_gaps: 10,
+            },
+            other_rounds: 10,
+            throughput: ms(20),
+            spawned: 5000,
+            namespaces: &[1, 10, 100, 1000],
+            fleet: ms(10),
+            idle: ms(3000),
+        };
+        let mut form = if options.long {
+            Form {
+                rounds: 150,
+                other_rounds: 50,
+                idle: ms(20_000),
+                ..quick
+            }
+        } else if options.smoke {
+            Form {
+                rounds: 1,
+                latency: Effort {
+                    hot: ms(1),
+                    short_gaps: 2,
+                    long_gaps: 2,
+                },
+                other_rounds: 1,
+                throughput: ms(2),
+                spawned: 200,
+                namespaces: &[1, 10],
+                fleet: ms(1),
+                idle: ms(100),
+            }
+        } else {
+            quick
+        };
+        if let Some(rounds) = options.rounds {
+            form.rounds = rounds.into();
+        }
+        form
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let done = allow_many_files().and_then(|()| match options.probe {
+        true => footprint::probe(),
+        false => compare(options),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("compare: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A thousand namespaces are more files than a shell allows by default.
+fn allow_many_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(())
+}
+
+fn compare(options: Options) -> Result<()> {
+    let form = Form::of(&options);
+    let filter = Filter(options.only);
+    let mut report = Report {
+        machine: Machine::this()?,
+        rounds: form.rounds,
+        ..Report::default()
+    };
+    let hogs = Hogs::new()?;
+    let executor = Executor::new()?;
+    in_one_namespace(&mut report, &form, &filter, &executor, &hogs)?;
+    in_many_namespaces(&mut report, &form, &filter, &executor, &hogs)?;
+    report.targets = targets(&report);
+
+    let text = report.markdown();
+    println!("{text}");
+    fs::create_dir_all(&options.out)?;
+    let json = serde_json::to_string_pretty(&report)?;
+    fs::write(options.out.join("results.json"), json)?;
+    fs::write(options.out.join("results.md"), text)?;
+    plot::write(&report, &options.out)?;
+    eprintln!("results and plots are in {}", options.out.display());
+    Ok(())
+}
+
+fn in_one_namespace(
+    report: &mut Report,
+    form: &Form,
+    filter: &Filter,
+    executor: &Executor,
+    hogs: &Hogs,
+) -> Result<()> {
+    let named = Named::new()?;
+    let inode = site::inode(named.netns())?;
+    let site = Site {
+        netns: named.netns(),
+        name: Some(named.name()),
+        executor,
+    };
+    let mut peers = Vec::new();
+    for entry in CATALOGUE {
+        let peer = (entry.build)(&site)?;
+        if entry.group != Group::Floor && peer.place() != Some(inode) {
+            return Err(format!("`{}` is not in the namespace", entry.label).into());
+        }
+        peers.push((entry, peer));
+    }
+    let mut floods = Vec::new();
+    for entry in FLOODS {
+        floods.push((entry, (entry.build)(&site)?));
+    }
+
+    let mut measure = |contests: Vec<Contest<'_>>, rounds| -> Result<()> {
+        report.rows.extend(run(contests, rounds, filter, hogs)?);
+        Ok(())
+    };
+    measure(latency::contests(&peers, form.latency), form.rounds)?;
+    measure(
+        throughput::contests(&peers, form.throughput),
+        form.other_rounds,
+    )?;
+    measure(
+        vec![throughput::spawn_contest(&floods, form.spawned)],
+        form.other_rounds,
+    )?;
+
+    for (entry, peer) in &peers {
+        // A floor has nothing to allocate for, and what a command allocates, it
+        // allocates in another process.
+        let counts = entry.group != Group::Floor && entry.opens_sockets;
+        if counts && filter.matches(allocations::SECTION, "call", entry.group, entry.label) {
+            (report.allocations).push(allocations::of_call(entry, peer.as_ref())?);
+        }
+    }
+    for (entry, flood) in &floods {
+        if filter.matches(allocations::SECTION, "spawn", entry.group, entry.label) {
+            (report.allocations).push(allocations::of_spawn(entry, flood.as_ref())?);
+        }
+    }
+    Ok(())
+}
+
+fn in_many_namespaces(
+    report: &mut Report,
+    form: &Form,
+    filter: &Filter,
+    executor: &Executor,
+    hogs: &Hogs,
+) -> Result<()> {
+    let sizes = form.namespaces;
+    let most = sizes.iter().copied().max().unwrap_or_default();
+    let weighed: Vec<_> = (CATALOGUE.iter())
+        .filter(|entry| [OURS, STD_CHANNEL, CROSSBEAM].contains(&entry.label))
+        .filter(|entry| {
+            let scene = fleet::scene(most);
+            filter.matches(footprint::SECTION, &scene, entry.group, entry.label)
+        })
+        .collect();
+    if weighed.is_empty() && !fleet::is_wanted(sizes, filter) {
+        return Ok(());
+    }
+    let namespaces: Vec<Netns> = (0..most).map(|_| Netns::new()).collect::<Result<_, _>>()?;
+    for entry in weighed {
+        let found = footprint::measure(entry.label, &namespaces, form.idle)?;
+        report.footprints.push(found);
+    }
+    let fleets = fleet::build(&namespaces, executor, sizes, filter)?;
+    let contests = fleet::contests(&fleets, sizes, form.fleet);
+    let rows = run(contests, form.other_rounds, filter, hogs)?;
+    report.rows.extend(rows);
+    Ok(())
+}
+
+fn run(
+    mut contests: Vec<Contest<'_>>,
+    rounds: usize,
+    filter: &Filter,
+    hogs: &Hogs,
+) -> Result<Vec<Row>> {
+    for contest in &mut contests {
+        contest.keep(filter);
+    }
+    contests.retain(|contest| !contest.contestants.is_empty());
+    hold(&mut contests, rounds, hogs)?;
+    Ok(contests.iter().flat_map(Contest::rows).collect())
+}

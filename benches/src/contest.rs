@@ -1,0 +1,245 @@
+//! Turns, rounds and rows: who is measured when, and against whom.
+//!
+//! A contest is a set of contestants under the same conditions. Each has one
+//! turn in every round; the order of contests within a round and of contestants
+//! within a contest is shuffled anew each time, so that a drift of the machine
+//! or the wake of one contestant falls on everybody alike.
+
+use std::io::{IsTerminal, Write};
+
+use rand::seq::SliceRandom;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::cpus::Hogs;
+use crate::peers::Group;
+use crate::stats::{Series, Spread};
+use crate::{Result, quiet};
+
+/// One who is measured.
+pub struct Contestant<'a> {
+    /// As the tables and `--only` know it.
+    pub label: String,
+    /// On which side it stands.
+    pub group: Group,
+    /// Takes one turn and returns its samples.
+    pub turn: Box<dyn FnMut() -> Vec<f64> + 'a>,
+    series: Series,
+}
+
+impl<'a> Contestant<'a> {
+    /// Puts a turn under a label.
+    pub fn new(
+        label: impl Into<String>,
+        group: Group,
+        turn: impl FnMut() -> Vec<f64> + 'a,
+    ) -> Contestant<'a> {
+        Contestant {
+            label: label.into(),
+            group,
+            turn: Box::new(turn),
+            series: Series::default(),
+        }
+    }
+}
+
+/// What of all there is shall be measured.
+#[derive(Clone, Debug, Default)]
+pub struct Filter(pub Option<Regex>);
+
+impl Filter {
+    /// Whether `SECTION/SCENE/GROUP/LABEL` is asked for.
+    pub fn matches(&self, section: &str, scene: &str, group: Group, label: &str) -> bool {
+        let path = format!("{section}/{scene}/{}/{label}", group.name());
+        self.0.as_ref().is_none_or(|only| only.is_match(&path))
+    }
+}
+
+/// Contestants under the same conditions.
+pub struct Contest<'a> {
+    /// The part of the report that it belongs to.
+    pub section: &'static str,
+    /// The conditions.
+    pub scene: String,
+    /// Whether every CPU also runs something else.
+    pub hogs: bool,
+    /// Whom the rows are held against as a floor, if he takes part.
+    pub floor: &'static str,
+    /// Whom the rows are held against as ours, if he takes part.
+    pub ours: &'static str,
+    /// Those who take part.
+    pub contestants: Vec<Contestant<'a>>,
+}
+
+impl Contest<'_> {
+    /// Leaves those that `filter` asks for, and the floors when anybody is left.
+    pub fn keep(&mut self, filter: &Filter) {
+        let (section, scene) = (self.section, self.scene.clone());
+        let matches = |contestant: &Contestant<'_>| {
+            filter.matches(section, &scene, contestant.group, &contestant.label)
+        };
+        if self.contestants.iter().any(matches) {
+            (self.contestants).retain(|each| each.group == Group::Floor || matches(each));
+        } else {
+            self.contestants.clear();
+        }
+    }
+
+    fn series(&self, label: &str) -> Option<&Series> {
+        let found = self.contestants.iter().find(|each| each.label == label)?;
+        Some(&found.series)
+    }
+
+    /// Sums up what was measured.
+    pub fn rows(&self) -> Vec<Row> {
+        let floor = self.series(self.floor);
+        let ours = self.series(self.ours);
+        (self.contestants.iter())
+            .filter_map(
+                |Contestant {
+                     label,
+                     group,
+                     series,
+                     ..
+                 }| {
+                    Some(Row {
+                        section: self.section.to_owned(),
+                        scene: self.scene.clone(),
+                        label: label.clone(),
+                        group: *group,
+                        ns: series.typical()?,
+                        p99_ns: series.p99()?,
+                        to_floor: floor.and_then(|floor| series.ratio_to(floor)),
+                        p99_to_floor: floor.and_then(|floor| Some(series.p99()? / floor.p99()?)),
+                        to_ours: ours.and_then(|ours| series.ratio_to(ours)),
+                        ns_beyond_ours: ours.and_then(|ours| series.difference_to(ours)),
+                    })
+                },
+            )
+            .collect()
+    }
+}
+
+/// What one contestant showed in one contest. Lower is better throughout.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// The part of the report that it belongs to.
+    pub section: String,
+    /// The conditions.
+    pub scene: String,
+    /// Who.
+    pub label: String,
+    /// On which side.
+    pub group: Group,
+    /// Nanoseconds a call: the median of the rounds' medians.
+    pub ns: Spread,
+    /// The 99th percentile over all rounds.
+    pub p99_ns: f64,
+    /// How many times the floor, by round.
+    pub to_floor: Option<Spread>,
+    /// How many times the floor at the 99th percentile.
+    pub p99_to_floor: Option<f64>,
+    /// How many times our figure, by round.
+    pub to_ours: Option<Spread>,
+    /// Nanoseconds more than our figure, by round.
+    pub ns_beyond_ours: Option<Spread>,
+}
+
+/// Lets everybody have `rounds` turns, interleaved.
+///
+/// # Errors
+///
+/// When a thread keeps running after its turn: what followed would be wrong.
+pub fn hold(contests: &mut [Contest<'_>], rounds: usize, hogs: &Hogs) -> Result<()> {
+    let ignored = hogs.tids();
+    let mut rng = rand::rng();
+    let mut order: Vec<usize> = (0..contests.len()).collect();
+    for round in 0..rounds {
+        report_progress(contests, round, rounds)?;
+        order.shuffle(&mut rng);
+        for &index in &order {
+            let contest = &mut contests[index];
+            // Also fixes where a contestant's line lies in memory, which the
+            // shuffle of indices leaves alone.
+            let mut turns: Vec<_> = contest.contestants.iter_mut().collect();
+            turns.shuffle(&mut rng);
+            let busy = (contest.hogs && !turns.is_empty()).then(|| hogs.run());
+            for contestant in turns {
+                quiet::wait(&ignored)?;
+                let samples = (contestant.turn)();
+                contestant.series.push_round(&samples);
+            }
+            drop(busy);
+        }
+    }
+    report_progress(contests, rounds, rounds)
+}
+
+fn report_progress(contests: &[Contest<'_>], round: usize, rounds: usize) -> Result<()> {
+    let mut stderr = std::io::stderr();
+    let Some(section) = contests.first().map(|contest| contest.section) else {
+        return Ok(());
+    };
+    if stderr.is_terminal() {
+        write!(stderr, "\r{section}: round {round} of {rounds}")?;
+        if round == rounds {
+            writeln!(stderr)?;
+        }
+    } else if round == 0 {
+        writeln!(stderr, "{section}: {rounds} rounds")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contest<'a>() -> Contest<'a> {
+        let fixed = |value: f64| move || vec![value];
+        Contest {
+            section: "latency",
+            scene: "hot".into(),
+            hogs: false,
+            floor: "spin",
+            ours: "run",
+            contestants: vec![
+                Contestant::new("spin", Group::Floor, fixed(100.0)),
+                Contestant::new("run", Group::Ours, fixed(110.0)),
+                Contestant::new("channel", Group::Peer, fixed(1100.0)),
+            ],
+        }
+    }
+
+    fn labels(contest: &Contest<'_>) -> Vec<String> {
+        (contest.contestants.iter())
+            .map(|each| each.label.clone())
+            .collect()
+    }
+
+    #[test]
+    fn rows_are_held_against_floor_and_ours() {
+        let mut contests = [contest()];
+        hold(&mut contests, 3, &Hogs::new().unwrap()).unwrap();
+        let rows = contests[0].rows();
+        assert_eq!(rows[1].to_floor.unwrap().median, 1.1);
+        assert_eq!(rows[2].to_ours.unwrap().median, 10.0);
+        assert_eq!(rows[2].p99_to_floor, Some(11.0));
+        assert_eq!(rows[1].ns_beyond_ours.unwrap().median, 0.0);
+    }
+
+    #[test]
+    fn only_keeps_the_floor_of_those_it_keeps() {
+        let mut some = contest();
+        some.keep(&Filter(Some(Regex::new("/ours/").unwrap())));
+        assert_eq!(labels(&some), ["spin", "run"]);
+        let mut none = contest();
+        none.keep(&Filter(Some(Regex::new("throughput").unwrap())));
+        assert!(none.contestants.is_empty());
+    }
+
+    #[test]
+    fn nobody_measured_makes_no_row() {
+        assert!(contest().rows().is_empty());
+    }
+}

@@ -1,0 +1,137 @@
+//! What a thousand workers cost while nobody calls them.
+//!
+//! Measured in a process of its own for each contestant: what others allocated
+//! and freed before would be found again, and the workers would seem free.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netns_exec::{Executor, Netns};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use serde::{Deserialize, Serialize};
+
+use crate::peers::{CATALOGUE, Group, Site};
+use crate::{Result, quiet, site};
+
+/// The section's name.
+pub const SECTION: &str = "footprint";
+
+/// What workers cost while nobody calls them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Who.
+    pub label: String,
+    /// On which side.
+    pub group: Group,
+    /// How many, one in each namespace.
+    pub workers: usize,
+    /// Resident memory of the process for each of them.
+    pub resident_bytes_each: f64,
+    /// CPU time that all of them together use while idle, as a share of one CPU.
+    pub idle_cpu_share: f64,
+}
+
+/// What [`probe`] is told on its standard input.
+#[derive(Serialize, Deserialize)]
+struct Order {
+    label: String,
+    netns_paths: Vec<String>,
+    idle: Duration,
+}
+
+/// Measures one contestant of the catalogue in a process of its own.
+///
+/// # Errors
+///
+/// When that process fails; it has said why.
+pub fn measure(label: &str, namespaces: &[Netns], idle: Duration) -> Result<Footprint> {
+    let order = Order {
+        label: label.to_owned(),
+        netns_paths: namespaces.iter().map(site::path).collect(),
+        idle,
+    };
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("--probe")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(&serde_json::to_vec(&order)?)?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        return Err(format!("the probe of `{label}` failed: {}", output.status).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The other end of [`measure`]: reads an order from standard input and writes
+/// what it found to standard output.
+///
+/// # Errors
+///
+/// When the workers cannot be started or looked at.
+pub fn probe() -> Result<()> {
+    let order: Order = serde_json::from_reader(std::io::stdin())?;
+    let entry = (CATALOGUE.into_iter())
+        .find(|entry| entry.label == order.label)
+        .ok_or("nobody of that name")?;
+    let namespaces: Vec<Netns> = (order.netns_paths.iter())
+        .map(|path| site::open(path))
+        .collect::<Result<_>>()?;
+    let executor = Executor::new()?;
+    let start = |netns: &Netns| {
+        let peer = (entry.build)(&Site {
+            netns,
+            name: None,
+            executor: &executor,
+        })?;
+        // A worker that never ran has not touched its stack yet.
+        match peer.place() == Some(site::inode(netns)?) {
+            true => Ok(peer),
+            false => Err(format!("`{}` is not in {netns}", entry.label).into()),
+        }
+    };
+    // The first brings along what all of them share.
+    let (first, others) = namespaces.split_first().ok_or("no namespace")?;
+    let _first = start(first)?;
+    quiet::wait(&[])?;
+    let before = resident()?;
+    let workers: Vec<_> = others.iter().map(start).collect::<Result<_>>()?;
+    quiet::wait(&[])?;
+    let grown = resident()? - before;
+
+    let cpu = cpu_time()?;
+    let begun = Instant::now();
+    thread::sleep(order.idle);
+    let used = (cpu_time()? - cpu).as_secs_f64();
+    let found = Footprint {
+        label: order.label,
+        group: entry.group,
+        workers: namespaces.len(),
+        resident_bytes_each: grown / others.len().max(1) as f64,
+        idle_cpu_share: used / begun.elapsed().as_secs_f64(),
+    };
+    println!("{}", serde_json::to_string(&found)?);
+    drop(workers);
+    Ok(())
+}
+
+/// The resident memory of this process in bytes, counted page by page: the
+/// figure in status is allowed to lag behind.
+fn resident() -> Result<f64> {
+    let smaps = fs::read_to_string("/proc/self/smaps_rollup")?;
+    let rss = smaps.lines().find_map(|line| line.strip_prefix("Rss:"));
+    let kib = rss.and_then(|rss| rss.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("no Rss in smaps_rollup")?.trim().parse::<f64>()? * 1024.0)
+}
+
+fn cpu_time() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let time = usage.user_time() + usage.system_time();
+    Ok(Duration::from_micros(time.num_microseconds().try_into()?))
+}

@@ -1,0 +1,106 @@
+//! This library, in the ways it can be called.
+
+use netns_exec::{Executor, Netns, Pinned};
+
+use super::ship::{Post, Poster, Ship, Shipper};
+use super::{Flood, Peer, Site};
+use crate::Result;
+use crate::work::{Work, open_socket, place};
+
+const REFUSED: &str = "a worker was started when the bench was set up";
+
+/// By namespace: each call finds the worker through the handle.
+struct ByNetns {
+    executor: Executor,
+    netns: Netns,
+    /// Keeps the worker resident between turns.
+    _resident: Pinned,
+}
+
+fn by_netns(site: &Site<'_>) -> Result<ByNetns> {
+    Ok(ByNetns {
+        executor: site.executor.clone(),
+        netns: site.netns.clone(),
+        _resident: site.executor.pin(site.netns)?,
+    })
+}
+
+pub(super) fn executor(site: &Site<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(by_netns(site)?)))
+}
+
+impl Ship for ByNetns {
+    fn ship<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        self.executor.run(&self.netns, f).expect(REFUSED)
+    }
+}
+
+impl Post for ByNetns {
+    fn post(&self, f: impl FnOnce() + Send + 'static) {
+        drop(self.executor.spawn(&self.netns, f).expect(REFUSED));
+    }
+}
+
+pub(super) fn flood(site: &Site<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(by_netns(site)?)))
+}
+
+/// By a handle that already knows the worker.
+struct ByPin(Pinned);
+
+pub(super) fn pinned(site: &Site<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(ByPin(site.executor.pin(site.netns)?))))
+}
+
+impl Ship for ByPin {
+    fn ship<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        self.0.run(f).expect(REFUSED)
+    }
+}
+
+/// As a task, waited for through its handle.
+struct ByTask(Pinned);
+
+pub(super) fn spawn_join(site: &Site<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(ByTask(site.executor.pin(site.netns)?))))
+}
+
+impl Ship for ByTask {
+    fn ship<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        self.0.spawn(f).and_then(|task| task.join()).expect(REFUSED)
+    }
+}
+
+/// The closure writes to the caller's stack, so a third cache line moves.
+struct Borrowing(Pinned);
+
+pub(super) fn borrowed(site: &Site<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Borrowing(site.executor.pin(site.netns)?)))
+}
+
+impl Peer for Borrowing {
+    fn repeat(&self, work: Work, times: u32) {
+        match work {
+            Work::Empty => {
+                let mut numbers = [0_u32; 32];
+                for n in 0..times {
+                    self.0
+                        .run(|| numbers[7] = n.wrapping_add(1))
+                        .expect(REFUSED);
+                    assert_eq!(numbers[7], n.wrapping_add(1));
+                }
+            }
+            Work::Socket => {
+                let mut socket = None;
+                for _ in 0..times {
+                    self.0.run(|| socket = Some(open_socket())).expect(REFUSED);
+                    socket = None;
+                }
+            }
+        }
+    }
+
+    fn place(&self) -> Option<u64> {
+        Some(self.0.run(place).expect(REFUSED))
+    }
+}

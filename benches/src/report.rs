@@ -1,0 +1,328 @@
+//! What a run found: as JSON for machines, as Markdown for people. The
+//! terminal shows the Markdown.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
+
+use crate::allocations::Allocations;
+use crate::contest::Row;
+use crate::footprint::Footprint;
+use crate::machine::Machine;
+use crate::peers::Group;
+use crate::regime;
+use crate::stats::Spread;
+use crate::targets::{Bound, Target};
+
+/// Everything that a run found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Where and of what.
+    pub machine: Machine,
+    /// How many turns each had in the section of latencies.
+    pub rounds: usize,
+    /// All that was timed.
+    pub rows: Vec<Row>,
+    /// Allocations for each call.
+    pub allocations: Vec<Allocations>,
+    /// What idle workers cost.
+    pub footprints: Vec<Footprint>,
+    /// What was to be reached.
+    pub targets: Vec<Target>,
+}
+
+impl Report {
+    /// The whole report for people.
+    pub fn markdown(&self) -> String {
+        let mut text = String::from("# What a call into a network namespace costs\n\n");
+        let mut part = |title: &str, note: &str, table: Option<Table>| {
+            if let Some(table) = table {
+                writeln!(text, "## {title}\n\n{note}\n\n{table}\n").expect("a String takes all");
+            }
+        };
+        let head = self.machine.headline();
+        let rounds = self.rounds;
+        let note = format!(
+            "{head}.\n\nMedians over {rounds} interleaved rounds; a ratio is taken within a round, and its \
+             smallest and largest round stand in brackets. Lower is better."
+        );
+        part(
+            "Latency of a call with an empty closure, p50",
+            &note,
+            self.matrix(),
+        );
+        part(
+            "Latency in full",
+            "What is faster than a few microseconds is timed in short batches, so its p99 is one of their means.",
+            self.latencies(),
+        );
+        part(
+            "Throughput",
+            "Time divided by calls, all callers of one namespace together.",
+            self.means("throughput"),
+        );
+        part(
+            "Jobs that nobody waits for",
+            "Time divided by jobs, until the last has run.",
+            self.means("spawn"),
+        );
+        part(
+            "Many namespaces",
+            "Calls back to back from one caller, each to a namespace drawn by lot.",
+            self.means("namespaces"),
+        );
+        part(
+            "Allocations",
+            "By all threads, for each call or job.",
+            self.allocation_table(),
+        );
+        part(
+            "Idle workers",
+            "One in each namespace, in a process of their own.",
+            self.footprint_table(),
+        );
+        part("Targets", "Ratios in this run.", self.target_table());
+        text
+    }
+
+    /// Who by regime.
+    fn matrix(&self) -> Option<Table> {
+        let scenes: Vec<&str> = (regime::ALL.iter())
+            .map(|regime| regime.name)
+            .filter(|scene| self.rows.iter().any(|row| row.scene == *scene))
+            .collect();
+        let mut labels: Vec<(&str, Group)> = Vec::new();
+        for row in self.rows.iter().filter(|row| row.section == "latency") {
+            if !labels.contains(&(&row.label, row.group)) {
+                labels.push((&row.label, row.group));
+            }
+        }
+        let cell = |scene: &str, label: &str| {
+            (self.rows.iter())
+                .find(|row| (&*row.section, &*row.scene, &*row.label) == ("latency", scene, label))
+                .map_or(String::new(), |row| time(row.ns.median))
+        };
+        let rows = labels.into_iter().map(|(label, group)| {
+            let who = match group {
+                Group::Floor => format!("*{label}*"),
+                Group::Ours => format!("**{label}**"),
+                Group::Peer => label.to_owned(),
+            };
+            let cells = scenes.iter().map(|scene| cell(scene, label));
+            [who].into_iter().chain(cells).collect()
+        });
+        table(&[&["who"], &*scenes].concat(), 1, rows)
+    }
+
+    /// The rows of the latencies, which have a floor and a tail.
+    fn latencies(&self) -> Option<Table> {
+        let header = [
+            "scene",
+            "who",
+            "p50",
+            "p99",
+            "times the floor",
+            "p99",
+            "times ours",
+        ];
+        let rows = self.rows.iter().filter(|row| row.section == "latency");
+        let cells = rows.map(|row| {
+            vec![
+                row.scene.clone(),
+                row.label.clone(),
+                time(row.ns.median),
+                time(row.p99_ns),
+                spread(row.to_floor),
+                row.p99_to_floor.map_or(String::new(), number),
+                spread(row.to_ours),
+            ]
+        });
+        table(&header, 2, cells)
+    }
+
+    /// The rows of a section in which a round is one figure.
+    fn means(&self, section: &str) -> Option<Table> {
+        let rows = self.rows.iter().filter(|row| row.section == section);
+        let cells = rows.map(|row| {
+            vec![
+                row.scene.clone(),
+                row.label.clone(),
+                time(row.ns.median),
+                spread(row.to_ours),
+            ]
+        });
+        table(&["scene", "who", "median", "times ours"], 2, cells)
+    }
+
+    fn allocation_table(&self) -> Option<Table> {
+        let rows = self.allocations.iter().map(|found| {
+            let Allocations {
+                scene, label, each, ..
+            } = found;
+            vec![scene.clone(), label.clone(), format!("{each:.2}")]
+        });
+        table(&["scene", "who", "allocations"], 2, rows)
+    }
+
+    fn footprint_table(&self) -> Option<Table> {
+        let rows = self.footprints.iter().map(|found| {
+            vec![
+                found.label.clone(),
+                found.workers.to_string(),
+                format!("{:.1} KiB", found.resident_bytes_each / 1024.0),
+                format!("{:.4} %", found.idle_cpu_share * 100.0),
+            ]
+        });
+        table(
+            &["who", "workers", "resident each", "of a CPU, together"],
+            1,
+            rows,
+        )
+    }
+
+    fn target_table(&self) -> Option<Table> {
+        let rows = self.targets.iter().map(|target| {
+            let bound = match target.bound {
+                Bound::AtMost(bound) => format!("<= {bound}"),
+                Bound::AtLeast(bound) => format!(">= {bound}"),
+            };
+            let reached = match target.reached {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "not measured",
+            };
+            let measured = spread(target.measured);
+            vec![target.figure.clone(), measured, bound, reached.into()]
+        });
+        table(&["figure", "measured", "target", "reached"], 1, rows)
+    }
+}
+
+/// A table with all columns from `numbers` on aligned to the right, or `None`
+/// without a row.
+fn table(
+    header: &[&str],
+    numbers: usize,
+    rows: impl Iterator<Item = Vec<String>>,
+) -> Option<Table> {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(numbers) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    (table.row_count() > 0).then_some(table)
+}
+
+/// A time as people write it.
+pub fn time(ns: f64) -> String {
+    let (value, unit) = match ns {
+        ..1e3 => (ns, "ns"),
+        1e3..1e6 => (ns / 1e3, "us"),
+        1e6..1e9 => (ns / 1e6, "ms"),
+        _ => (ns / 1e9, "s"),
+    };
+    format!("{} {unit}", number(value))
+}
+
+/// Three digits, as the noise allows no more.
+fn number(value: f64) -> String {
+    match value.abs() {
+        ..10.0 => format!("{value:.2}"),
+        10.0..100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// A median with its extremes, unless it was taken once.
+fn spread(found: Option<Spread>) -> String {
+    found.map_or(String::new(), |Spread { median, min, max }| {
+        if min == max {
+            return number(median);
+        }
+        format!("{} ({}..{})", number(median), number(min), number(max))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn even(value: f64) -> Spread {
+        Spread {
+            median: value,
+            min: value,
+            max: value,
+        }
+    }
+
+    fn row(scene: &str, label: &str, group: Group) -> Row {
+        Row {
+            section: "latency".into(),
+            scene: scene.into(),
+            label: label.into(),
+            group,
+            ns: even(1234.0),
+            p99_ns: 2e6,
+            to_floor: Some(Spread {
+                median: 1.1,
+                min: 0.9,
+                max: 12.0,
+            }),
+            p99_to_floor: None,
+            to_ours: None,
+            ns_beyond_ours: None,
+        }
+    }
+
+    #[test]
+    fn times_are_scaled_to_their_unit() {
+        assert_eq!(time(80.25), "80.2 ns");
+        assert_eq!(time(1234.0), "1.23 us");
+        assert_eq!(time(1.641e6), "1.64 ms");
+        assert_eq!(time(2e9), "2.00 s");
+    }
+
+    #[test]
+    fn markdown_shows_what_was_measured_and_nothing_else() {
+        let report = Report {
+            rows: vec![row("hot", "spin ping-pong", Group::Floor)],
+            ..Report::default()
+        };
+        let text = report.markdown();
+        assert!(text.contains("| *spin ping-pong* | 1.23 us |"), "{text}");
+        assert!(text.contains("1.10 (0.90..12.0)"), "{text}");
+        assert!(!text.contains("sleep 1ms"), "{text}");
+        assert!(!text.contains("## Throughput"), "{text}");
+    }
+
+    #[test]
+    fn target_that_was_not_measured_is_said_to_be() {
+        let report = Report {
+            targets: vec![Target {
+                figure: "hot".into(),
+                bound: Bound::AtMost(1.15),
+                measured: None,
+                reached: None,
+            }],
+            ..Report::default()
+        };
+        let text = report.markdown();
+        assert!(text.contains("<= 1.15"), "{text}");
+        assert!(text.contains("not measured"), "{text}");
+    }
+
+    #[test]
+    fn report_survives_its_json() {
+        let report = Report {
+            rows: vec![row("hot", "Executor::run", Group::Ours)],
+            ..Report::default()
+        };
+        let json = serde_json::to_string(&report).unwrap();
+        let read: Report = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.markdown(), report.markdown());
+    }
+}

@@ -1,0 +1,95 @@
+//! What many callers get done in one namespace, and how fast jobs can be
+//! handed over that nobody waits for.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::contest::{Contest, Contestant};
+use crate::peers::{Entry, Flood, FloodEntry, Group, OUR_SPAWN, OURS, Peer};
+use crate::work::Work;
+
+/// How many callers there are.
+pub const CALLERS: [usize; 3] = [1, 2, 8];
+
+/// The scene of so many callers.
+pub fn scene(callers: usize, work: Work) -> String {
+    let plural = if callers == 1 { "" } else { "s" };
+    match work {
+        Work::Empty => format!("{callers} caller{plural}"),
+        Work::Socket => format!("{callers} caller{plural}, socket"),
+    }
+}
+
+/// One contest for each number of callers and each kind of work.
+pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], time: Duration) -> Vec<Contest<'a>> {
+    let mut contests = Vec::new();
+    for work in [Work::Empty, Work::Socket] {
+        for callers in CALLERS {
+            contests.push(Contest {
+                section: "throughput",
+                scene: scene(callers, work),
+                hogs: false,
+                floor: "",
+                ours: OURS,
+                contestants: (peers.iter())
+                    .filter(|(entry, _)| entry.opens_sockets && entry.group != Group::Floor)
+                    .map(|(entry, peer)| {
+                        let turn = move || vec![turn(peer.as_ref(), work, callers, time)];
+                        Contestant::new(entry.label, entry.group, turn)
+                    })
+                    .collect(),
+            });
+        }
+    }
+    contests
+}
+
+/// Nanoseconds a call, over all callers together.
+fn turn(peer: &dyn Peer, work: Work, callers: usize, time: Duration) -> f64 {
+    let start = Barrier::new(callers + 1);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let call = || {
+            peer.repeat(work, 1);
+            start.wait();
+            let mut calls = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                peer.repeat(work, 4);
+                calls += 4;
+            }
+            calls
+        };
+        let callers: Vec<_> = (0..callers).map(|_| scope.spawn(call)).collect();
+        start.wait();
+        let begun = Instant::now();
+        thread::sleep(time);
+        stop.store(true, Ordering::Relaxed);
+        let calls: u64 = (callers.into_iter())
+            .map(|caller| caller.join().expect("a caller does not panic"))
+            .sum();
+        begun.elapsed().as_nanos() as f64 / calls as f64
+    })
+}
+
+/// The contest of jobs that nobody waits for.
+pub fn spawn_contest<'a>(floods: &'a [(FloodEntry, Box<dyn Flood>)], jobs: u32) -> Contest<'a> {
+    Contest {
+        section: "spawn",
+        scene: "spawn".into(),
+        hogs: false,
+        floor: "",
+        ours: OUR_SPAWN,
+        contestants: (floods.iter())
+            .map(|(entry, flood)| {
+                let turn = move || {
+                    let start = Instant::now();
+                    flood.flood(jobs);
+                    vec![start.elapsed().as_nanos() as f64 / f64::from(jobs)]
+                };
+                Contestant::new(entry.label, entry.group, turn)
+            })
+            .collect(),
+    }
+}
