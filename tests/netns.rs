@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Error, Netns, WeakNetns};
 use netns_exec_tests::{
-    Alone, TempName, TempNetns, alone, alone_with, drop_sys_admin, ip, is_cloexec, names_by_ip,
-    netns_cookie_of, netns_link_of_this_thread, note, require_root, try_ip, unique_name,
+    Alone, TempName, TempNetns, alone, alone_with, drop_all_capabilities, drop_sys_admin, ip,
+    is_cloexec, names_by_ip, netns_cookie_of, netns_link_of_this_thread, note, require_root,
+    try_ip, unique_name,
 };
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -151,6 +153,14 @@ fn mounts() -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// The mounts there are that were not there `before`: of those, some may go
+/// any time, as they are copies of the machine's own names.
+fn mounts_since(before: &[String]) -> Vec<String> {
+    let mut now = mounts();
+    now.retain(|mount| !before.contains(mount));
+    now
+}
+
 #[test]
 fn first_use_by_threads_and_ip_at_once_makes_one_shared_mount() {
     if !alone(
@@ -159,10 +169,21 @@ fn first_use_by_threads_and_ip_at_once_makes_one_shared_mount() {
     ) {
         return;
     }
+    const ROUNDS: usize = 5;
+    // Again and again, each time on an empty /run: a race has to be lost once.
+    for _ in 0..ROUNDS {
+        let none = None::<&str>;
+        mount(none, "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        race_for_first_use();
+        nix::mount::umount2("/run", nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+fn race_for_first_use() {
+    const THREADS: usize = 16;
+    const IPS: usize = 4;
     // What the machine's own /run/netns has, under the fresh /run.
     let before = mounts();
-    const THREADS: usize = 16;
-    const IPS: usize = 6;
     let start = Barrier::new(THREADS + IPS);
     thread::scope(|scope| {
         for n in 0..THREADS {
@@ -181,11 +202,11 @@ fn first_use_by_threads_and_ip_at_once_makes_one_shared_mount() {
         }
     });
 
-    let after = mounts();
+    let since = mounts_since(&before);
     let at = |point: &str| -> Vec<&String> {
-        let new = after.iter().filter(|mount| !before.contains(*mount));
-        new.filter(|mount| mount.split(' ').nth(4) == Some(point))
-            .collect()
+        let mut mounts: Vec<_> = since.iter().collect();
+        mounts.retain(|mount| mount.split(' ').nth(4) == Some(point));
+        mounts
     };
     let folder = at("/run/netns");
     assert_eq!(folder.len(), 1, "{folder:#?}");
@@ -201,6 +222,41 @@ fn first_use_by_threads_and_ip_at_once_makes_one_shared_mount() {
         Netns::delete(netns.label()).unwrap();
     }
     assert_eq!(fs::read_dir("/run/netns").unwrap().count(), 0);
+}
+
+#[test]
+fn first_use_waits_for_whoever_prepares_the_folder() {
+    if !alone(
+        "first_use_waits_for_whoever_prepares_the_folder",
+        Alone::FreshRun,
+    ) {
+        return;
+    }
+    let before = mounts();
+    fs::create_dir("/run/netns").unwrap();
+    // As `ip netns add` does while it prepares the folder.
+    let folder = File::open("/run/netns").unwrap();
+    let inode = folder.metadata().unwrap().ino();
+    let lock = Flock::lock(folder, FlockArg::LockExclusive).unwrap();
+    let created = thread::spawn(|| Netns::create("blue"));
+
+    // proc_locks(5): "1: -> FLOCK ADVISORY WRITE 4711 00:2b:1234 0 EOF".
+    let file = format!(":{inode} ");
+    let waits = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        (locks.lines()).any(|line| line.contains("-> FLOCK") && line.contains(&file))
+    };
+    while !waits() {
+        assert!(!created.is_finished(), "it did not wait");
+        thread::yield_now();
+    }
+    assert_eq!(mounts_since(&before), [""; 0]);
+    assert_eq!(fs::read_dir("/run/netns").unwrap().count(), 0);
+
+    drop(lock);
+    created.join().unwrap().unwrap();
+    let since = mounts_since(&before);
+    assert_eq!(since.len(), 2, "the folder and the name: {since:#?}");
 }
 
 #[test]
@@ -224,10 +280,11 @@ fn on_a_shared_run_deleting_leaves_no_mount_anywhere() {
     ip(&["netns", "del", "ours"]);
     Netns::delete("theirs").unwrap();
 
-    assert_eq!(ours.upgrade(), None);
-    assert_eq!(theirs.upgrade(), None);
+    // A mount that came by propagation is let go of a moment later.
+    wait_until_dead(&ours);
+    wait_until_dead(&theirs);
     assert_eq!(fs::read_dir("/run/netns").unwrap().count(), 0);
-    assert_eq!(mounts().len(), before.len() + 1, "the folder's own");
+    assert_eq!(mounts_since(&before).len(), 1, "the folder's own");
 }
 
 #[test]
@@ -614,7 +671,9 @@ fn every_descriptor_is_closed_by_exec() {
 // callers
 
 /// Everything there is to call, and that it works.
-fn call_everything(elsewhere: &Netns, socket: &UdpSocket) {
+///
+/// `socket` and `pid` are of `elsewhere`.
+fn call_everything(elsewhere: &Netns, socket: &UdpSocket, pid: u32) {
     let before = netns_link_of_this_thread();
     let name = TempName::new();
     let made = Netns::create(&name).unwrap();
@@ -630,6 +689,7 @@ fn call_everything(elsewhere: &Netns, socket: &UdpSocket) {
         Netns::from_pid(std::process::id()).unwrap(),
         Netns::home().unwrap()
     );
+    assert_eq!(Netns::from_pid(pid).unwrap(), *elsewhere);
     let fresh = Netns::new().unwrap();
     assert_ne!(fresh, made);
     Netns::current().unwrap();
@@ -645,20 +705,24 @@ fn call_everything(elsewhere: &Netns, socket: &UdpSocket) {
 fn every_call_works_on_any_thread_and_moves_none() {
     let temp = TempNetns::new();
     let socket = netns_exec::run(&temp, || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    let sleeper = Sleeper::in_netns(temp.name());
+    let pid = sleeper.pid();
     let here = netns_link_of_this_thread();
 
-    call_everything(&temp, &socket);
+    call_everything(&temp, &socket, pid);
     on_a_thread(|| {
         setns(temp.netns(), CloneFlags::CLONE_NEWNET).unwrap();
-        call_everything(&temp, &socket);
+        call_everything(&temp, &socket, pid);
         // As the thread of a sealed job.
         drop_sys_admin();
         assert!(setns(temp.netns(), CloneFlags::CLONE_NEWNET).is_err());
-        call_everything(&temp, &socket);
+        call_everything(&temp, &socket, pid);
+        drop_all_capabilities();
+        call_everything(&temp, &socket, pid);
     });
     on_a_thread(|| {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
-        call_everything(&temp, &socket);
+        call_everything(&temp, &socket, pid);
     });
 
     assert_eq!(netns_link_of_this_thread(), here);
@@ -676,9 +740,9 @@ fn no_call_forks() {
     if !alone("no_call_forks", Alone::AsIs) {
         return;
     }
-    let temp = TempNetns::new();
-    let socket = netns_exec::run(&temp, || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
-    call_everything(&temp, &socket);
+    let home = Netns::home().unwrap();
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    call_everything(&home, &socket, std::process::id());
 
     use nix::sys::resource::{UsageWho, getrusage};
     use nix::sys::wait::{WaitPidFlag, waitpid};

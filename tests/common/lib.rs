@@ -11,8 +11,8 @@ use netns_exec::Netns;
 
 pub use alone::{Alone, alone, alone_with, note};
 pub use process::{
-    drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of, netns_link_of_this_thread,
-    threads_of_this_process,
+    drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
+    netns_link_of_this_thread, threads_of_this_process,
 };
 
 /// Fails the test, with the cure in the message, where it cannot work.

@@ -53,10 +53,19 @@ pub fn netns_cookie_of(socket: BorrowedFd<'_>) -> u64 {
 }
 
 /// Takes `CAP_SYS_ADMIN` from the calling thread, and no other, for good.
-#[allow(unsafe_code)]
 pub fn drop_sys_admin() {
-    const VERSION_3: u32 = 0x2008_0522;
     const CAP_SYS_ADMIN: u32 = 21;
+    keep_capabilities(!(1 << CAP_SYS_ADMIN));
+}
+
+/// Takes every capability from the calling thread, and no other, for good.
+pub fn drop_all_capabilities() {
+    keep_capabilities(0);
+}
+
+#[allow(unsafe_code)]
+fn keep_capabilities(kept: u64) {
+    const VERSION_3: u32 = 0x2008_0522;
     #[repr(C)]
     struct Header {
         version: u32,
@@ -78,8 +87,10 @@ pub fn drop_sys_admin() {
     let rc =
         unsafe { nix::libc::syscall(nix::libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
     nix::errno::Errno::result(rc).expect("a thread may read its own capabilities");
-    data[0].effective &= !(1 << CAP_SYS_ADMIN);
-    data[0].permitted &= !(1 << CAP_SYS_ADMIN);
+    for (data, kept) in data.iter_mut().zip([kept as u32, (kept >> 32) as u32]) {
+        data.effective &= kept;
+        data.permitted &= kept;
+    }
     // SAFETY: the kernel reads two `Data` for this version; both outlive the call.
     let rc = unsafe { nix::libc::syscall(nix::libc::SYS_capset, &raw mut header, data.as_ptr()) };
     nix::errno::Errno::result(rc).expect("a thread may drop a capability");
