@@ -704,7 +704,11 @@ fn call_everything(elsewhere: &Netns, socket: &UdpSocket, pid: u32) {
 #[test]
 fn every_call_works_on_any_thread_and_moves_none() {
     let temp = TempNetns::new();
-    let socket = netns_exec::run(&temp, || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    // No worker: one that stays there would hide a thread that was moved.
+    let socket = on_a_thread(|| {
+        setns(temp.netns(), CloneFlags::CLONE_NEWNET).unwrap();
+        UdpSocket::bind("0.0.0.0:0").unwrap()
+    });
     let sleeper = Sleeper::in_netns(temp.name());
     let pid = sleeper.pid();
     let here = netns_link_of_this_thread();
