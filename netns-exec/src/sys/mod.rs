@@ -6,6 +6,7 @@ pub(crate) mod futex;
 pub(crate) mod mount;
 pub(crate) mod netns;
 pub(crate) mod perf;
+pub(crate) mod process;
 pub(crate) mod seccomp;
 pub(crate) mod task;
 pub(crate) mod text;
