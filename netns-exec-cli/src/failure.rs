@@ -1,8 +1,10 @@
 //! Why the command gives up.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
+
+use nix::errno::Errno;
 
 /// What is said on stderr, in one line, before the command ends; and its exit
 /// status.
@@ -27,6 +29,17 @@ impl Failure {
         }
     }
 
+    /// What an attempt ("cannot open `x`") came to, in the words of the library.
+    pub(crate) fn io(attempt: impl fmt::Display, error: impl Into<io::Error>) -> Self {
+        let error = error.into();
+        let Some(errno) = error.raw_os_error() else {
+            return Failure::new(format!("{attempt}: {error}"));
+        };
+        let text = Errno::from_raw(errno).desc();
+        let (first, rest) = text.split_at(1);
+        Failure::new(format!("{attempt}: {}{rest}", first.to_lowercase()))
+    }
+
     /// Adds what the reader can do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -42,7 +55,8 @@ impl Failure {
     /// Says what happened on stderr, and returns the exit status.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.quiet {
-            eprintln!("netns-exec: {self}");
+            // Not `eprintln!`, which panics when nobody listens any more.
+            let _ = writeln!(io::stderr(), "netns-exec: {self}");
         }
         ExitCode::from(self.status)
     }
@@ -73,7 +87,7 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Failure {
             quiet: error.kind() == io::ErrorKind::BrokenPipe,
-            ..Failure::new(format!("cannot write to stdout: {error}"))
+            ..Failure::io("cannot write to stdout", error)
         }
     }
 }

@@ -2,8 +2,13 @@
 #![cfg(target_os = "linux")]
 
 mod completions;
+mod demo;
+mod exec;
 mod failure;
 mod output;
+mod target;
+mod threads;
+mod userns;
 
 use std::process::ExitCode;
 
@@ -34,20 +39,42 @@ pub(crate) struct Cli {
 /// One variant, and one module, for each subcommand.
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
+    Exec(exec::Args),
     Completions(completions::Args),
 }
 
 impl Command {
     fn run(self) -> Result<ExitCode, Failure> {
         match self {
+            Command::Demo(args) => demo::run(args),
+            Command::Exec(args) => exec::run(args),
             Command::Completions(args) => completions::run(args),
         }
     }
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command.run() {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.command.run() {
         Ok(code) => code,
         Err(failure) => failure.report(),
+    }
+}
+
+/// Prints what is wrong with the command line, or the help that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Whoever closed the pipe does not want to read it.
+    let _ = error.print();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        // The low numbers belong to the command that would have run.
+        _ if std::env::args_os().nth(1).is_some_and(|arg| arg == "exec") => {
+            ExitCode::from(exec::FAILED)
+        }
+        _ => ExitCode::from(2),
     }
 }
