@@ -10,7 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use netns_exec::{CommandExt, Executor, Netns, run};
+use netns_exec_tests::{Alone, alone_with};
+use nix::unistd::geteuid;
 
+const EPERM: i32 = 1;
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 
@@ -266,31 +269,18 @@ fn file_that_is_not_executable_is_permission_denied_and_not_a_failure_to_enter()
     assert!(error.to_string().contains("cannot execute"), "{error}");
 }
 
-/// Set in a second run of a test, for what can only be had in a process of its
-/// own.
-const ROLE: &str = "NETNS_EXEC_TEST_WITHOUT_SYS_ADMIN";
-
 #[test]
-fn entering_without_the_privilege_is_permission_denied() {
-    if env::var_os(ROLE).is_none() {
-        let output = Command::new("setpriv")
-            .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
-            .arg(env::current_exe().expect("this test"))
-            .args([
-                "--exact",
-                "entering_without_the_privilege_is_permission_denied",
-            ])
-            .env(ROLE, "1")
-            .output()
-            .expect("setpriv (util-linux)");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && text.contains("1 passed"),
-            "{text}"
-        );
+fn ordinary_user_gets_no_further_than_home() {
+    const NAME: &str = "ordinary_user_gets_no_further_than_home";
+    let stdin = match geteuid().is_root() {
+        true => Stdio::from(fresh().as_fd().try_clone_to_owned().expect("a copy")),
+        false => Stdio::inherit(),
+    };
+    if !alone_with(NAME, Alone::OrdinaryUser, "", stdin) {
         return;
     }
-    let ns = Netns::current().expect("the own netns can be opened by anyone");
+    let handed_over = std::io::stdin().as_fd().try_clone_to_owned();
+    let ns = Netns::from_fd(handed_over.expect("a copy")).expect("a netns");
     let mut command = Command::new("true");
     for error in [
         command.spawn_in(&ns).map(drop),
@@ -299,14 +289,20 @@ fn entering_without_the_privilege_is_permission_denied() {
     ] {
         let error = error.expect_err("setns(2) needs CAP_SYS_ADMIN");
         assert!(error.is_permission_denied(), "{error}");
-        assert_eq!(error.raw_os_error(), Some(1));
+        assert_eq!(error.raw_os_error(), Some(EPERM));
         let text = error.to_string();
         assert!(
             text.contains("cannot enter netns") && text.contains("CAP_SYS_ADMIN"),
             "{text}"
         );
     }
-    assert!(command.status().expect("the command is intact").success());
+    // The command is intact, and no privilege is needed to stay where one is.
+    let home = Netns::home().expect("home");
+    assert!(command.status_in(&home).expect("status").success());
+    let prepared = Command::new("true").in_netns(&home).status();
+    assert!(prepared.expect("status").success());
+    let prepared = Command::new("true").in_netns(&ns).status();
+    assert_eq!(prepared.expect_err("as above").raw_os_error(), Some(EPERM));
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Weak;
 
+use nix::fcntl::{OFlag, open};
 use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, fstat};
 
 use super::{netns, thread};
 
@@ -15,9 +17,9 @@ use super::{netns, thread};
 ///
 /// A command cannot be rid of this again, so `target` lives as long as it does.
 pub(crate) fn enter_before_exec(command: &mut Command, target: impl AsFd + Send + Sync + 'static) {
-    let step = move || netns::enter(&target);
+    let step = move || enter(&target);
     // SAFETY: after fork(2) in a threaded process only async-signal-safe calls
-    // are allowed; the step is one system call and allocates nothing.
+    // are allowed; the step is nothing but system calls and allocates nothing.
     unsafe { command.pre_exec(step) };
 }
 
@@ -32,15 +34,36 @@ where
 {
     let step = move || match target.upgrade() {
         Some(target) => {
-            netns::enter(&*target).map_err(marked)?;
+            enter(&*target).map_err(marked)?;
             thread::restore_signals(&SigSet::empty())
         }
         None => Ok(()),
     };
     // SAFETY: after fork(2) in a threaded process only async-signal-safe calls
-    // are allowed: the step makes two system calls and allocates nothing. It
+    // are allowed: the step is nothing but system calls and allocates nothing. It
     // frees nothing either, as the parent's strong count came along with the fork.
     unsafe { command.pre_exec(step) };
+}
+
+/// Enters as a child does: async-signal-safe. To be there already takes no
+/// privilege.
+fn enter(target: &impl AsFd) -> io::Result<()> {
+    match netns::enter(target) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let here = open(
+                c"/proc/thread-self/ns/net",
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )?;
+            // Both are open, so the inode numbers cannot have been reused.
+            let (here, there) = (fstat(here)?, fstat(target)?);
+            match (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
+                true => Ok(()),
+                false => Err(error),
+            }
+        }
+        result => result,
+    }
 }
 
 /// Set in the errno that the child reports when it was the entering that
