@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Attribute, Cell, CellAlignment};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use netns_exec::{Executor, Netns};
+use netns_exec::{Executor, Netns, NetnsId};
 use nix::errno::Errno;
 use nix::sys::socket::{self, Shutdown};
 use nix::sys::utsname::uname;
@@ -221,7 +221,7 @@ impl Sighting {
     fn here() -> std::io::Result<Sighting> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
         // Asked of the kernel, for a socket that was just made.
-        let id = Netns::of_socket(&stream)?.id().as_u64();
+        let id = NetnsId::of_socket(&stream)?.as_u64();
         let ttl = stream.ttl()?;
         let mut answer = [0; 8];
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
