@@ -15,6 +15,8 @@ mod roster;
 mod scope;
 mod sync;
 mod sys;
+#[allow(dead_code, reason = "the executor subscribes")]
+mod watch;
 mod worker;
 
 #[doc(hidden)]

@@ -4,6 +4,7 @@
 pub(crate) mod caps;
 pub(crate) mod futex;
 pub(crate) mod mount;
+pub(crate) mod mount_table;
 pub(crate) mod netns;
 pub(crate) mod perf;
 pub(crate) mod process;
