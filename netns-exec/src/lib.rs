@@ -1,6 +1,7 @@
 //! A namespace-safe thread executor.
 #![cfg(target_os = "linux")]
 
+pub mod audit;
 mod error;
 mod executor;
 mod guard;

@@ -7,6 +7,7 @@ pub(crate) mod mount;
 pub(crate) mod mount_table;
 pub(crate) mod netns;
 pub(crate) mod perf;
+pub(crate) mod pidfd;
 pub(crate) mod process;
 pub(crate) mod seccomp;
 pub(crate) mod task;
