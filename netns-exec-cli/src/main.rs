@@ -1,2 +1,80 @@
 //! The `netns-exec` command.
-fn main() {}
+#![cfg(target_os = "linux")]
+
+mod completions;
+mod demo;
+mod exec;
+mod failure;
+mod output;
+mod target;
+mod threads;
+mod userns;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// Runs code and commands in Linux network namespaces, and shows who is in which.
+///
+/// Threads that enter a network namespace with setns(2) and come back are how
+/// daemons end up with a thread in the wrong one. netns-exec never moves a
+/// thread: closures go to threads, and commands to processes, that were made
+/// for one namespace and end there.
+#[derive(Parser)]
+#[command(
+    name = "netns-exec",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = "Exit status: 0 when all is well, 1 when a check failed, 2 when the command itself \
+                  failed or was misused. `exec` passes on the status of what it ran."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One variant, and one module, for each subcommand.
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Exec(exec::Args),
+    Completions(completions::Args),
+}
+
+impl Command {
+    fn run(self) -> Result<ExitCode, Failure> {
+        match self {
+            Command::Demo(args) => demo::run(args),
+            Command::Exec(args) => exec::run(args),
+            Command::Completions(args) => completions::run(args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.command.run() {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Prints what is wrong with the command line, or the help that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Whoever closed the pipe does not want to read it.
+    let _ = error.print();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        // The low numbers belong to the command that would have run.
+        _ if std::env::args_os().nth(1).is_some_and(|arg| arg == "exec") => {
+            ExitCode::from(exec::FAILED)
+        }
+        _ => ExitCode::from(2),
+    }
+}

@@ -1,6 +1,7 @@
 //! A namespace-safe thread executor.
 #![cfg(target_os = "linux")]
 
+pub mod audit;
 mod error;
 mod executor;
 mod guard;
@@ -10,10 +11,13 @@ mod job;
 mod lane;
 mod latch;
 mod netns;
+mod process;
 mod roster;
 mod scope;
 mod sync;
 mod sys;
+#[allow(dead_code, reason = "the executor subscribes")]
+mod watch;
 mod worker;
 
 #[doc(hidden)]
@@ -26,4 +30,5 @@ pub use guard::Guard;
 pub use handle::{JoinHandle, ScopedJoinHandle};
 pub use netns::{Netns, NetnsId, WeakNetns};
 pub use netns_exec_macros::in_netns;
+pub use process::CommandExt;
 pub use scope::Scope;

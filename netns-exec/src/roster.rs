@@ -85,7 +85,6 @@ pub(crate) fn is_worker(tid: u32) -> bool {
 
 /// Returns the namespace that the worker `tid` serves; `None` when it is no
 /// worker, or only visiting.
-#[allow(dead_code, reason = "for the audit, which is on its way")]
 pub(crate) fn netns_of(tid: u32) -> Option<NetnsId> {
     ROSTER.lock().seats.get(&tid).and_then(|seat| seat.netns)
 }

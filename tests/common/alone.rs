@@ -2,7 +2,6 @@
 
 use std::env;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -110,9 +109,17 @@ impl Binary {
     fn reachable_by_all() -> Binary {
         let path = env::temp_dir().join(super::unique_name());
         let this = env::current_exe().expect("this program has a path");
-        fs::copy(this, &path).expect("there is room for a copy of this program");
-        let all = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(&path, all).expect("the copy is ours");
+        // Written by another process: a child that a test running beside this one
+        // forks would hold a file that we write open, and then it cannot be
+        // executed (ETXTBSY).
+        let status = (Command::new("install").args(["-m", "755"]))
+            .args([&this, &path])
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "cannot copy this program to {}",
+            path.display()
+        );
         Binary { path }
     }
 }

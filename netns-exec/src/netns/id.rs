@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::stat::fstat;
 
 use super::enter;
+use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::sys;
 
@@ -76,8 +77,32 @@ impl NetnsId {
         .map(NetnsId)
     }
 
-    /// The id of the namespace that `socket` was made in.
-    pub(super) fn of_socket(socket: BorrowedFd<'_>) -> io::Result<NetnsId> {
+    /// Tells which namespace a socket was made in, wherever the thread or
+    /// process that uses it is now.
+    ///
+    /// One system call, and unlike [`Netns::of_socket`](super::Netns::of_socket)
+    /// it needs no privilege: the cheapest way to prove where code runs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTSOCK` when it is no socket.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::UdpSocket;
+    /// use netns_exec::{Netns, NetnsId};
+    ///
+    /// let socket = UdpSocket::bind("127.0.0.1:0")?;
+    /// assert_eq!(NetnsId::of_socket(&socket)?, Netns::current()?.id());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn of_socket(socket: impl AsFd) -> Result<NetnsId> {
+        NetnsId::by_socket(socket.as_fd())
+            .map_err(|cause| Error::kernel("cannot read the netns id of a socket", cause))
+    }
+
+    pub(super) fn by_socket(socket: BorrowedFd<'_>) -> io::Result<NetnsId> {
         sys::netns::id_by_socket(socket).map(NetnsId)
     }
 }

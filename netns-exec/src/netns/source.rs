@@ -161,7 +161,7 @@ impl Netns {
             Ok(fd) => Netns::wrap(fd, None, attempt),
             Err(cause) if is_permission(&cause) => {
                 // Its id is no secret, and two namespaces are always at hand.
-                let id = NetnsId::of_socket(kept.as_fd()).map_err(failed)?;
+                let id = NetnsId::by_socket(kept.as_fd()).map_err(failed)?;
                 let at_hand = [Netns::current(), Netns::home()];
                 let found = at_hand.into_iter().flatten().find(|netns| netns.id() == id);
                 found

@@ -4,8 +4,11 @@
 pub(crate) mod caps;
 pub(crate) mod futex;
 pub(crate) mod mount;
+pub(crate) mod mount_table;
 pub(crate) mod netns;
 pub(crate) mod perf;
+pub(crate) mod pidfd;
+pub(crate) mod process;
 pub(crate) mod seccomp;
 pub(crate) mod task;
 pub(crate) mod text;

@@ -77,7 +77,7 @@ pub(crate) fn of_pid(pid: libc::pid_t) -> io::Result<OwnedFd> {
     }
 }
 
-fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
     let open = |flags: libc::c_int| {
         // SAFETY: pidfd_open(2) takes two integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };

@@ -1,0 +1,30 @@
+//! `netns-exec completions`: what makes the tab key work.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::failure::Failure;
+
+/// Print a shell completion script
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  netns-exec completions bash > /etc/bash_completion.d/netns-exec
+  netns-exec completions zsh  > ~/.zfunc/_netns-exec
+  netns-exec completions fish > ~/.config/fish/completions/netns-exec.fish")]
+pub(crate) struct Args {
+    /// The shell to print it for
+    shell: Shell,
+}
+
+pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+    // By way of memory: clap_complete panics when the reader is gone.
+    let mut script = Vec::new();
+    let mut command = crate::Cli::command();
+    clap_complete::generate(args.shell, &mut command, "netns-exec", &mut script);
+    io::stdout().lock().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
+}

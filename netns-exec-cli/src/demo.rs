@@ -1,0 +1,593 @@
+//! `netns-exec demo`: the executor at work, with proof.
+
+use std::fmt;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use comfy_table::{Attribute, Cell, CellAlignment};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use netns_exec::{Executor, Netns, NetnsId};
+use nix::errno::Errno;
+use nix::sys::socket::{self, Shutdown};
+use nix::sys::utsname::uname;
+use nix::unistd::getuid;
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::{output, threads, userns};
+
+/// Ship closures to threads in many namespaces, and prove that none got lost
+///
+/// Makes a number of namespaces, each with a sysctl value of its own and a
+/// server of its own on the one TCP port they all share. Then several threads
+/// send closures to namespaces picked at random, and every closure proves where
+/// it ran: by the id that the kernel gives to a socket made there, by the
+/// sysctl value that this socket took over, and by who answers on the port.
+///
+/// Nothing is left behind: the namespaces have no names and end with the
+/// process. An ordinary user can run it too; it then enters a user namespace of
+/// its own first.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  netns-exec demo
+  netns-exec demo --namespaces 64 --threads 32
+  netns-exec demo --jobs 1000000 --json
+
+JSON: one object with
+  kernel, uid, user_namespace     where and as whom it ran; true: in one of its own
+  threads, port, jobs, seconds    what was done, and how long it took
+  namespaces                      for each: id, ttl, jobs, misplaced, call_ns and
+                                  hand_over_ns with p50 and p99 (null without a job)
+  call_ns, hand_over_ns           the same over all of them
+  misplaced_jobs                  jobs that ran anywhere but where they were sent
+  stray_threads                   threads outside the home namespace that are not
+                                  workers: the most that were seen at once
+  looks                           how often all threads were looked at
+  ok                              whether both are 0
+
+Exit status: 0 when no job was misplaced and no thread astray, 1 otherwise, 2 when
+the demo could not be run.")]
+pub(crate) struct Args {
+    /// How many namespaces to make
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=190))]
+    namespaces: u16,
+
+    /// How many closures to send to them
+    #[arg(long, value_name = "M", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    jobs: u64,
+
+    /// How many threads to send them from [default: two for each CPU, at least 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// The port that is bound in every namespace at once.
+const PORT: u16 = 4242;
+
+/// The TTL of the first namespace; every further one has one more, so that a
+/// socket's TTL tells where it was made. Not the kernel's usual 64.
+const FIRST_TTL: u8 = 65;
+
+pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+    let setting = Setting::prepare(args.threads)?;
+    // Said before the first thing that could fail.
+    let say = |text: String| match args.json {
+        true => Ok(()),
+        false => output::line(text),
+    };
+    say(setting.to_string())?;
+
+    let executor = Executor::new()?;
+    let sites = (0..args.namespaces)
+        .map(|index| Site::set_up(&executor, index))
+        .collect::<Result<Vec<_>, _>>()?;
+    say(format!(
+        "{} namespaces, each with a server of its own on 127.0.0.1:{PORT}; {} closures from {} threads\n",
+        sites.len(),
+        grouped(args.jobs),
+        setting.threads,
+    ))?;
+
+    let began = Instant::now();
+    let (tallies, mut watch) = ship(&executor, &sites, args.jobs, setting.threads)?;
+    let seconds = began.elapsed().as_secs_f64();
+    executor.shutdown(None)?;
+    watch.look()?;
+
+    let report = Report::new(setting, &sites, tallies, &watch, seconds);
+    match args.json {
+        true => output::json(&report)?,
+        false => report.show()?,
+    }
+    Ok(ExitCode::from(u8::from(!report.ok)))
+}
+
+impl Setting {
+    /// Sees to it that this process may make namespaces.
+    fn prepare(threads: Option<u16>) -> Result<Setting, Failure> {
+        let uid = getuid().as_raw();
+        let user_namespace = !userns::has_sys_admin()?;
+        if user_namespace {
+            userns::enter_new()?;
+        }
+        let kernel =
+            uname().map_err(|errno| Failure::io("cannot tell the kernel's release", errno))?;
+        Ok(Setting {
+            kernel: kernel.release().to_string_lossy().into_owned(),
+            uid,
+            user_namespace,
+            threads: threads.unwrap_or_else(|| {
+                let cpus = thread::available_parallelism().map_or(2, usize::from);
+                u16::try_from(2 * cpus).unwrap_or(u16::MAX).clamp(4, 64)
+            }),
+        })
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Linux {}, ", self.kernel)?;
+        match (self.uid, self.user_namespace) {
+            (0, false) => f.write_str("as root"),
+            (uid, false) => write!(f, "as user {uid} with CAP_SYS_ADMIN"),
+            (uid, true) => write!(
+                f,
+                "as user {uid}, root in a user namespace entered for this"
+            ),
+        }
+    }
+}
+
+/// One namespace, and what tells it from the others.
+struct Site {
+    ns: Netns,
+    id: u64,
+    /// What sockets made there have. `None` where /proc/sys is read-only, as in
+    /// most containers.
+    ttl: Option<u8>,
+    /// Made there, and served from home: a socket stays where it was made.
+    listener: TcpListener,
+}
+
+impl Site {
+    fn set_up(executor: &Executor, index: u16) -> Result<Site, Failure> {
+        let ns = Netns::new()?;
+        ns.set_loopback_up()?;
+        let own = FIRST_TTL + u8::try_from(index).expect("the arguments were checked");
+        let (ttl, listener) = executor.run(&ns, || {
+            // Files below /proc/sys/net follow the thread that opens them.
+            let written = fs::write("/proc/sys/net/ipv4/ip_default_ttl", own.to_string());
+            (
+                written.is_ok().then_some(own),
+                TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)),
+            )
+        })?;
+        let attempt = || format!("cannot bind port {PORT} in netns `{ns}`");
+        let listener = listener.map_err(|error| Failure::io(attempt(), error))?;
+        Ok(Site {
+            id: ns.id().as_u64(),
+            ns,
+            ttl,
+            listener,
+        })
+    }
+
+    /// Answers whoever connects with the id of the namespace, until the
+    /// listener is shut down.
+    fn serve(&self) {
+        loop {
+            match self.listener.accept() {
+                // Who is gone already needs no answer.
+                Ok((mut client, _)) => drop(client.write_all(&self.id.to_le_bytes())),
+                Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => break,
+                // A client that waits in vain for us says so.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn stop_serving(&self) {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.listener);
+        let _ = socket::shutdown(fd, Shutdown::Both);
+    }
+
+    /// Tells whether that was seen from here.
+    fn matches(&self, seen: &Sighting) -> bool {
+        let Sighting { id, ttl, answer } = *seen;
+        id == self.id && answer == self.id && self.ttl.is_none_or(|own| ttl == u32::from(own))
+    }
+}
+
+/// What a job sees of the namespace it runs in.
+struct Sighting {
+    id: u64,
+    ttl: u32,
+    answer: u64,
+}
+
+impl Sighting {
+    /// Called by the closures, and told nothing about where it should be.
+    fn here() -> std::io::Result<Sighting> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
+        // Asked of the kernel, for a socket that was just made.
+        let id = NetnsId::of_socket(&stream)?.as_u64();
+        let ttl = stream.ttl()?;
+        let mut answer = [0; 8];
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.read_exact(&mut answer)?;
+        Ok(Sighting {
+            id,
+            ttl,
+            answer: u64::from_le_bytes(answer),
+        })
+    }
+}
+
+/// What came of the jobs of one namespace.
+#[derive(Clone, Default)]
+struct Tally {
+    misplaced: u64,
+    /// From the call to its return, in nanoseconds.
+    calls: Vec<u32>,
+    /// Of that, what was not spent in the closure.
+    hand_overs: Vec<u32>,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Tally) {
+        self.misplaced += other.misplaced;
+        self.calls.extend(&other.calls);
+        self.hand_overs.extend(&other.hand_overs);
+    }
+}
+
+/// What was seen of the threads of this process.
+#[derive(Default)]
+struct Watch {
+    looks: u64,
+    /// The most threads that were astray at one time.
+    strays: usize,
+}
+
+/// Sends the jobs, and returns what came of them for each site.
+fn ship(
+    executor: &Executor,
+    sites: &[Site],
+    jobs: u64,
+    threads: u16,
+) -> Result<(Vec<Tally>, Watch), Failure> {
+    let next = AtomicU64::new(0);
+    let progress = ProgressBar::with_draw_target(Some(jobs), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(
+        "{bar:40} {human_pos}/{human_len} jobs  {per_sec}  {eta} left",
+    );
+    progress.set_style(style.expect("the template is well-formed"));
+
+    thread::scope(|scope| {
+        let servers = sites
+            .iter()
+            .try_for_each(|site| start(scope, "demo-server", || site.serve()).map(drop));
+        // Whatever happens, the scope waits for them.
+        let outcome = servers.and_then(|()| {
+            let (alive, ended) = mpsc::channel::<()>();
+            let mut clients = Vec::new();
+            for seed in 1..=u64::from(threads) {
+                let (alive, next) = (alive.clone(), &next);
+                clients.push(start(scope, "demo-client", move || {
+                    let _alive = alive;
+                    client(executor, sites, jobs, next, seed)
+                })?);
+            }
+            drop(alive);
+            let mut watch = Watch::default();
+            while ended.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
+                progress.set_position(next.load(Ordering::Relaxed).min(jobs));
+                watch.look()?;
+            }
+            watch.look()?;
+            progress.finish_and_clear();
+            let mut tallies = vec![Tally::default(); sites.len()];
+            for client in clients {
+                let own = client
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                tallies
+                    .iter_mut()
+                    .zip(&own)
+                    .for_each(|(tally, own)| tally.add(own));
+            }
+            Ok((tallies, watch))
+        });
+        sites.iter().for_each(Site::stop_serving);
+        outcome
+    })
+}
+
+fn start<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'scope,
+) -> Result<thread::ScopedJoinHandle<'scope, T>, Failure> {
+    (thread::Builder::new().name(name.to_owned()))
+        .spawn_scoped(scope, f)
+        .map_err(|error| {
+            Failure::io("cannot start a thread", error).hint("ask for fewer with --threads")
+        })
+}
+
+/// Takes one job after the other and sends it to a site picked at random.
+fn client(
+    executor: &Executor,
+    sites: &[Site],
+    jobs: u64,
+    next: &AtomicU64,
+    seed: u64,
+) -> Result<Vec<Tally>, Failure> {
+    let mut tallies = vec![Tally::default(); sites.len()];
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    while next.fetch_add(1, Ordering::Relaxed) < jobs {
+        // xorshift64
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let index = usize::try_from(random % sites.len() as u64).expect("an index");
+        let (site, tally) = (&sites[index], &mut tallies[index]);
+
+        let called = Instant::now();
+        let outcome = executor.run(&site.ns, || {
+            let began = Instant::now();
+            (Sighting::here(), began.elapsed())
+        });
+        let call = called.elapsed();
+        let (seen, inside) = outcome.inspect_err(|_| next.store(jobs, Ordering::Relaxed))?;
+        let seen = seen.map_err(|error| {
+            next.store(jobs, Ordering::Relaxed);
+            Failure::io(
+                format!("cannot talk to the server in netns `{}`", site.ns),
+                error,
+            )
+        })?;
+        tally.misplaced += u64::from(!site.matches(&seen));
+        tally.calls.push(nanoseconds(call));
+        tally
+            .hand_overs
+            .push(nanoseconds(call.saturating_sub(inside)));
+    }
+    Ok(tallies)
+}
+
+fn nanoseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
+}
+
+impl Watch {
+    fn look(&mut self) -> Result<(), Failure> {
+        self.looks += 1;
+        self.strays = self.strays.max(threads::strays()?);
+        Ok(())
+    }
+}
+
+/// What half, and what all but one in a hundred, did not exceed.
+#[derive(Clone, Copy, Serialize)]
+struct Percentiles {
+    p50: u32,
+    p99: u32,
+}
+
+impl Percentiles {
+    fn of(samples: &mut [u32]) -> Option<Percentiles> {
+        samples.sort_unstable();
+        let last = samples.len().checked_sub(1)?;
+        let at = |percent| samples[last * percent / 100];
+        Some(Percentiles {
+            p50: at(50),
+            p99: at(99),
+        })
+    }
+}
+
+/// Where and as whom the demo runs.
+#[derive(Serialize)]
+struct Setting {
+    kernel: String,
+    uid: u32,
+    user_namespace: bool,
+    threads: u16,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    setting: Setting,
+    port: u16,
+    jobs: u64,
+    seconds: f64,
+    namespaces: Vec<Row>,
+    #[serde(flatten)]
+    total: Latency,
+    misplaced_jobs: u64,
+    stray_threads: usize,
+    looks: u64,
+    ok: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: u64,
+    ttl: Option<u8>,
+    jobs: u64,
+    misplaced: u64,
+    #[serde(flatten)]
+    latency: Latency,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Latency {
+    call_ns: Option<Percentiles>,
+    hand_over_ns: Option<Percentiles>,
+}
+
+impl Latency {
+    fn of(tally: &mut Tally) -> Latency {
+        Latency {
+            call_ns: Percentiles::of(&mut tally.calls),
+            hand_over_ns: Percentiles::of(&mut tally.hand_overs),
+        }
+    }
+}
+
+impl Report {
+    fn new(
+        setting: Setting,
+        sites: &[Site],
+        tallies: Vec<Tally>,
+        watch: &Watch,
+        seconds: f64,
+    ) -> Report {
+        let mut all = Tally::default();
+        let rows = sites.iter().zip(tallies).map(|(site, mut tally)| {
+            all.add(&tally);
+            Row {
+                id: site.id,
+                ttl: site.ttl,
+                jobs: tally.calls.len() as u64,
+                misplaced: tally.misplaced,
+                latency: Latency::of(&mut tally),
+            }
+        });
+        let namespaces: Vec<Row> = rows.collect();
+        Report {
+            setting,
+            port: PORT,
+            jobs: all.calls.len() as u64,
+            seconds,
+            namespaces,
+            total: Latency::of(&mut all),
+            misplaced_jobs: all.misplaced,
+            stray_threads: watch.strays,
+            looks: watch.looks,
+            ok: all.misplaced == 0 && watch.strays == 0,
+        }
+    }
+
+    fn show(&self) -> Result<(), Failure> {
+        let mut table = output::table([
+            "NETNS ID",
+            "TTL",
+            "JOBS",
+            "CALL p50",
+            "p99",
+            "HAND-OVER p50",
+            "p99",
+            "MISPLACED",
+        ]);
+        for row in &self.namespaces {
+            let ttl = row
+                .ttl
+                .map_or_else(|| "-".to_owned(), |ttl| ttl.to_string());
+            table.add_row(cells(
+                row.id.to_string(),
+                ttl,
+                row.jobs,
+                row.latency,
+                row.misplaced,
+            ));
+        }
+        let total = cells(
+            "all".to_owned(),
+            String::new(),
+            self.jobs,
+            self.total,
+            self.misplaced_jobs,
+        );
+        table.add_row(
+            total
+                .into_iter()
+                .map(|cell| cell.add_attribute(Attribute::Bold)),
+        );
+        for column in table.column_iter_mut() {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        output::line(table)?;
+
+        let sysctl = match self.namespaces.iter().all(|row| row.ttl.is_some()) {
+            true => "the TTL it took from the namespace's sysctl, ",
+            false => "(no sysctl: /proc/sys is read-only) ",
+        };
+        output::line(format_args!(
+            "\n{jobs} closures in {seconds:.1} s, {rate} a second. Each connected to 127.0.0.1:{PORT} and \
+             compared, with\nwhere it was sent: the id the kernel gives its socket, {sysctl}the server's answer.",
+            jobs = grouped(self.jobs),
+            seconds = self.seconds,
+            rate = grouped((self.jobs as f64 / self.seconds) as u64),
+        ))?;
+        output::line(format_args!("misplaced jobs  {}", self.misplaced_jobs))?;
+        output::line(format_args!(
+            "stray threads   {}  (outside the home namespace and no worker; all threads were looked at {} times)",
+            self.stray_threads, self.looks
+        ))
+    }
+}
+
+fn cells(id: String, ttl: String, jobs: u64, latency: Latency, misplaced: u64) -> Vec<Cell> {
+    let times = [latency.call_ns, latency.hand_over_ns]
+        .into_iter()
+        .flat_map(|percentiles| {
+            [percentiles.map(|it| it.p50), percentiles.map(|it| it.p99)]
+                .map(|time| time.map_or_else(|| "-".to_owned(), microseconds))
+        });
+    ([id, ttl, grouped(jobs)].into_iter().chain(times))
+        .chain([misplaced.to_string()])
+        .map(Cell::new)
+        .collect()
+}
+
+fn microseconds(nanoseconds: u32) -> String {
+    format!("{:.1} µs", f64::from(nanoseconds) / 1000.0)
+}
+
+/// Thousands apart: `100 000`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.char_indices() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_apart() {
+        let shown = [0, 12, 999, 1000, 100_000, 1_234_567].map(grouped);
+        assert_eq!(shown, ["0", "12", "999", "1 000", "100 000", "1 234 567"]);
+    }
+
+    #[test]
+    fn percentiles_are_samples() {
+        let mut samples: Vec<u32> = (1..=100).rev().collect();
+        let found = Percentiles::of(&mut samples).expect("there are samples");
+        assert_eq!((found.p50, found.p99), (50, 99));
+        let found = Percentiles::of(&mut [7]).expect("one sample");
+        assert_eq!((found.p50, found.p99), (7, 7));
+        assert!(Percentiles::of(&mut []).is_none());
+    }
+}

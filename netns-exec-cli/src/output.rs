@@ -1,0 +1,32 @@
+//! What every subcommand prints alike: tables for people, JSON for machines.
+
+use std::io::{self, Write};
+
+use comfy_table::{ContentArrangement, Table, TableComponent, presets};
+
+use crate::failure::Failure;
+
+/// An empty table with these headings, that fits the terminal.
+pub(crate) fn table<const N: usize>(headings: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(headings);
+    table
+}
+
+/// Writes a text and a line break to stdout. In place of `println!`, which
+/// panics when the reader is gone.
+pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
+    Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+/// Writes a value as one indented JSON document.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+    line(text)
+}

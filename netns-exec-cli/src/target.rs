@@ -1,0 +1,139 @@
+//! The namespaces that a command line names.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use netns_exec::Netns;
+
+use crate::failure::Failure;
+
+/// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// As `ip netns` keeps it.
+    Name(String),
+    /// A file of a namespace; what holds a slash.
+    Path(PathBuf),
+    /// The namespace of a process. Kept as text, for `pid:x` to be refused with
+    /// words of our own.
+    Pid(String),
+}
+
+impl FromStr for Target {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(if text.contains('/') {
+            Target::Path(text.into())
+        } else if let Some(pid) = text.strip_prefix("pid:") {
+            Target::Pid(pid.to_owned())
+        } else {
+            Target::Name(text.to_owned())
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Name(name) => f.write_str(name),
+            Target::Path(path) => path.display().fmt(f),
+            Target::Pid(pid) => write!(f, "pid:{pid}"),
+        }
+    }
+}
+
+impl Target {
+    /// Opens the namespace.
+    pub(crate) fn open(&self) -> Result<Netns, Failure> {
+        let opened = match self {
+            Target::Name(name) => Netns::open(name),
+            Target::Path(path) => Netns::from_path(path),
+            Target::Pid(pid) => match pid.parse() {
+                Ok(pid) => Netns::from_pid(pid),
+                Err(_) => {
+                    return Err(Failure::new(format!("`{pid}` is not a process id"))
+                        .hint("write pid:4711, or a name, or a path with a slash"));
+                }
+            },
+        };
+        opened.map_err(Failure::from)
+    }
+}
+
+/// The namespaces of a command that takes several: `NS...` or `--all`.
+#[derive(clap::Args)]
+pub(crate) struct Targets {
+    /// The namespaces: a NAME as `ip netns list` shows it, a PATH (anything with
+    /// a slash), or pid:N for that of a process
+    #[arg(value_name = "NS", required_unless_present = "all")]
+    netns: Vec<Target>,
+
+    /// All named namespaces
+    #[arg(long, conflicts_with = "netns")]
+    all: bool,
+}
+
+impl Targets {
+    /// Opens all of them, each namespace once however often it is named, with
+    /// the name to show for it.
+    pub(crate) fn open(&self) -> Result<Vec<(String, Netns)>, Failure> {
+        let mut opened: Vec<(String, Netns)> = Vec::new();
+        if self.all {
+            let listed = Netns::list()?;
+            if listed.is_empty() {
+                return Err(
+                    Failure::new("there is no named netns").hint("`ip netns add NAME` makes one")
+                );
+            }
+            opened.extend(listed.into_iter().map(|ns| (ns.label().to_owned(), ns)));
+        } else {
+            for target in &self.netns {
+                let ns = target.open()?;
+                if !opened.iter().any(|(_, known)| *known == ns) {
+                    opened.push((target.to_string(), ns));
+                }
+            }
+        }
+        Ok(opened)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Target {
+        text.parse().expect("anything can be parsed")
+    }
+
+    #[test]
+    fn form_decides_what_is_meant() {
+        assert_eq!(parse("blue"), Target::Name("blue".into()));
+        assert_eq!(parse("./blue"), Target::Path("./blue".into()));
+        assert_eq!(
+            parse("/proc/1/ns/net"),
+            Target::Path("/proc/1/ns/net".into())
+        );
+        assert_eq!(parse("pid:1"), Target::Pid("1".into()));
+        assert_eq!(parse("pid1"), Target::Name("pid1".into()));
+        assert_eq!(parse("pid:/1"), Target::Path("pid:/1".into()));
+    }
+
+    #[test]
+    fn what_is_parsed_is_shown_as_it_was() {
+        for text in ["blue", "/run/netns/blue", "pid:4711", "pid:x"] {
+            assert_eq!(parse(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn pid_that_is_none_is_refused_with_a_hint() {
+        for text in ["pid:x", "pid:", "pid:-1", "pid:99999999999"] {
+            let failure = parse(text).open().expect_err(text).to_string();
+            assert!(failure.contains("not a process id") && failure.contains("pid:4711"));
+        }
+    }
+}

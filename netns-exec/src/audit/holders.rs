@@ -1,0 +1,546 @@
+//! What keeps namespaces alive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::stat::fstat;
+
+use super::proc::{self, ProcDir, is_denied, is_gone};
+use super::spaces::{self, Spaces};
+use crate::error::{Error, Result};
+use crate::netns::{Netns, NetnsId};
+use crate::sys;
+use crate::sys::mount_table::{netns_inode, netns_mounts};
+
+/// The way in which a process keeps a namespace alive.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Hold {
+    /// A thread is in it.
+    #[non_exhaustive]
+    Thread {
+        /// The thread's number.
+        tid: u32,
+    },
+    /// The namespace itself is open, as in a [`Netns`], or a device that
+    /// belongs to it, as `/dev/net/tun` does.
+    #[non_exhaustive]
+    Fd {
+        /// The descriptor's number in that process.
+        fd: u32,
+    },
+    /// A socket that was made in it is open. Wherever its process is now, an
+    /// AF_UNIX one included.
+    #[non_exhaustive]
+    Socket {
+        /// The descriptor's number in that process.
+        fd: u32,
+    },
+    /// It is mounted, which is what gives it a name. Said of the process with
+    /// the lowest number that has the mount.
+    #[non_exhaustive]
+    Mount {
+        /// Where, as that process sees it.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hold::Thread { tid } => write!(f, "thread {tid}"),
+            Hold::Fd { fd } => write!(f, "fd {fd}"),
+            Hold::Socket { fd } => write!(f, "socket {fd}"),
+            Hold::Mount { path } => write!(f, "mount {}", path.display()),
+        }
+    }
+}
+
+/// One thing that keeps a namespace alive, and whose it is.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    pid: u32,
+    process: Arc<str>,
+    hold: Hold,
+}
+
+impl Holder {
+    /// Returns the number of the process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Returns the name of the process.
+    pub fn process(&self) -> &str {
+        &self.process
+    }
+
+    /// Returns what of that process keeps the namespace alive.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({}): {}", self.pid, self.process, self.hold)
+    }
+}
+
+/// A process that may hold more than could be found out.
+#[derive(Clone, Debug)]
+pub struct Unreadable {
+    pid: u32,
+    process: Arc<str>,
+    what: &'static str,
+}
+
+impl Unreadable {
+    /// Returns the number of the process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Returns the name of the process.
+    pub fn process(&self) -> &str {
+        &self.process
+    }
+
+    /// Returns what of it could not be read, first of all: "threads", "fds",
+    /// "sockets" or "mounts".
+    pub fn what(&self) -> &str {
+        self.what
+    }
+}
+
+/// What keeps one namespace alive, from [`holders`].
+#[derive(Clone, Debug)]
+pub struct Holders {
+    holders: Vec<Holder>,
+    unreadable: Vec<Unreadable>,
+}
+
+impl Holders {
+    /// Returns what was found, by process.
+    pub fn holders(&self) -> &[Holder] {
+        &self.holders
+    }
+
+    /// Returns the processes that may hold it too.
+    pub fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+}
+
+/// A namespace that was found on the system, from [`namespaces`].
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    id: Option<NetnsId>,
+    inode: u64,
+    names: Vec<String>,
+    holders: Vec<Holder>,
+}
+
+impl Namespace {
+    /// Returns its never-reused id; `None` for one that was seen and may not be
+    /// opened.
+    pub fn id(&self) -> Option<NetnsId> {
+        self.id
+    }
+
+    /// Returns the number in `net:[4026531840]`, which is its own only while
+    /// it lives.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Returns its names: `blue` for `/run/netns/blue`, then the paths where
+    /// else it is mounted in this process's mount namespace.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Returns what keeps it alive, by process.
+    pub fn holders(&self) -> &[Holder] {
+        &self.holders
+    }
+
+    /// Returns the processes that have threads in it: number, name, how many.
+    pub fn processes(&self) -> Vec<(u32, &str, usize)> {
+        let mut processes: Vec<(u32, &str, usize)> = Vec::new();
+        for holder in &self.holders {
+            if !matches!(holder.hold, Hold::Thread { .. }) {
+                continue;
+            }
+            match processes.last_mut() {
+                Some((pid, _, count)) if *pid == holder.pid => *count += 1,
+                _ => processes.push((holder.pid, &holder.process, 1)),
+            }
+        }
+        processes
+    }
+}
+
+/// All namespaces that were found, from [`namespaces`].
+#[derive(Clone, Debug)]
+pub struct Namespaces {
+    namespaces: Vec<Namespace>,
+    unreadable: Vec<Unreadable>,
+}
+
+impl Namespaces {
+    /// Returns the namespaces, oldest first.
+    pub fn namespaces(&self) -> &[Namespace] {
+        &self.namespaces
+    }
+
+    /// Returns the processes that may know more of them.
+    pub fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+}
+
+/// Finds out what keeps a namespace alive, anywhere on the system: threads,
+/// open descriptors, sockets and bind mounts.
+///
+/// `netns` itself is among them. To tell where another process's socket was
+/// made, its descriptor is duplicated for a moment (pidfd_getfd(2)), which
+/// takes the privilege to trace that process; a connection that is closed in
+/// that moment ends with it.
+///
+/// What the kernel holds on its own, and descriptors that are on their way in a
+/// message or registered with an io_uring, nobody can list. Nor is a table of
+/// descriptors looked at that a thread made its own with
+/// `unshare(CLONE_FILES)`.
+///
+/// # Errors
+///
+/// Fails when /proc is not mounted or no file descriptor is left.
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::{Netns, audit};
+///
+/// let blue = Netns::open("blue")?;
+/// for holder in audit::holders(&blue)?.holders() {
+///     println!("{holder}"); // process 4711 (dockerd): thread 4720
+/// }
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+pub fn holders(netns: &Netns) -> Result<Holders> {
+    let failed = |cause| {
+        let attempt = format!("cannot find out what keeps netns `{netns}` alive");
+        Error::kernel(attempt, cause)
+    };
+    let inode = fstat(netns).map_err(|errno| failed(errno.into()))?.st_ino;
+    let wanted = Some(Wanted {
+        inode,
+        id: netns.id(),
+    });
+    let mut survey = Survey::new(wanted);
+    survey.everything().map_err(failed)?;
+    Ok(Holders {
+        holders: survey.held.remove(&inode).unwrap_or_default(),
+        unreadable: survey.unreadable,
+    })
+}
+
+/// Finds all network namespaces on the system, with what keeps each alive.
+///
+/// As [`holders`], for every namespace that a thread, descriptor, socket or
+/// bind mount leads to.
+///
+/// # Errors
+///
+/// As [`holders`].
+///
+/// # Examples
+///
+/// ```
+/// let found = netns_exec::audit::namespaces()?;
+/// assert!(!found.namespaces().is_empty());
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+pub fn namespaces() -> Result<Namespaces> {
+    let failed = |cause| Error::kernel("cannot list network namespaces", cause);
+    let mut survey = Survey::new(None);
+    survey.everything().map_err(failed)?;
+    let mut names = spaces::names().map_err(failed)?;
+    let spaces = &survey.spaces;
+    let mut namespaces: Vec<_> = (survey.held.into_iter())
+        .map(|(inode, holders)| Namespace {
+            id: spaces.id(inode),
+            inode,
+            names: names.remove(&inode).unwrap_or_default(),
+            holders,
+        })
+        .collect();
+    // Ids are given out in order.
+    namespaces.sort_by_key(|namespace| (namespace.id.is_none(), namespace.id, namespace.inode));
+    Ok(Namespaces {
+        namespaces,
+        unreadable: survey.unreadable,
+    })
+}
+
+/// The one namespace a survey is about; held by whoever asks, so that its inode
+/// number is its own.
+#[derive(Clone, Copy)]
+struct Wanted {
+    inode: u64,
+    id: NetnsId,
+}
+
+/// A walk through all processes.
+struct Survey {
+    wanted: Option<Wanted>,
+    spaces: Spaces,
+    /// By the namespace's inode number.
+    held: BTreeMap<u64, Vec<Holder>>,
+    unreadable: Vec<Unreadable>,
+    /// Mount namespaces that were looked at.
+    mounts_read: BTreeSet<std::ffi::OsString>,
+}
+
+impl Survey {
+    fn new(wanted: Option<Wanted>) -> Survey {
+        Survey {
+            wanted,
+            spaces: Spaces::default(),
+            held: BTreeMap::new(),
+            unreadable: Vec::new(),
+            mounts_read: BTreeSet::new(),
+        }
+    }
+
+    fn everything(&mut self) -> io::Result<()> {
+        for pid in proc::pids()? {
+            match self.process(pid) {
+                Err(error) if is_gone(&error) => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, pid: u32) -> io::Result<()> {
+        let dir = ProcDir::open(pid)?;
+        // They are in the first namespace, which needs nobody to live on.
+        if dir.status("status")?.is_kernel_thread {
+            return Ok(());
+        }
+        let name: Arc<str> = dir.name("comm")?.into();
+        let mut visit = Visit {
+            survey: self,
+            dir,
+            name,
+        };
+        for what in ["threads", "mounts", "fds"] {
+            let done = match what {
+                "threads" => visit.threads(),
+                "mounts" => visit.mounts(),
+                _ => visit.fds(),
+            };
+            match done {
+                // What is denied once is denied for all of the process.
+                Err(error) if is_denied(&error) => {
+                    visit.unreadable(what);
+                    return Ok(());
+                }
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A process being looked at.
+struct Visit<'a> {
+    survey: &'a mut Survey,
+    dir: ProcDir,
+    name: Arc<str>,
+}
+
+impl Visit<'_> {
+    fn unreadable(&mut self, what: &'static str) {
+        self.survey.unreadable.push(Unreadable {
+            pid: self.dir.pid(),
+            process: Arc::clone(&self.name),
+            what,
+        });
+    }
+
+    fn add(&mut self, inode: u64, hold: Hold) {
+        self.survey.held.entry(inode).or_default().push(Holder {
+            pid: self.dir.pid(),
+            process: Arc::clone(&self.name),
+            hold,
+        });
+    }
+
+    /// The inode of the namespace that a link leads to, if it is of interest.
+    fn meet(&mut self, path: &str) -> io::Result<Option<u64>> {
+        match self.survey.wanted {
+            Some(wanted) => {
+                let inode = self.dir.netns_link(path)?;
+                Ok((inode == wanted.inode).then_some(inode))
+            }
+            None => self.survey.spaces.meet(&self.dir, path).map(Some),
+        }
+    }
+
+    fn threads(&mut self) -> io::Result<()> {
+        for tid in self.dir.tids()? {
+            match self.meet(&format!("task/{tid}/ns/net")) {
+                Ok(Some(inode)) => self.add(inode, Hold::Thread { tid }),
+                Ok(None) => {}
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn mounts(&mut self) -> io::Result<()> {
+        for tid in self.dir.tids()? {
+            // A thread can have mounts of its own: see unshare(2).
+            let mounts = self.dir.link(&format!("task/{tid}/ns/mnt"));
+            let read = mounts.and_then(|mounts| match self.survey.mounts_read.contains(&mounts) {
+                true => Ok(()),
+                false => {
+                    self.mounts_of(tid)?;
+                    self.survey.mounts_read.insert(mounts);
+                    Ok(())
+                }
+            });
+            match read {
+                Err(error) if is_gone(&error) => {}
+                // A process that has no root any more: it is about to end.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                read => read?,
+            }
+        }
+        Ok(())
+    }
+
+    fn mounts_of(&mut self, tid: u32) -> io::Result<()> {
+        let path = format!("/proc/{}/task/{tid}/mountinfo", self.dir.pid());
+        for mount in netns_mounts(Path::new(&path))? {
+            let inode = mount.inode;
+            match self.survey.wanted {
+                Some(wanted) if wanted.inode != inode => continue,
+                Some(_) => {}
+                None if self.survey.spaces.contains(inode) => {}
+                // For its id. That it is there is known even if this fails.
+                None => drop(self.open_mount(tid, &mount.target)),
+            }
+            self.add(inode, Hold::Mount { path: mount.target });
+        }
+        Ok(())
+    }
+
+    /// Opens what is mounted at `target` as a thread sees it.
+    fn open_mount(&mut self, tid: u32, target: &Path) -> io::Result<u64> {
+        let root = format!("/proc/{}/task/{tid}/root", self.dir.pid());
+        let path = Path::new(&root).join(target.strip_prefix("/").unwrap_or(target));
+        // Something else may be mounted over it, and opening that could have
+        // effects.
+        let located = sys::netns::locate(&path, false)?;
+        if !sys::netns::is_on_nsfs(located.as_fd())? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let netns = sys::netns::reopen(located.as_fd())?;
+        self.survey.spaces.hold(netns)
+    }
+
+    fn fds(&mut self) -> io::Result<()> {
+        let ours = self.dir.pid() == std::process::id();
+        // Opened when first needed, and then kept for this process.
+        let mut pidfd = None;
+        let mut denied = false;
+        for fd in self.dir.fds()? {
+            if ours && self.survey.spaces.owns(fd as RawFd) {
+                continue;
+            }
+            let path = format!("fd/{fd}");
+            let link = match self.dir.link(&path) {
+                Err(error) if is_gone(&error) => continue,
+                link => link?,
+            };
+            let link = link.as_encoded_bytes();
+            if netns_inode(link).is_some() {
+                match self.meet(&path) {
+                    Ok(Some(inode)) => self.add(inode, Hold::Fd { fd }),
+                    // Another file has taken the number, or none.
+                    Ok(None) => {}
+                    Err(error) if is_denied(&error) => return Err(error),
+                    Err(_) => {}
+                }
+                continue;
+            }
+            let is_socket = link.starts_with(b"socket:[");
+            // What else is bound to a namespace as a socket is.
+            if !is_socket && link != b"/dev/net/tun" {
+                continue;
+            }
+            if denied {
+                continue;
+            }
+            match self.inode_of_socket(fd, &mut pidfd) {
+                Ok(Some(inode)) if is_socket => self.add(inode, Hold::Socket { fd }),
+                Ok(Some(inode)) => self.add(inode, Hold::Fd { fd }),
+                Ok(None) => {}
+                Err(error) if is_denied(&error) => denied = true,
+                // Closed meanwhile, or another file by now.
+                Err(_) => {}
+            }
+        }
+        if denied {
+            self.unreadable("sockets");
+        }
+        Ok(())
+    }
+
+    /// The inode of the namespace a socket was made in, if it is of interest.
+    fn inode_of_socket(&mut self, fd: u32, pidfd: &mut Option<OwnedFd>) -> io::Result<Option<u64>> {
+        if pidfd.is_none() {
+            let opened = sys::netns::pidfd_open(self.dir.pid() as libc::pid_t)?;
+            // The folder is still that of a process, so that is the one the
+            // number means.
+            self.dir.link("ns/net")?;
+            *pidfd = Some(opened);
+        }
+        let pidfd = pidfd.as_ref().map(AsFd::as_fd).expect("opened above");
+        let socket = sys::pidfd::getfd(pidfd, fd as RawFd)?;
+        let socket = socket.as_fd();
+        match sys::netns::id_by_socket(socket) {
+            Ok(id) => match self.survey.wanted {
+                Some(wanted) => Ok((wanted.id.as_u64() == id).then_some(wanted.inode)),
+                None => match self.survey.spaces.inode_of_id(id) {
+                    Some(inode) => Ok(Some(inode)),
+                    None => self
+                        .survey
+                        .spaces
+                        .hold(sys::netns::of_socket(socket)?)
+                        .map(Some),
+                },
+            },
+            // A tun device is asked as a socket is, but knows no id.
+            Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {
+                let netns = sys::netns::of_socket(socket)?;
+                match self.survey.wanted {
+                    Some(wanted) => {
+                        Ok((fstat(&netns)?.st_ino == wanted.inode).then_some(wanted.inode))
+                    }
+                    None => self.survey.spaces.hold(netns).map(Some),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Who is in which network namespace, and what keeps one alive.
+//!
+//! [`Process`] judges the threads of one process, this or another: a thread
+//! that is neither in the namespace of its process's main thread nor a worker
+//! is a *stray*, and what it does happens in a network nobody meant. That is
+//! what `ls -l /proc/PID/task/*/ns/net` would show, told by ids that are never
+//! reused. [`holders`] says why a namespace that was deleted is still there;
+//! [`namespaces`] finds all of them.
+//!
+//! An audit is read from /proc while everything goes on. Threads that end
+//! meanwhile are left out. What may not be read is [`Verdict::Unknown`] or
+//! [unreadable](Holders::unreadable), never left out: reading about other
+//! users' processes takes `CAP_SYS_PTRACE`. Processes that /proc does not show
+//! (`hidepid`, another pid namespace) cannot be missed by anybody.
+//!
+//! # Examples
+//!
+//! A test that ends with this proves that no thread was left anywhere:
+//!
+//! ```
+//! use netns_exec::audit::Process;
+//!
+//! let audit = Process::this()?;
+//! assert_eq!(audit.strays().count(), 0, "{audit}");
+//! # Ok::<(), netns_exec::Error>(())
+//! ```
+
+mod holders;
+mod proc;
+mod process;
+mod spaces;
+
+pub use holders::{Hold, Holder, Holders, Namespace, Namespaces, Unreadable, holders, namespaces};
+pub use process::{Process, Thread, Verdict};

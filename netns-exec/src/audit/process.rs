@@ -1,0 +1,557 @@
+//! Judging the threads of one process.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::proc::{ProcDir, Status, is_denied, is_gone};
+use super::spaces::{self, Spaces};
+use crate::error::{Error, Kind, Result};
+use crate::netns::NetnsId;
+use crate::roster;
+
+/// How long a thread that looks like a stray may take to turn out to be on its
+/// way in or out: a worker is not yet sealed, or no longer in the roster; a
+/// visitor ends.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// What an audit makes of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// In the namespace of the process's main thread.
+    Home,
+    /// Serves another namespace on behalf of this library, and is in it.
+    ///
+    /// This process knows its workers. Those of another process are known by
+    /// the [seal](crate::Guard::Seal): a worker's name (`ns:blue/0`), no
+    /// `CAP_SYS_ADMIN`, and a seccomp filter that the main thread does not
+    /// have. The name alone proves nothing: a thread inherits it from the one
+    /// that creates it.
+    Worker,
+    /// Neither: it was left in, or wandered into, a namespace where nothing
+    /// expects it. Also a worker that is not in the namespace it serves.
+    Stray,
+    /// It cannot be told: the thread may not be looked at, or it has the name
+    /// of another process's worker but no seal, as under
+    /// [`Guard::Detect`](crate::Guard::Detect), where a thread that a job left
+    /// behind looks just the same. That process itself can tell.
+    Unknown,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Verdict::Home => "home",
+            Verdict::Worker => "worker",
+            Verdict::Stray => "stray",
+            Verdict::Unknown => "unknown",
+        })
+    }
+}
+
+/// One thread, as it was found.
+#[derive(Clone, Debug)]
+pub struct Thread {
+    tid: u32,
+    name: String,
+    netns: Option<NetnsId>,
+    label: Arc<str>,
+    verdict: Verdict,
+}
+
+impl Thread {
+    /// Returns the thread's number, as `ps -L` shows it.
+    pub fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    /// Returns the thread's name, of which the kernel keeps 15 bytes.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the id of the namespace it is in; `None` when that may not be read.
+    pub fn netns_id(&self) -> Option<NetnsId> {
+        self.netns
+    }
+
+    /// Returns what people call that namespace: its name (`blue`) where it has
+    /// one, `home`, `netns:42`, or `?` when it may not be read.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Returns what the audit makes of it.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+/// The threads of one process, each with the namespace it is in.
+///
+/// Displays as one line for each thread that is not at home, after one with
+/// the totals.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pid: u32,
+    name: String,
+    home: Option<NetnsId>,
+    threads: Vec<Thread>,
+}
+
+impl Process {
+    /// Audits this process.
+    ///
+    /// Takes no privilege, and works on any thread, a sealed worker included.
+    /// Takes a few microseconds for each thread; a stray is looked at again for
+    /// up to 50 ms, in case it is about to end.
+    ///
+    /// # Errors
+    ///
+    /// Fails when /proc is not mounted or no file descriptor is left.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::audit::{Process, Verdict};
+    ///
+    /// let audit = Process::this()?;
+    /// for thread in audit.threads() {
+    ///     println!("{} {} {}", thread.tid(), thread.label(), thread.verdict());
+    /// }
+    /// assert!(audit.threads().iter().any(|t| t.verdict() == Verdict::Home));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn this() -> Result<Process> {
+        Process::of(std::process::id())
+    }
+
+    /// Audits the process that `pid` is the number of, or of a thread of it.
+    ///
+    /// Where a thread may not be looked at, its verdict is
+    /// [`Unknown`](Verdict::Unknown): that takes to be the same user, or
+    /// `CAP_SYS_PTRACE`. Of namespaces that only the kernel before Linux 6.18
+    /// would have to enter for their id, it takes `CAP_SYS_ADMIN`.
+    ///
+    /// # Errors
+    ///
+    /// [`is_not_found`](Error::is_not_found) when there is no such process, or
+    /// it has ended by now; and as [`this`](Process::this).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// let audit = netns_exec::audit::Process::of(4711)?;
+    /// for stray in audit.strays() {
+    ///     eprintln!("thread {} ({}) is in {}", stray.tid(), stray.name(), stray.label());
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn of(pid: u32) -> Result<Process> {
+        let failed = |cause| not_audited(pid, cause);
+        let dir = ProcDir::open(pid).map_err(failed)?;
+        let whose = match dir.pid() == std::process::id() {
+            true => Whose::Ours,
+            false => Whose::Theirs,
+        };
+        audit(dir, whose)
+    }
+
+    /// Returns the number of the process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Returns the name of the process's main thread.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the id of the main thread's namespace; `None` when it may not be
+    /// read, or the main thread has ended before the others.
+    pub fn home_id(&self) -> Option<NetnsId> {
+        self.home
+    }
+
+    /// Returns all threads, by number.
+    pub fn threads(&self) -> &[Thread] {
+        &self.threads
+    }
+
+    /// Returns the threads that are where nothing expects them.
+    pub fn strays(&self) -> impl Iterator<Item = &Thread> {
+        self.with(Verdict::Stray)
+    }
+
+    /// Returns the threads with this verdict.
+    pub fn with(&self, verdict: Verdict) -> impl Iterator<Item = &Thread> {
+        (self.threads.iter()).filter(move |thread| thread.verdict == verdict)
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({}): ", self.pid, self.name)?;
+        let count = |verdict| self.with(verdict).count();
+        write!(
+            f,
+            "{} at home, {} workers, {} stray, {} unknown",
+            count(Verdict::Home),
+            count(Verdict::Worker),
+            count(Verdict::Stray),
+            count(Verdict::Unknown)
+        )?;
+        for thread in &self.threads {
+            let Thread {
+                tid,
+                name,
+                label,
+                verdict,
+                ..
+            } = thread;
+            if *verdict != Verdict::Home {
+                write!(f, "\n{verdict}: thread {tid} ({name}) in {label}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    Theirs,
+}
+
+fn not_audited(pid: u32, cause: io::Error) -> Error {
+    let attempt = format!("cannot audit process {pid}");
+    match is_gone(&cause) {
+        true => Error::new(Kind::NotFound, attempt).caused_by(cause),
+        false => Error::kernel(attempt, cause),
+    }
+}
+
+fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
+    let pid = dir.pid();
+    let failed = |cause| not_audited(pid, cause);
+    let mut look = Look {
+        main: None,
+        spaces: Spaces::default(),
+        home: None,
+        whose,
+        dir,
+    };
+    // The link in the process's folder is that of its main thread.
+    look.home = match look.spaces.meet(&look.dir, "ns/net") {
+        Ok(inode) => Some(inode),
+        Err(error) if is_gone(&error) || is_denied(&error) => None,
+        Err(error) => return Err(failed(error)),
+    };
+    let name = look.dir.name("comm").map_err(failed)?;
+
+    let mut found = Vec::new();
+    for tid in look.dir.tids().map_err(failed)? {
+        if let Some(thread) = look.at(tid).map_err(failed)? {
+            found.push(thread);
+        }
+    }
+    look.again(&mut found).map_err(failed)?;
+    if found.is_empty() {
+        return Err(failed(io::Error::from_raw_os_error(libc::ESRCH)));
+    }
+
+    // Names are for namespaces that may be other than home.
+    let named = found
+        .iter()
+        .any(|thread| thread.inode.is_some() && thread.inode != look.home);
+    let names = match named {
+        true => spaces::names().map_err(failed)?,
+        false => Default::default(),
+    };
+    let mut labels: Vec<(Option<u64>, Arc<str>)> = vec![(None, "?".into())];
+    if look.home.is_some() {
+        labels.push((look.home, "home".into()));
+    }
+    let threads = found.into_iter().map(|found| {
+        let netns = found.inode.and_then(|inode| look.spaces.id(inode));
+        let known = labels.iter().find(|(inode, _)| *inode == found.inode);
+        let label = match (known, found.inode, netns) {
+            (Some((_, label)), ..) => Arc::clone(label),
+            (None, inode, id) => {
+                let name = inode
+                    .and_then(|inode| names.get(&inode))
+                    .and_then(|n| n.first());
+                let label: Arc<str> = match (name, id) {
+                    (Some(name), _) => name.as_str().into(),
+                    (None, Some(id)) => format!("netns:{id}").into(),
+                    (None, None) => "?".into(),
+                };
+                labels.push((inode, Arc::clone(&label)));
+                label
+            }
+        };
+        Thread {
+            tid: found.tid,
+            name: found.name,
+            netns,
+            label,
+            verdict: found.verdict,
+        }
+    });
+    Ok(Process {
+        pid,
+        name,
+        home: look.home.and_then(|inode| look.spaces.id(inode)),
+        threads: threads.collect(),
+    })
+}
+
+/// A thread and what it looks like so far.
+struct Found {
+    tid: u32,
+    name: String,
+    inode: Option<u64>,
+    verdict: Verdict,
+}
+
+struct Look {
+    dir: ProcDir,
+    whose: Whose,
+    spaces: Spaces,
+    home: Option<u64>,
+    /// The main thread's status, read when first needed.
+    main: Option<Status>,
+}
+
+impl Look {
+    /// `None` when the thread has ended.
+    fn at(&mut self, tid: u32) -> io::Result<Option<Found>> {
+        let name = match self.dir.name(&format!("task/{tid}/comm")) {
+            Ok(name) => name,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // The link before the roster: a worker signs in before it enters.
+        let inode = match self.spaces.meet(&self.dir, &format!("task/{tid}/ns/net")) {
+            Ok(inode) => Some(inode),
+            // It is there no more, or far enough on its way out.
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) if is_denied(&error) => None,
+            Err(error) => return Err(error),
+        };
+        let verdict = match inode {
+            None => Verdict::Unknown,
+            Some(inode) => match self.judge(tid, &name, inode) {
+                Ok(verdict) => verdict,
+                Err(error) if is_gone(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(Some(Found {
+            tid,
+            name,
+            inode,
+            verdict,
+        }))
+    }
+
+    fn judge(&mut self, tid: u32, name: &str, inode: u64) -> io::Result<Verdict> {
+        if self.whose == Whose::Ours && roster::is_worker(tid) {
+            return Ok(match roster::netns_of(tid) {
+                // Visitors go wherever they are sent.
+                None => Verdict::Worker,
+                serves if serves == self.spaces.id(inode) => Verdict::Worker,
+                Some(_) => Verdict::Stray,
+            });
+        }
+        match self.home {
+            Some(home) if home == inode => return Ok(Verdict::Home),
+            Some(_) => {}
+            // Nobody can say what home would be.
+            None => return Ok(Verdict::Unknown),
+        }
+        if self.whose == Whose::Ours || !is_name_of_worker(name) {
+            return Ok(Verdict::Stray);
+        }
+        let thread = self.dir.status(&format!("task/{tid}/status"))?;
+        let main = match &mut self.main {
+            Some(main) => main,
+            main => main.insert(self.dir.status("status")?),
+        };
+        let sealed = !thread.has_sys_admin && thread.seccomp_filters > main.seccomp_filters;
+        Ok(match (sealed, thread.blocks_signals) {
+            (true, _) => Verdict::Worker,
+            // As every worker does, and every thread that one creates.
+            (false, true) => Verdict::Unknown,
+            (false, false) => Verdict::Stray,
+        })
+    }
+
+    /// Looks again at whom it would be serious to accuse wrongly.
+    fn again(&mut self, found: &mut Vec<Found>) -> io::Result<()> {
+        let deadline = Instant::now() + GRACE;
+        loop {
+            let mut suspects = 0;
+            let mut kept = Vec::with_capacity(found.len());
+            for thread in found.drain(..) {
+                let suspect = thread.inode.is_some()
+                    && matches!(thread.verdict, Verdict::Stray | Verdict::Unknown);
+                if !suspect {
+                    kept.push(thread);
+                    continue;
+                }
+                let exiting = match self.dir.is_exiting(thread.tid) {
+                    Err(error) if is_gone(&error) => true,
+                    exiting => exiting?,
+                };
+                if exiting {
+                    continue;
+                }
+                if let Some(thread) = self.at(thread.tid)? {
+                    let home = self.home.is_some();
+                    suspects += usize::from(
+                        home && !matches!(thread.verdict, Verdict::Home | Verdict::Worker),
+                    );
+                    kept.push(thread);
+                }
+            }
+            *found = kept;
+            if suspects == 0 || Instant::now() >= deadline {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Tells whether a name reads `PREFIX:LABEL/NUMBER`, as workers' names do.
+fn is_name_of_worker(name: &str) -> bool {
+    let Some((front, number)) = name.rsplit_once('/') else {
+        return false;
+    };
+    let prefix = front.split_once(':').map_or("", |(prefix, _)| prefix);
+    !prefix.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::guard::{Fence, Guard, Policy};
+    use crate::netns::Netns;
+    use crate::roster::Registration;
+    use crate::sys;
+
+    #[test]
+    fn names_of_workers_are_told_from_others() {
+        for name in ["ns:blue/0", "ns:a:b/c/12", "mine:x/3", "ns:/0"] {
+            assert!(is_name_of_worker(name), "{name}");
+        }
+        for name in [
+            "",
+            "ns",
+            "ns:blue",
+            "ns:blue/",
+            "ns:blue/x",
+            "kworker/0",
+            ":a/0",
+            "kworker/0:1",
+        ] {
+            assert!(!is_name_of_worker(name), "{name}");
+        }
+    }
+
+    /// Runs `f` while a thread is elsewhere that `prepare` was called on there.
+    fn with_thread_elsewhere<T>(
+        name: &str,
+        prepare: impl FnOnce(Registration) -> Option<Fence> + Send,
+        f: impl FnOnce(u32) -> T,
+    ) -> T {
+        thread::scope(|scope| {
+            let (entered, tid) = channel();
+            let (done, end) = channel::<()>();
+            let thread = thread::Builder::new().name(name.to_owned());
+            let thread = thread.spawn_scoped(scope, move || {
+                let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
+                let registration = roster::enter(netns.id());
+                sys::netns::enter(&netns).expect("needs CAP_SYS_ADMIN");
+                let _fence = prepare(registration);
+                entered.send(sys::thread::tid()).expect("awaited below");
+                let _ = end.recv();
+            });
+            thread.expect("a thread can be started");
+            let tid = tid.recv().expect("the thread has not panicked");
+            let result = f(tid);
+            drop(done);
+            result
+        })
+    }
+
+    fn verdict(tid: u32, whose: Whose) -> Verdict {
+        let dir = ProcDir::open(std::process::id()).expect("/proc is mounted");
+        let audit = audit(dir, whose).expect("our own");
+        let thread = audit.threads().iter().find(|thread| thread.tid() == tid);
+        thread.expect("it is alive").verdict()
+    }
+
+    #[test]
+    fn sealed_worker_is_known_from_inside_and_outside() {
+        let policy = Policy::prepare(Guard::Seal).expect("root can seal");
+        let seal = |registration| Some(policy.install(registration).expect("as was tried"));
+        with_thread_elsewhere("ns:blue/0", seal, |tid| {
+            assert_eq!(verdict(tid, Whose::Ours), Verdict::Worker);
+            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Worker);
+        });
+        let seal = |registration| Some(policy.install(registration).expect("as was tried"));
+        with_thread_elsewhere("no worker", seal, |tid| {
+            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
+        });
+    }
+
+    #[test]
+    fn name_of_a_worker_alone_proves_nothing() {
+        let nothing = |registration| {
+            drop(registration);
+            None
+        };
+        with_thread_elsewhere("ns:blue/0", nothing, |tid| {
+            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
+            assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
+        });
+        let block = |registration| {
+            drop(registration);
+            sys::thread::block_signals().expect("always possible");
+            None
+        };
+        with_thread_elsewhere("ns:blue/0", block, |tid| {
+            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Unknown);
+            assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
+        });
+    }
+
+    #[test]
+    fn worker_outside_its_namespace_is_a_stray() {
+        let policy = Policy::prepare(Guard::Off).expect("takes nothing");
+        let wander = |registration| {
+            let fence = policy.install(registration).expect("takes nothing");
+            sys::netns::unshare().expect("needs CAP_SYS_ADMIN");
+            Some(fence)
+        };
+        with_thread_elsewhere("ns:blue/0", wander, |tid| {
+            assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
+        });
+        let go_home = |registration| {
+            let fence = policy.install(registration).expect("takes nothing");
+            let home = sys::netns::of_main_thread().expect("/proc is mounted");
+            sys::netns::enter(home).expect("needs CAP_SYS_ADMIN");
+            Some(fence)
+        };
+        with_thread_elsewhere("ns:blue/0", go_home, |tid| {
+            assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
+        });
+    }
+}

@@ -1,0 +1,248 @@
+//! Children in a namespace.
+
+use std::ffi::OsStr;
+use std::io;
+use std::mem;
+use std::process::{Child, Command, ExitStatus, Output};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Kind, Result};
+use crate::home::Home;
+use crate::netns::Netns;
+use crate::sys;
+
+/// Starts the child processes of a [`Command`] in a network namespace.
+///
+/// Nothing moves but the child: it enters the namespace itself, between fork(2)
+/// and execve(2). [`spawn_in`](CommandExt::spawn_in),
+/// [`output_in`](CommandExt::output_in) and [`status_in`](CommandExt::status_in)
+/// work on any thread, also inside a job and for any namespace, because it is
+/// the home thread, or a thread born of it, that forks. So the child
+///
+/// - has no signal blocked, whatever the caller blocks (workers block all),
+/// - is under no seccomp filter and misses no capability that a sealed worker
+///   gave up,
+/// - outlives the worker whose job asked for it, even when it has a
+///   parent-death signal (`PR_SET_PDEATHSIG`, which follows the *thread* that
+///   forked): the home thread lives as long as the process,
+/// - starts in the process's working directory with the process's umask, should
+///   the caller have private ones.
+///
+/// What the child sees of `/sys/class/net` and `/etc/resolv.conf` is what the
+/// process sees; `ip netns exec` puts those of the namespace in their place,
+/// this does not.
+///
+/// # Changing the user
+///
+/// The standard library changes the user, the group and the root directory of a
+/// child ([`uid`], [`gid`]) before the child can enter the namespace, and an
+/// ordinary user may not enter. Start such a command inside a job:
+/// `run(&ns, || command.uid(1000).spawn())`.
+///
+/// [`uid`]: std::os::unix::process::CommandExt::uid
+/// [`gid`]: std::os::unix::process::CommandExt::gid
+///
+/// # Using a command again
+///
+/// A command can be started many times and in different namespaces. It keeps no
+/// namespace alive in between (one prepared with
+/// [`in_netns`](CommandExt::in_netns) does), but a few bytes in it remember
+/// each start, as the standard library can take no step of a command back: what
+/// starts a million children should make more than one `Command`.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::process::Command;
+///
+/// use netns_exec::{CommandExt, Netns};
+///
+/// let blue = Netns::open("blue")?;
+/// let routes = Command::new("ip").arg("route").output_in(&blue)?;
+/// print!("{}", String::from_utf8_lossy(&routes.stdout));
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+pub trait CommandExt: sealed::Sealed {
+    /// Starts the command as a child process in `ns`, and returns a handle to it.
+    ///
+    /// Standard input, output and error are inherited unless the command says
+    /// otherwise, as with [`Command::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// Fails when the child may not enter `ns`
+    /// ([`is_permission_denied`](Error::is_permission_denied)), when there is no
+    /// such program ([`is_not_found`](Error::is_not_found)), and when no process
+    /// can be started at all; the text tells which. The command can be used
+    /// again after every one of them.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    ///
+    /// use netns_exec::{CommandExt, Netns};
+    ///
+    /// let mut server = Command::new("iperf3").arg("-s").spawn_in(&Netns::open("blue")?)?;
+    /// let client = Command::new("iperf3").args(["-c", "10.0.0.1"]).status_in(&Netns::open("red")?)?;
+    /// server.kill()?;
+    /// server.wait()?;
+    /// assert!(client.success());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn spawn_in(&mut self, ns: &Netns) -> Result<Child>;
+
+    /// Runs the command as a child process in `ns`, waits for its end, and
+    /// returns all it wrote.
+    ///
+    /// Standard output and error are captured and standard input is empty unless
+    /// the command says otherwise, as with [`Command::output`].
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn_in`](CommandExt::spawn_in), and when reading or waiting fails. A
+    /// command that ran and failed is not an error: see [`Output::status`].
+    fn output_in(&mut self, ns: &Netns) -> Result<Output>;
+
+    /// Runs the command as a child process in `ns`, waits for its end, and
+    /// returns its exit status.
+    ///
+    /// Standard input, output and error are inherited unless the command says
+    /// otherwise, as with [`Command::status`].
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn_in`](CommandExt::spawn_in), and when waiting fails.
+    fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus>;
+
+    /// Prepares the command: whoever starts it, and however, its children enter
+    /// `ns`.
+    ///
+    /// This is for what starts commands itself, such as tokio (through its
+    /// `Command::as_std_mut`) or the standard library's `exec`. The child
+    /// inherits the signal mask, and whatever else, of the thread that starts
+    /// it, which must be allowed to enter: a sealed job is not. Prefer
+    /// [`spawn_in`](CommandExt::spawn_in) where you can.
+    ///
+    /// The command holds `ns` from now on. When it is called again, or the
+    /// command is started with `spawn_in`, the last one decides. A failure to
+    /// enter comes out of the start as a plain [`io::Error`] with the errno of
+    /// setns(2).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::os::unix::process::CommandExt as _;
+    /// use std::process::Command;
+    ///
+    /// use netns_exec::{CommandExt, Netns};
+    ///
+    /// // Becomes a shell in the namespace.
+    /// let error = Command::new("sh").in_netns(&Netns::open("blue")?).exec();
+    /// # Err::<(), _>(error)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn in_netns(&mut self, ns: &Netns) -> &mut Command;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for std::process::Command {}
+}
+
+impl CommandExt for Command {
+    fn spawn_in(&mut self, ns: &Netns) -> Result<Child> {
+        let loan = Loan::of(self);
+        let (command, target) = (Arc::clone(&loan.command), ns.clone());
+        Home::get()?
+            .call(move || start(&mut command.lock(), target, Command::spawn))
+            .map_err(|cause| loan.failed(ns, cause))
+    }
+
+    fn output_in(&mut self, ns: &Netns) -> Result<Output> {
+        run_to_end(self, ns, Command::output)
+    }
+
+    fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus> {
+        run_to_end(self, ns, Command::status)
+    }
+
+    fn in_netns(&mut self, ns: &Netns) -> &mut Command {
+        sys::process::enter_before_exec(self, ns.clone());
+        self
+    }
+}
+
+/// On a thread of its own, as the home thread waits for no child; born at home,
+/// and there until the child has ended, so that the child's parent stays too.
+fn run_to_end<T: Send + 'static>(
+    command: &mut Command,
+    ns: &Netns,
+    run: fn(&mut Command) -> io::Result<T>,
+) -> Result<T> {
+    let loan = Loan::of(command);
+    let (command, target) = (Arc::clone(&loan.command), ns.clone());
+    Home::get()?
+        .visit(move || start(&mut command.lock(), target, run))
+        .and_then(|outcome| outcome)
+        .map_err(|cause| loan.failed(ns, cause))
+}
+
+/// Calls `run` on the command; a child made meanwhile enters `target`.
+fn start<T>(
+    command: &mut Command,
+    target: Netns,
+    run: fn(&mut Command) -> io::Result<T>,
+) -> io::Result<T> {
+    let target = Arc::new(target);
+    sys::process::enter_clean_before_exec(command, Arc::downgrade(&target));
+    run(command)
+}
+
+/// A caller's command on its way to another thread; the caller has it back when
+/// this is dropped, whatever happened there.
+struct Loan<'a> {
+    owner: &'a mut Command,
+    command: Arc<Mutex<Command>>,
+}
+
+impl<'a> Loan<'a> {
+    fn of(owner: &'a mut Command) -> Self {
+        let command = mem::replace(owner, Command::new(OsStr::new("")));
+        Loan {
+            owner,
+            command: Arc::new(Mutex::new(command)),
+        }
+    }
+
+    /// Says what `cause` made impossible.
+    fn failed(&self, ns: &Netns, cause: io::Error) -> Error {
+        if let Some(errno) = sys::process::enter_errno(&cause) {
+            let error = Error::kernel(
+                format!("cannot enter netns `{ns}`"),
+                io::Error::from_raw_os_error(errno),
+            );
+            return match errno {
+                libc::EPERM => error.hint(
+                    "needs CAP_SYS_ADMIN in the user namespace that owns the netns, and in the child's \
+                     own; a command with `uid` or `gid` has given it up by then: start it inside a job",
+                ),
+                _ => error,
+            };
+        }
+        let program = self.command.lock().get_program().to_owned();
+        let attempt = format!("cannot execute `{}` in netns `{ns}`", program.display());
+        match cause.raw_os_error() {
+            Some(libc::ENOENT) => Error::new(Kind::NotFound, attempt).caused_by(cause),
+            _ => Error::kernel(attempt, cause),
+        }
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        mem::swap(self.owner, &mut self.command.lock());
+    }
+}

@@ -1,0 +1,549 @@
+//! The mount table, as far as it keeps network namespaces alive: which are
+//! bind-mounted (that is what gives them a name), and when that changes.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::ffi::{CStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+
+/// A network namespace that is mounted somewhere.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NetnsMount {
+    /// Means this namespace only while something, this mount for one, holds it.
+    pub(crate) inode: u64,
+    pub(crate) target: PathBuf,
+}
+
+/// Lists the network namespaces mounted in a mount namespace: that of the
+/// thread or process whose `mountinfo` file this is.
+pub(crate) fn netns_mounts(mountinfo: &Path) -> io::Result<Vec<NetnsMount>> {
+    parse(BufReader::with_capacity(32 * 1024, File::open(mountinfo)?))
+}
+
+/// Reads proc_pid_mountinfo(5).
+fn parse(mut mountinfo: impl BufRead) -> io::Result<Vec<NetnsMount>> {
+    let mut mounts = Vec::new();
+    let mut line = Vec::new();
+    while mountinfo.read_until(b'\n', &mut line)? > 0 {
+        // Mount id, parent id, device, root, mount point, ...
+        let mut fields = line.split(|&byte| byte == b' ').skip(3);
+        if let (Some(root), Some(target)) = (fields.next(), fields.next()) {
+            // The root of a mount of any other filesystem begins with a slash.
+            if let Some(inode) = netns_inode(root) {
+                mounts.push(NetnsMount {
+                    inode,
+                    target: PathBuf::from(OsString::from_vec(unescape(target))),
+                });
+            }
+        }
+        line.clear();
+    }
+    Ok(mounts)
+}
+
+/// The number in `net:[4026531840]`.
+pub(crate) fn netns_inode(name: &[u8]) -> Option<u64> {
+    let digits = name.strip_prefix(b"net:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Undoes the kernel's `\040` for a space.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match (first, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = tail;
+            }
+            _ => bytes.push(*first),
+        }
+    }
+    bytes
+}
+
+/// How the kernel tells that mounts have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notification {
+    /// fanotify(7) names each mount that comes or goes: Linux 6.14, and
+    /// CAP_SYS_ADMIN. Work done is proportional to what changed.
+    MountEvents,
+    /// poll(2) on mountinfo says that something changed, and the table is read
+    /// again: every kernel, no privilege.
+    MountInfo,
+}
+
+impl Notification {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Notification::MountEvents => "fanotify",
+            Notification::MountInfo => "mountinfo",
+        }
+    }
+}
+
+/// The network namespaces that are mounted in one mount namespace: that of the
+/// thread that makes the watch, which is also the one to refresh it.
+pub(crate) struct MountWatch {
+    notification: Notification,
+    /// The fanotify group, or mountinfo.
+    file: Arc<File>,
+    /// Mount id (never reused) to inode, of every netns mount. Empty when the
+    /// notification names no mounts.
+    mounts: HashMap<u64, u64>,
+    /// How many mounts each namespace has, by inode number.
+    mounted: HashMap<u64, usize>,
+}
+
+/// Waits for a [`MountWatch`] to need a refresh.
+pub(crate) struct MountWaiter {
+    file: Arc<File>,
+    events: PollFlags,
+}
+
+/// Why [`MountWaiter::wait`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Woken {
+    /// Mounts may have changed: [`MountWatch::refresh`] is due.
+    pub(crate) mounts: bool,
+    pub(crate) wake: bool,
+}
+
+impl MountWaiter {
+    /// Blocks until mounts may have changed or `wake` is readable.
+    pub(crate) fn wait(&self, wake: BorrowedFd<'_>) -> io::Result<Woken> {
+        let mut fds = [
+            PollFd::new(wake, PollFlags::POLLIN),
+            PollFd::new(self.file.as_fd(), self.events),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+        Ok(Woken {
+            wake: ready(&fds[0]),
+            mounts: ready(&fds[1]),
+        })
+    }
+}
+
+impl MountWatch {
+    /// Watches by the means asked for.
+    pub(crate) fn new(notification: Notification) -> io::Result<MountWatch> {
+        let file = match notification {
+            Notification::MountEvents => File::from(OwnedFd::from(mount_events()?)),
+            Notification::MountInfo => File::open("/proc/thread-self/mountinfo")?,
+        };
+        let mut watch = MountWatch {
+            notification,
+            file: Arc::new(file),
+            mounts: HashMap::new(),
+            mounted: HashMap::new(),
+        };
+        // After the notification is in force, so that nothing falls in between.
+        watch.read_all()?;
+        Ok(watch)
+    }
+
+    pub(crate) fn notification(&self) -> Notification {
+        self.notification
+    }
+
+    /// Tells whether a namespace was mounted at the last refresh.
+    pub(crate) fn is_mounted(&self, inode: u64) -> bool {
+        self.mounted.contains_key(&inode)
+    }
+
+    /// Returns what waits, for use while the watch itself is locked by others.
+    pub(crate) fn waiter(&self) -> MountWaiter {
+        MountWaiter {
+            file: Arc::clone(&self.file),
+            events: match self.notification {
+                Notification::MountEvents => PollFlags::POLLIN,
+                Notification::MountInfo => PollFlags::POLLPRI,
+            },
+        }
+    }
+
+    /// Takes in what has changed since the last call.
+    pub(crate) fn refresh(&mut self) -> io::Result<()> {
+        match self.notification {
+            Notification::MountEvents => self.read_events(),
+            Notification::MountInfo => self.read_all(),
+        }
+    }
+
+    /// Makes the next refresh of a watch that reads events fail.
+    #[cfg(test)]
+    pub(crate) fn break_events(&mut self) {
+        self.file = Arc::new(File::open("/").expect("read(2) of it is EISDIR"));
+    }
+
+    fn read_events(&mut self) -> io::Result<()> {
+        // An event is 40 bytes: a hundred at a time.
+        let mut buffer = [0; 4096];
+        loop {
+            let filled = match (&*self.file).read(&mut buffer) {
+                Ok(filled) => filled,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            for event in MountEvents(&buffer[..filled]) {
+                match event {
+                    Some(mount) => self.look_at(mount)?,
+                    None => return self.read_all(),
+                }
+            }
+        }
+    }
+
+    /// Takes in where an event left its mount. What the event says does not
+    /// matter: a mount that was moved has been detached and is there all the
+    /// same.
+    fn look_at(&mut self, mount: u64) -> io::Result<()> {
+        let inode = statmount_netns(mount)?;
+        let before = match inode {
+            Some(inode) => self.mounts.insert(mount, inode),
+            None => self.mounts.remove(&mount),
+        };
+        if let Some(inode) = inode {
+            *self.mounted.entry(inode).or_default() += 1;
+        }
+        if let Some(inode) = before {
+            forget_one(&mut self.mounted, inode);
+        }
+        Ok(())
+    }
+
+    /// Forgets what is known and reads the whole table.
+    fn read_all(&mut self) -> io::Result<()> {
+        self.mounts.clear();
+        self.mounted.clear();
+        match self.notification {
+            Notification::MountEvents => {
+                listmount(|mount| self.look_at(mount))?;
+            }
+            Notification::MountInfo => {
+                // The same open file that is polled: seq_file starts over.
+                let mut mountinfo = &*self.file;
+                mountinfo.rewind()?;
+                for mount in parse(BufReader::with_capacity(32 * 1024, mountinfo))? {
+                    *self.mounted.entry(mount.inode).or_default() += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn forget_one(mounted: &mut HashMap<u64, usize>, inode: u64) {
+    if let Some(count) = mounted.get_mut(&inode) {
+        *count -= 1;
+        if *count == 0 {
+            mounted.remove(&inode);
+        }
+    }
+}
+
+/// Asks for an event for each mount attached to or detached from the calling
+/// thread's mount namespace.
+fn mount_events() -> io::Result<Fanotify> {
+    // Not in the C library's headers yet; the values are in linux/fanotify.h.
+    const FAN_REPORT_MNT: u32 = 0x4000;
+    const FAN_MARK_MNTNS: u32 = 0x110;
+    const FAN_MNT_ATTACH: u64 = 0x0100_0000;
+    const FAN_MNT_DETACH: u64 = 0x0200_0000;
+
+    let fanotify = Fanotify::init(
+        InitFlags::FAN_CLASS_NOTIF
+            | InitFlags::FAN_CLOEXEC
+            | InitFlags::FAN_NONBLOCK
+            | InitFlags::from_bits_retain(FAN_REPORT_MNT),
+        EventFFlags::O_RDONLY,
+    )?;
+    fanotify.mark(
+        MarkFlags::FAN_MARK_ADD | MarkFlags::from_bits_retain(FAN_MARK_MNTNS),
+        MaskFlags::from_bits_retain(FAN_MNT_ATTACH | FAN_MNT_DETACH),
+        File::open("/proc/thread-self/ns/mnt")?,
+        None::<&CStr>,
+    )?;
+    Ok(fanotify)
+}
+
+/// The mount ids in a buffer of fanotify events; `None` where events were lost.
+struct MountEvents<'a>(&'a [u8]);
+
+impl Iterator for MountEvents<'_> {
+    type Item = Option<u64>;
+
+    fn next(&mut self) -> Option<Option<u64>> {
+        // struct fanotify_event_metadata: event_len u32, vers u8, reserved u8,
+        // metadata_len u16, mask u64, fd i32, pid i32. Then records, each a
+        // header (info_type u8, pad u8, len u16) and, in ours, a u64 mount id
+        // that the header is padded to.
+        const INFO_TYPE_MNT: u8 = 7;
+
+        while !self.0.is_empty() {
+            let length = u32::from_ne_bytes(bytes_at(self.0, 0)?) as usize;
+            let start = u16::from_ne_bytes(bytes_at(self.0, 6)?) as usize;
+            let mask = u64::from_ne_bytes(bytes_at(self.0, 8)?);
+            let event = self.0.get(..length).filter(|event| !event.is_empty())?;
+            self.0 = &self.0[length..];
+            if mask & libc::FAN_Q_OVERFLOW != 0 {
+                return Some(None);
+            }
+            let mut records = event.get(start..).unwrap_or_default();
+            while let Some([kind, _, length @ ..]) = bytes_at::<4>(records, 0) {
+                let length = usize::from(u16::from_ne_bytes(length));
+                let Some(record) = records.get(..length).filter(|r| !r.is_empty()) else {
+                    break;
+                };
+                records = &records[length..];
+                let id = (record.len().checked_sub(8)).and_then(|at| bytes_at(record, at));
+                if let (INFO_TYPE_MNT, Some(id)) = (kind, id) {
+                    return Some(Some(u64::from_ne_bytes(id)));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+/// `struct mnt_id_req`, as of Linux 6.8.
+#[repr(C)]
+struct MountRequest {
+    size: u32,
+    spare: u32,
+    mount: u64,
+    param: u64,
+}
+
+impl MountRequest {
+    fn new(mount: u64, param: u64) -> MountRequest {
+        MountRequest {
+            size: size_of::<MountRequest>() as u32,
+            spare: 0,
+            mount,
+            param,
+        }
+    }
+}
+
+/// Calls `each` with the id of every mount in the calling thread's mount
+/// namespace: listmount(2), Linux 6.8.
+fn listmount(mut each: impl FnMut(u64) -> io::Result<()>) -> io::Result<()> {
+    // The same number on every architecture.
+    const SYS_LISTMOUNT: libc::c_long = 458;
+    const LSMT_ROOT: u64 = u64::MAX;
+
+    let mut ids = [0_u64; 512];
+    let mut last = 0;
+    loop {
+        let request = MountRequest::new(LSMT_ROOT, last);
+        // SAFETY: the kernel reads one request and writes at most as many ids
+        // as it is told there is room for; both live in this frame.
+        let count = Errno::result(unsafe {
+            libc::syscall(
+                SYS_LISTMOUNT,
+                &raw const request,
+                ids.as_mut_ptr(),
+                ids.len(),
+                0,
+            )
+        })?;
+        let listed = &ids[..count as usize];
+        listed.iter().try_for_each(|id| each(*id))?;
+        match listed.last() {
+            Some(id) => last = *id,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The inode of the network namespace that this mount shows; `None` when it
+/// shows something else or is not mounted here (any more): statmount(2), Linux 6.8.
+fn statmount_netns(mount: u64) -> io::Result<Option<u64>> {
+    // The same number on every architecture.
+    const SYS_STATMOUNT: libc::c_long = 457;
+    const STATMOUNT_SB_BASIC: u64 = 0x1;
+    const STATMOUNT_MNT_ROOT: u64 = 0x8;
+    // Offsets in struct statmount.
+    const SB_MAGIC: usize = 24;
+    const MNT_ROOT: usize = 104;
+    const STRINGS: usize = 512;
+    const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+    /// Aligned as the kernel's struct is.
+    #[repr(C, align(8))]
+    struct Statmount([u8; 1024]);
+
+    let request = MountRequest::new(mount, STATMOUNT_SB_BASIC | STATMOUNT_MNT_ROOT);
+    let mut buffer = Statmount([0; 1024]);
+    // SAFETY: the kernel reads one request and writes at most the size of the
+    // buffer; both live in this frame.
+    let done = Errno::result(unsafe {
+        libc::syscall(
+            SYS_STATMOUNT,
+            &raw const request,
+            &raw mut buffer,
+            size_of::<Statmount>(),
+            0,
+        )
+    });
+    match done {
+        Ok(_) => {}
+        // A root longer than the buffer is a path; a namespace's is short.
+        Err(Errno::ENOENT | Errno::EOVERFLOW) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
+    let buffer = &buffer.0;
+    if bytes_at(buffer, SB_MAGIC).map(u64::from_ne_bytes) != Some(NSFS_MAGIC) {
+        return Ok(None);
+    }
+    let root = bytes_at(buffer, MNT_ROOT).map(u32::from_ne_bytes);
+    let root = root.and_then(|offset| buffer.get(STRINGS + offset as usize..));
+    let root = root.and_then(|bytes| CStr::from_bytes_until_nul(bytes).ok());
+    Ok(root.and_then(|root| netns_inode(root.to_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn mountinfo_yields_only_network_namespaces() {
+        let table = b"\
+21 1 0:20 / /proc rw - proc proc rw\n\
+90 21 0:4 net:[4026532301] /run/netns/blue rw shared:5 master:2 - nsfs nsfs rw\n\
+91 21 0:4 mnt:[4026532302] /run/snapd/ns/x.mnt rw - nsfs nsfs rw\n\
+92 21 8:1 /net:[7] /srv/decoy rw - ext4 /dev/sda1 rw\n\
+93 21 0:4 net:[4026532303] /run/a\\040b\\134c rw - nsfs nsfs rw\n";
+        let mounts = parse(&table[..]).expect("a slice can be read");
+        let expected = [(4026532301, "/run/netns/blue"), (4026532303, "/run/a b\\c")].map(
+            |(inode, target)| NetnsMount {
+                inode,
+                target: target.into(),
+            },
+        );
+        assert_eq!(mounts, expected);
+    }
+
+    #[test]
+    fn names_of_other_things_are_not_inodes() {
+        assert_eq!(netns_inode(b"net:[4026531840]"), Some(4026531840));
+        for name in ["", "net:[]", "net:[x]", "net:[1", "mnt:[1]", "/net:[1]"] {
+            assert_eq!(netns_inode(name.as_bytes()), None, "{name}");
+        }
+    }
+
+    fn event(mask: u64, id: u64) -> Vec<u8> {
+        let mut event = Vec::new();
+        event.extend(40_u32.to_ne_bytes());
+        event.extend([3, 0]);
+        event.extend(24_u16.to_ne_bytes());
+        event.extend(mask.to_ne_bytes());
+        event.extend((-1_i32).to_ne_bytes());
+        event.extend(0_i32.to_ne_bytes());
+        event.extend([7, 0]);
+        event.extend(16_u16.to_ne_bytes());
+        event.extend([0; 4]);
+        event.extend(id.to_ne_bytes());
+        event
+    }
+
+    #[test]
+    fn lost_events_are_noticed_among_others() {
+        let mut buffer = event(0x0100_0000, 11);
+        let mut overflow = event(libc::FAN_Q_OVERFLOW, 0);
+        overflow.truncate(24);
+        overflow[..4].copy_from_slice(&24_u32.to_ne_bytes());
+        buffer.extend(overflow);
+        buffer.extend(event(0x0200_0000, 12));
+        let seen: Vec<_> = MountEvents(&buffer).collect();
+        assert_eq!(seen, [Some(11), None, Some(12)]);
+    }
+
+    #[test]
+    fn broken_events_end_the_iteration() {
+        let whole = event(0x0100_0000, 11);
+        for length in 0..whole.len() {
+            assert_eq!(MountEvents(&whole[..length]).count(), 0, "{length} bytes");
+        }
+        assert_eq!(MountEvents(&[0; 64]).count(), 0);
+    }
+
+    #[test]
+    fn more_events_than_the_queue_holds_are_made_up_for() {
+        // In a mount namespace of its own, which nobody else mounts in.
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).expect("needs CAP_SYS_ADMIN");
+            let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).expect("our own");
+            let tmpfs = Some("tmpfs");
+            mount(tmpfs, "/tmp", tmpfs, MsFlags::empty(), None::<&str>).expect("our own");
+            let bind = |target: &str| {
+                let netns = Some("/proc/thread-self/ns/net");
+                mount(netns, target, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("a file");
+            };
+            let inode = netns_inode(
+                std::fs::read_link("/proc/thread-self/ns/net")
+                    .expect("/proc is mounted")
+                    .as_os_str()
+                    .as_encoded_bytes(),
+            )
+            .expect("a network namespace");
+
+            let names = ["gone", "stays"].map(|name| format!("/tmp/{name}"));
+            let [gone, stays] = &names;
+            names
+                .iter()
+                .for_each(|name| std::fs::write(name, "").expect("a tmpfs"));
+            let mut watch = MountWatch::new(Notification::MountEvents).expect("Linux 6.14");
+            let count_before = watch.mounted.get(&inode).copied().unwrap_or(0);
+            bind(gone);
+            watch.refresh().expect("still there");
+            assert_eq!(watch.mounted[&inode], count_before + 1);
+
+            umount2(gone.as_str(), MntFlags::empty()).expect("mounted above");
+            let queue = std::fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events");
+            let queue: usize = queue.expect("fanotify").trim().parse().expect("a number");
+            for _ in 0..queue / 2 + 100 {
+                bind(stays);
+                umount2(stays.as_str(), MntFlags::empty()).expect("just mounted");
+            }
+            bind(stays);
+            bind(stays);
+
+            let mut buffer = vec![0; 40 * queue + 4096];
+            let filled = { &*watch.file }.read(&mut buffer).expect("events");
+            assert!(
+                MountEvents(&buffer[..filled]).any(|event| event.is_none()),
+                "the queue did not overflow, so this proves nothing"
+            );
+            // As a refresh does that comes upon such an event.
+            watch.read_all().expect("still there");
+            assert_eq!(watch.mounted[&inode], count_before + 2);
+        });
+        thread.join().expect("no panic");
+    }
+}

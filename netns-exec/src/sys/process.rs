@@ -1,0 +1,96 @@
+//! What a child does between fork(2) and execve(2).
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Weak;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, fstat};
+
+use super::{netns, thread};
+
+/// Lets the children of `command` enter `target`, and change nothing else.
+///
+/// A command cannot be rid of this again, so `target` lives as long as it does.
+pub(crate) fn enter_before_exec(command: &mut Command, target: impl AsFd + Send + Sync + 'static) {
+    let step = move || enter(&target);
+    // SAFETY: after fork(2) in a threaded process only async-signal-safe calls
+    // are allowed; the step is nothing but system calls and allocates nothing.
+    unsafe { command.pre_exec(step) };
+}
+
+/// Lets the children of `command` enter `target` with every signal unblocked,
+/// for as long as the caller holds `target`; after that the step does nothing.
+///
+/// A failure to enter comes back from `spawn` as an error that [`enter_errno`]
+/// knows.
+pub(crate) fn enter_clean_before_exec<T>(command: &mut Command, target: Weak<T>)
+where
+    T: AsFd + Send + Sync + 'static,
+{
+    let step = move || match target.upgrade() {
+        Some(target) => {
+            enter(&*target).map_err(marked)?;
+            thread::restore_signals(&SigSet::empty())
+        }
+        None => Ok(()),
+    };
+    // SAFETY: after fork(2) in a threaded process only async-signal-safe calls
+    // are allowed: the step is nothing but system calls and allocates nothing. It
+    // frees nothing either, as the parent's strong count came along with the fork.
+    unsafe { command.pre_exec(step) };
+}
+
+/// Enters as a child does: async-signal-safe. To be there already takes no
+/// privilege.
+fn enter(target: &impl AsFd) -> io::Result<()> {
+    match netns::enter(target) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let here = open(
+                c"/proc/thread-self/ns/net",
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )?;
+            // Both are open, so the inode numbers cannot have been reused.
+            let (here, there) = (fstat(here)?, fstat(target)?);
+            match (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
+                true => Ok(()),
+                false => Err(error),
+            }
+        }
+        result => result,
+    }
+}
+
+/// Set in the errno that the child reports when it was the entering that
+/// failed. The standard library carries the number as it is; a bare errno could
+/// have come from execve(2) as well.
+const ENTER: i32 = 1 << 30;
+
+fn marked(error: io::Error) -> io::Error {
+    io::Error::from_raw_os_error(ENTER | error.raw_os_error().unwrap_or(libc::EINVAL))
+}
+
+/// The errno of setns(2), if that is what made `spawn` fail.
+pub(crate) fn enter_errno(error: &io::Error) -> Option<i32> {
+    (error.raw_os_error())
+        .filter(|errno| errno & ENTER != 0)
+        .map(|errno| errno & !ENTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_marked_errno_means_that_entering_failed() {
+        let denied = || io::Error::from_raw_os_error(libc::EPERM);
+        assert_eq!(enter_errno(&marked(denied())), Some(libc::EPERM));
+        assert_eq!(enter_errno(&denied()), None);
+        assert_eq!(enter_errno(&io::Error::other("no errno")), None);
+    }
+}
