@@ -102,19 +102,6 @@ impl Error {
         Error::new(Kind::Kernel, attempt).caused_by(cause)
     }
 
-    /// A thread could not enter `netns`.
-    pub(crate) fn enter(netns: &crate::netns::Netns, cause: io::Error) -> Self {
-        let hint = match cause.raw_os_error() {
-            Some(libc::EPERM) => {
-                "needs CAP_SYS_ADMIN here and in the user namespace that owns the network \
-                 namespace: run as root, or enter a user namespace of your own first, as \
-                 `unshare --map-root-user` does"
-            }
-            _ => "see setns(2)",
-        };
-        Error::kernel(format!("cannot enter netns `{netns}`"), cause).hint(hint)
-    }
-
     /// A worker's thread could not be created.
     pub(crate) fn start_thread(netns: &str, cause: io::Error) -> Self {
         let error = Error::kernel(format!("cannot start a worker for netns `{netns}`"), cause);

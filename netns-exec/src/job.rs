@@ -278,25 +278,28 @@ where
     };
 
     unsafe fn execute(job: NonNull<Header>, site: &mut Site) -> After {
-        let job: *const Self = job.as_ptr().cast();
-        // SAFETY: the caller waits, so the job is live, and the `JobRef` that
-        // was consumed for this call is the only way to its cells.
-        let f = unsafe { (*(*job).f.get()).take() };
+        // SAFETY: the caller waits, so the job is live until its latch is set.
+        let job = unsafe { job.cast::<Self>().as_ref() };
+        // SAFETY: the `JobRef` that was consumed is the only way to the cells.
+        let f = unsafe { (*job.f.get()).take() };
         let ending = call(f.expect("a job runs once"), site);
         let after = After::of(&ending);
         // SAFETY: as above.
-        unsafe { *(*job).ending.get() = Some(ending) };
-        // SAFETY: the job is live until this sets its latch, the last touch.
-        unsafe { Latch::set(&raw const (*job).latch) };
+        unsafe { *job.ending.get() = Some(ending) };
+        let latch = &raw const job.latch;
+        // SAFETY: live until this very call, the last touch.
+        unsafe { Latch::set(latch) };
         after
     }
 
     unsafe fn abort(job: NonNull<Header>, why: Error) {
-        let job: *const Self = job.as_ptr().cast();
+        // SAFETY: as in `execute`.
+        let job = unsafe { job.cast::<Self>().as_ref() };
         // SAFETY: as in `execute`. The closure stays: its caller drops it.
-        unsafe { *(*job).ending.get() = Some(Ending::Aborted(why)) };
-        // SAFETY: the last touch.
-        unsafe { Latch::set(&raw const (*job).latch) };
+        unsafe { *job.ending.get() = Some(Ending::Aborted(why)) };
+        let latch = &raw const job.latch;
+        // SAFETY: as in `execute`.
+        unsafe { Latch::set(latch) };
     }
 }
 

@@ -16,7 +16,6 @@ mod roster;
 mod scope;
 mod sync;
 mod sys;
-#[allow(dead_code, reason = "the executor subscribes")]
 mod watch;
 mod worker;
 

@@ -15,7 +15,7 @@ use crate::guard::{Fence, Verdict};
 use crate::job::{After, Counters, JobRef, Site};
 use crate::lane::Serving;
 use crate::netns::Netns;
-use crate::{roster, sys};
+use crate::roster;
 
 /// How often a worker without work looks again before it parks.
 const SPINS: u32 = 2_000;
@@ -165,9 +165,7 @@ impl Birth {
 /// Brings the calling thread, new and at home, to where it will stay.
 fn settle(netns: &Netns, shared: &Shared) -> Result<Fence, Error> {
     let registration = roster::enter(netns.id());
-    if netns.id() != shared.home_netns {
-        sys::netns::enter(netns).map_err(|cause| Error::enter(netns, cause))?;
-    }
+    netns.enter()?;
     shared.policy.install(registration)
 }
 
@@ -228,6 +226,7 @@ impl Worker<'_> {
         if !matches!(self.site.fence.before_park(), Verdict::Clean) {
             return Some(self.leave_spoiled(Some(lane)));
         }
+        self.group.watch_for_deletion(self.shared);
         if !lane.begin_park() {
             return None;
         }

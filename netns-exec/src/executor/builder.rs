@@ -6,7 +6,6 @@ use super::Executor;
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
 use crate::home::Home;
-use crate::netns::Netns;
 
 /// Configures an [`Executor`].
 ///
@@ -183,12 +182,12 @@ impl Builder {
         }
         let home = Home::get()?;
         let policy = Policy::prepare(self.guard)?;
-        let home_netns = home.call(Netns::current)?.id();
+        tracing::debug!(guard = ?self.guard, mechanism = policy.mechanism(), "executor built");
         if !self.prewarm.is_empty() {
             let prewarm = self.prewarm;
             home.call(move || prewarm.into_iter().for_each(|f| f()));
         }
-        Ok(Executor::start(config, policy, home_netns))
+        Ok(Executor::start(config, policy))
     }
 }
 

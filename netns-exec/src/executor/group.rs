@@ -30,7 +30,9 @@ use crate::home::Home;
 use crate::job::JobRef;
 use crate::lane::{Claim, Lane, Serving};
 use crate::netns::{Netns, NetnsId};
-use crate::worker::{self, Birth, Leaving, Record};
+use crate::watch;
+use crate::worker;
+use crate::worker::{Birth, Leaving, Record};
 
 /// What a worker serves.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +52,8 @@ pub(crate) struct Group {
     runnable: AtomicU32,
     /// Set once: no worker stays when it has nothing to do.
     retiring: AtomicBool,
+    /// Set once: the deletion watch has been asked.
+    watch_asked: AtomicBool,
     /// How many workers are asked to make room for another namespace's.
     evictions: AtomicU32,
     pins: AtomicU32,
@@ -69,6 +73,9 @@ pub(crate) struct Group {
 struct State {
     /// What new workers enter; here only while there are workers.
     netns: Option<Netns>,
+    /// Retires the group when its namespace loses its last name. Made and dropped
+    /// outside the locks: it has some of its own.
+    watched: Option<watch::Subscription>,
     live: Vec<Arc<Record>>,
     /// Which lanes have a worker, born or being born.
     taken: Vec<bool>,
@@ -99,6 +106,7 @@ impl Group {
             receiver,
             runnable: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
+            watch_asked: AtomicBool::new(false),
             evictions: AtomicU32::new(0),
             pins: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
@@ -107,6 +115,7 @@ impl Group {
             room_lock: Mutex::new(()),
             state: Mutex::new(State {
                 netns: None,
+                watched: None,
                 live: Vec::new(),
                 taken: vec![false; lanes],
                 starting: 0,
@@ -401,6 +410,42 @@ impl Group {
         self.is_retiring() || self.evictions.load(Ordering::Relaxed) > 0
     }
 
+    /// Has the group retired when its namespace loses its last name: from then on
+    /// it would be kept alive by its idle workers alone.
+    ///
+    /// Called before a worker parks; only the first call does something.
+    pub(crate) fn watch_for_deletion(&self, shared: &Arc<Shared>) {
+        if self.watch_asked.load(Ordering::Relaxed)
+            || self.watch_asked.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        let Some(netns) = self.state.lock().netns.clone() else {
+            return;
+        };
+        let (id, weak) = (self.id, Arc::downgrade(shared));
+        let retire = move || {
+            if let Some(shared) = weak.upgrade() {
+                shared.retire(id);
+            }
+        };
+        let subscribed = (netns.inode()).and_then(|inode| watch::subscribe(inode, id, retire));
+        match subscribed {
+            Ok(subscription) => {
+                let mut state = self.state.lock();
+                if !state.dead {
+                    state.watched = Some(subscription);
+                }
+            }
+            Err(error) => tracing::warn!(
+                netns = %self.label,
+                netns_id = %id,
+                error = %error,
+                "deletion is not watched: an idle worker keeps the namespace until it times out"
+            ),
+        }
+    }
+
     /// Notes that a worker has nothing to do, for `max_workers`.
     pub(crate) fn note_idle(&self, shared: &Shared) {
         if shared.capacity.is_limited() {
@@ -453,8 +498,10 @@ impl Group {
             shared.capacity.reserve_anyway();
             self.begin_start(shared, &mut state, record.role);
         }
-        self.die_if_empty(&mut state, &mut registry, shared);
+        let watched = self.die_if_empty(&mut state, &mut registry, shared);
         self.changed.notify_all();
+        drop((state, registry));
+        drop(watched);
         true
     }
 
@@ -503,9 +550,17 @@ impl Group {
     // Death.
 
     /// Lets go of the namespace and of the registry when no worker is left.
-    fn die_if_empty(&self, state: &mut State, registry: &mut Registry, shared: &Shared) {
+    ///
+    /// Returns what is to be dropped outside the locks.
+    #[must_use]
+    fn die_if_empty(
+        &self,
+        state: &mut State,
+        registry: &mut Registry,
+        shared: &Shared,
+    ) -> Option<watch::Subscription> {
         if state.dead || !state.live.is_empty() || state.starting > 0 {
-            return;
+            return None;
         }
         state.dead = true;
         // Whoever remembers this group sees that it must look again.
@@ -515,13 +570,16 @@ impl Group {
         if (registry.get(&self.id)).is_some_and(|group| std::ptr::eq(&**group, self)) {
             registry.remove(&self.id);
         }
+        state.watched.take()
     }
 
     /// Buries a group whose first worker could not be started.
     pub(crate) fn bury(&self, shared: &Shared) {
         let mut registry = shared.registry.write();
         let mut state = self.state.lock();
-        self.die_if_empty(&mut state, &mut registry, shared);
+        let watched = self.die_if_empty(&mut state, &mut registry, shared);
+        drop((state, registry));
+        drop(watched);
     }
 
     /// Has every worker leave as soon as it has nothing to do.

@@ -22,9 +22,9 @@ pub(crate) use submit::queue;
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
 use crate::handle::JoinHandle;
-use crate::netns::{Netns, NetnsId};
+use crate::netns::Netns;
 use crate::scope::Scope;
-use crate::worker;
+use crate::{audit, watch, worker};
 
 /// Runs closures on threads that are pinned to network namespaces.
 ///
@@ -108,8 +108,8 @@ impl Executor {
         })
     }
 
-    pub(crate) fn start(config: builder::Config, policy: Policy, home_netns: NetnsId) -> Executor {
-        let shared = Arc::new(Shared::new(config, policy, home_netns));
+    pub(crate) fn start(config: builder::Config, policy: Policy) -> Executor {
+        let shared = Arc::new(Shared::new(config, policy));
         Executor {
             handle: Arc::new(Handle { shared }),
         }
@@ -392,6 +392,24 @@ impl Executor {
         self.shared().stats()
     }
 
+    /// Looks where every thread of this process is: the quick check for tests and
+    /// health endpoints.
+    ///
+    /// # Errors
+    ///
+    /// See [`audit::Process::this`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let executor = netns_exec::Executor::new()?;
+    /// assert_eq!(executor.audit()?.strays().count(), 0);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn audit(&self) -> Result<audit::Process> {
+        audit::Process::this()
+    }
+
     /// Returns the guard that is in force.
     ///
     /// # Examples
@@ -464,6 +482,8 @@ impl Handle {
             ));
         }
         shared.threads.join(None);
+        // The deletion watch has a thread as long as there is something to watch.
+        watch::settle();
         Ok(())
     }
 }
@@ -479,6 +499,7 @@ impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Executor")
             .field("guard", &self.guard())
+            .field("mechanism", &self.shared().policy.mechanism())
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }

@@ -27,8 +27,6 @@ pub(crate) struct Shared {
     pub(crate) key: u64,
     pub(crate) config: Config,
     pub(crate) policy: Policy,
-    /// Workers of this one need no privilege: they are born there.
-    pub(crate) home_netns: NetnsId,
     /// With one CPU whoever spins keeps the other from running.
     pub(crate) may_spin: bool,
     pub(crate) registry: RwLock<Registry>,
@@ -44,14 +42,13 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, policy: Policy, home_netns: NetnsId) -> Shared {
+    pub(crate) fn new(config: Config, policy: Policy) -> Shared {
         static KEYS: AtomicU64 = AtomicU64::new(1);
         Shared {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             capacity: Capacity::new(config.max_workers),
             config,
             policy,
-            home_netns,
             may_spin: thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
             registry: RwLock::new(Registry::default()),
             threads: Threads::default(),
