@@ -111,11 +111,13 @@ pub enum Guard {
     ///
     /// # What it does not catch
     ///
-    /// A thread that is created by code outside libc and the executable that
-    /// makes its own system calls (an assembly stub in a shared library);
-    /// a call through the 32-bit entry of a 64-bit kernel; a process made to
-    /// share this one's memory (`CLONE_VM` without `CLONE_THREAD`). And a job
-    /// can still keep its namespace alive by letting a socket out.
+    /// A thread that is made without libc's help by code outside the
+    /// executable, such as an assembly stub in a shared library, or anywhere in
+    /// an executable that is linked with shared libraries but not
+    /// position-independent; a system call through the 32-bit entry of a 64-bit
+    /// kernel; a process that shares this one's memory (`CLONE_VM` without
+    /// `CLONE_THREAD`). And a job can keep its namespace alive by letting a
+    /// socket out.
     #[default]
     Seal,
     /// Allows both, and reports what has happened when the job is over.
