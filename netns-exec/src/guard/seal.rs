@@ -75,7 +75,7 @@ impl Seal {
             }
         }
         Err(Error::new(
-            Kind::Refused,
+            Kind::Kernel,
             "cannot seal workers: libc creates threads in a way that the seccomp filter does not see",
         )
         .hint("choose `Guard::Detect`"))
@@ -118,7 +118,7 @@ impl Seal {
             Err(error) => return Err(failed(error)),
             Ok(()) => {
                 return Err(Error::new(
-                    Kind::Refused,
+                    Kind::Kernel,
                     "cannot seal workers: setns(2) works without CAP_SYS_ADMIN on this kernel",
                 )
                 .hint("choose `Guard::Detect`"));
