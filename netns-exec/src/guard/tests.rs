@@ -542,17 +542,20 @@ mod detect {
                     });
                     created.wait();
                     // Its own thread gives the job reason to look.
-                    assert_clean(job(&mut fence, || {
+                    let mine = job(&mut fence, || {
                         thread::spawn(|| ()).join().expect("no panic");
-                    }));
+                    });
+                    // Before anything can fail: the other job waits for it.
                     checked.wait();
+                    assert_clean(mine);
                     let (verdict, lingering) = other.join().expect("no panic");
+                    let theirs = lingering.tid;
+                    lingering.end();
                     assert!(
                         matches!(&verdict, Verdict::LeftThreads(left)
-                            if left.len() == 1 && left[0].tid == lingering.tid),
+                            if left.len() == 1 && left[0].tid == theirs),
                         "{verdict:?}"
                     );
-                    lingering.end();
                 });
             });
         }
