@@ -109,11 +109,6 @@ pub(crate) fn claim(tids: &[u32], alive: &[u32]) -> Vec<u32> {
 }
 
 impl Registration {
-    /// The namespace this worker serves.
-    pub(crate) fn netns(&self) -> Option<NetnsId> {
-        self.seat.netns
-    }
-
     /// Says that a job begins.
     pub(crate) fn job_begins(&self) {
         self.seat.state.store(BUSY, Ordering::SeqCst);

@@ -39,7 +39,7 @@ use crate::sys::task::{NsLink, NsProbe};
 /// | a job moves its thread | refused: `EPERM` | found after the job | found after the job |
 /// | a job creates threads | refused: `EPERM` | allowed; found when one is left | allowed |
 /// | `CAP_SYS_ADMIN` in a job | gone | kept | kept |
-/// | cost of each job | nothing | a load, or a look into `/proc` | a look into `/proc` |
+/// | cost of each job | nothing | some nanoseconds, or a look into `/proc` | a look into `/proc` |
 /// | descriptors for each worker | none | 2 | 2 |
 ///
 /// No policy is a sandbox. They stop accidents, in code that means no harm, and
@@ -111,11 +111,13 @@ pub enum Guard {
     ///
     /// # What it does not catch
     ///
-    /// A thread that is created by code outside libc and the executable that
-    /// makes its own system calls (an assembly stub in a shared library);
-    /// a call through the 32-bit entry of a 64-bit kernel; a process made to
-    /// share this one's memory (`CLONE_VM` without `CLONE_THREAD`). And a job
-    /// can still keep its namespace alive by letting a socket out.
+    /// A thread that is made without libc's help by code outside the
+    /// executable, such as an assembly stub in a shared library, or anywhere in
+    /// an executable that is linked with shared libraries but not
+    /// position-independent; a system call through the 32-bit entry of a 64-bit
+    /// kernel; a process that shares this one's memory (`CLONE_VM` without
+    /// `CLONE_THREAD`). And a job can keep its namespace alive by letting a
+    /// socket out.
     #[default]
     Seal,
     /// Allows both, and reports what has happened when the job is over.
@@ -130,11 +132,12 @@ pub enum Guard {
     ///
     /// Where the kernel allows it, a perf event on the worker records each
     /// thread the job creates and each change of its namespaces, and a job that
-    /// did neither costs one load; the event makes every context switch of a
-    /// worker slower by some 0.7 microseconds. Elsewhere
+    /// did neither costs some nanoseconds; the event makes every context switch
+    /// of a worker slower by some 0.7 microseconds. Elsewhere
     /// (`kernel.perf_event_paranoid` above 2, a container that refuses
     /// perf_event_open(2)) the worker looks through all threads of the process
-    /// in `/proc` after each job: tens of microseconds for ten threads.
+    /// in `/proc` after each job: a tenth of a millisecond when there are ten,
+    /// six milliseconds when there are a thousand.
     /// `CAP_PERFMON` in the first user namespace is needed for the record of
     /// namespaces; without it a look at the thread's own entry in `/proc`
     /// replaces it. None of this changes what is found.

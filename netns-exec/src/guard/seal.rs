@@ -75,7 +75,7 @@ impl Seal {
             }
         }
         Err(Error::new(
-            Kind::Refused,
+            Kind::Kernel,
             "cannot seal workers: libc creates threads in a way that the seccomp filter does not see",
         )
         .hint("choose `Guard::Detect`"))
@@ -118,7 +118,7 @@ impl Seal {
             Err(error) => return Err(failed(error)),
             Ok(()) => {
                 return Err(Error::new(
-                    Kind::Refused,
+                    Kind::Kernel,
                     "cannot seal workers: setns(2) works without CAP_SYS_ADMIN on this kernel",
                 )
                 .hint("choose `Guard::Detect`"));
@@ -347,5 +347,186 @@ fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
         jt,
         jf,
         k,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+
+    struct Call {
+        arch: u32,
+        nr: u32,
+        ip: u64,
+        flags: u64,
+    }
+
+    /// What the kernel would make of `program`.
+    fn run(program: &[sock_filter], call: &Call) -> u32 {
+        let word = |offset| match offset {
+            NR => call.nr,
+            ARCH => call.arch,
+            IP_LOW => call.ip as u32,
+            IP_HIGH => (call.ip >> 32) as u32,
+            ARG0_LOW => call.flags as u32,
+            _ => panic!("nothing else is read"),
+        };
+        let (mut a, mut pc) = (0_u32, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[pc];
+            pc += 1;
+            let branch = |taken| usize::from(if taken { jt } else { jf });
+            match u32::from(code) {
+                code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => a = word(k),
+                code if code == libc::BPF_ALU | libc::BPF_AND => a &= k,
+                code if code == libc::BPF_JMP | libc::BPF_JA => pc += k as usize,
+                code if code == libc::BPF_JMP | libc::BPF_JEQ => pc += branch(a == k),
+                code if code == libc::BPF_JMP | libc::BPF_JGT => pc += branch(a > k),
+                code if code == libc::BPF_JMP | libc::BPF_JGE => pc += branch(a >= k),
+                code if code == libc::BPF_JMP | libc::BPF_JSET => pc += branch(a & k != 0),
+                code if code == libc::BPF_RET => return k,
+                code => panic!("unexpected instruction {code:#x}"),
+            }
+        }
+    }
+
+    fn thread_at(ip: u64) -> Call {
+        Call {
+            arch: AUDIT_ARCH,
+            nr: number(libc::SYS_clone),
+            ip,
+            flags: (libc::CLONE_THREAD | libc::CLONE_VM) as u64,
+        }
+    }
+
+    fn call_at(nr: libc::c_long, ip: u64) -> Call {
+        Call {
+            nr: number(nr),
+            ..thread_at(ip)
+        }
+    }
+
+    /// Three ranges: an ordinary one, one across a border of the upper half,
+    /// and one that holds a whole upper half.
+    const RANGES: [Range<u64>; 3] = [
+        0x7f12_0000_1000..0x7f12_0000_3000,
+        0x7f33_ffff_f000..0x7f34_0000_1000,
+        0x7f40_8000_0000..0x7f42_0000_0001,
+    ];
+
+    #[test]
+    fn ranges_end_where_they_should() {
+        let program = program(&RANGES, &[]);
+        let inside = [
+            0x7f12_0000_1000,
+            0x7f12_0000_2fff,
+            0x7f33_ffff_f000,
+            0x7f33_ffff_ffff,
+            0x7f34_0000_0000,
+            0x7f34_0000_0fff,
+            0x7f40_8000_0000,
+            0x7f41_0000_0000,
+            0x7f41_1234_5678,
+            0x7f42_0000_0000,
+        ];
+        for ip in inside {
+            assert_eq!(run(&program, &thread_at(ip)), EPERM, "{ip:#x}");
+        }
+        let outside = [
+            0,
+            0x0000_0000_1000,
+            0x7f12_0000_0fff,
+            0x7f12_0000_3000,
+            0x7f13_0000_2000,
+            0x7f33_ffff_efff,
+            0x7f34_0000_1000,
+            0x7f40_7fff_ffff,
+            0x7f42_0000_0001,
+            u64::MAX,
+        ];
+        for ip in outside {
+            assert_eq!(run(&program, &thread_at(ip)), ALLOW, "{ip:#x}");
+        }
+    }
+
+    #[test]
+    fn only_threads_are_refused() {
+        let program = program(&RANGES, &RANGES);
+        let ip = RANGES[0].start;
+        assert_eq!(run(&program, &thread_at(ip)), EPERM);
+        // vfork(2) and posix_spawn(3).
+        let flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD) as u64;
+        let process = Call {
+            flags,
+            ..thread_at(ip)
+        };
+        assert_eq!(run(&program, &process), ALLOW);
+        assert_eq!(run(&program, &call_at(libc::SYS_getppid, ip)), ALLOW);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_into_does_not_exist() {
+        let ours = RANGES[1].start;
+        let program = program(&RANGES[..1], &RANGES);
+        for nr in [libc::SYS_clone3, libc::SYS_io_uring_setup] {
+            assert_eq!(run(&program, &call_at(nr, ours)), ENOSYS);
+            assert_eq!(run(&program, &call_at(nr, 0x4000)), ALLOW);
+        }
+        assert_eq!(run(&program, &thread_at(ours)), ALLOW);
+    }
+
+    #[test]
+    fn programs_of_another_architecture_are_let_be() {
+        const I386: u32 = 0x4000_0003;
+        let program = program(&RANGES, &RANGES);
+        let call = Call {
+            arch: I386,
+            ..thread_at(RANGES[0].start)
+        };
+        assert_eq!(run(&program, &call), ALLOW);
+    }
+
+    #[test]
+    fn x32_is_not_another_architecture() {
+        let program = program(&RANGES, &RANGES);
+        let mut call = thread_at(RANGES[0].start);
+        call.nr |= X32_BIT;
+        assert_eq!(run(&program, &call), EPERM);
+    }
+
+    #[test]
+    fn any_number_of_objects_fits() {
+        let objects: Vec<_> = (0..1_000_u64)
+            .map(|at| 0x7f00_0000_0000 + at * 0x10_0000)
+            .map(|start| start..start + 0x8000)
+            .collect();
+        let program = program(&objects, &objects);
+        assert!(program.len() <= 4096, "{}", program.len());
+        for range in objects {
+            assert_eq!(run(&program, &thread_at(range.start)), EPERM);
+            let last = call_at(libc::SYS_clone3, range.end - 1);
+            assert_eq!(run(&program, &last), ENOSYS);
+        }
+    }
+
+    #[test]
+    fn code_of_libc_and_of_the_executable_is_known() {
+        let code = Code::of_this_process();
+        let holds = |ranges: &[Range<u64>], address: u64| {
+            ranges.iter().any(|range| range.contains(&address))
+        };
+        let here = Code::of_this_process as *const () as u64;
+        for address in sys::text::libc_entries() {
+            assert!(holds(&code.cloners, address));
+        }
+        // Other programs lie where an executable does that is not PIE.
+        let objects = sys::text::objects();
+        let counts = !objects[0].fixed || objects.len() == 1;
+        assert_eq!(holds(&code.objects, here), counts);
+        assert_eq!(holds(&code.cloners, here), counts);
     }
 }

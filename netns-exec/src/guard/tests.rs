@@ -184,6 +184,11 @@ mod seal {
         use crate::sys::seccomp::tests::inline;
 
         const X32: libc::c_long = 0x4000_0000;
+        let objects = sys::text::objects();
+        assert!(
+            !objects[0].fixed || objects.len() == 1,
+            "an executable at a fixed address is not covered: build the tests as PIE"
+        );
         assert_eq!(inline(libc::SYS_clone, libc::CLONE_THREAD), Errno::EINVAL);
         sealed(|_| {
             for abi in [0, X32] {
@@ -294,7 +299,11 @@ mod detect {
             in_new_netns(|registration| {
                 let mut fence = policy.install(registration).expect("root may use perf");
                 if let FenceKind::Detect(watch) = &fence.kind {
-                    assert_eq!(watch.recording(), recording);
+                    assert_eq!(
+                        watch.recording(),
+                        recording,
+                        "perf_event_open(2) is refused: run this as root of the machine"
+                    );
                 }
                 f(&mut fence);
             });
@@ -511,7 +520,7 @@ mod detect {
             let policy = &policy(recording);
             in_new_netns(|registration| {
                 let here = sys::netns::of_this_thread().expect("procfs");
-                let id = registration.netns().expect("a worker");
+                let id = Netns::current().expect("procfs").id();
                 let mut fence = policy.install(registration).expect("root may use perf");
                 let (created, checked) = (Barrier::new(2), Barrier::new(2));
                 thread::scope(|scope| {
@@ -533,17 +542,20 @@ mod detect {
                     });
                     created.wait();
                     // Its own thread gives the job reason to look.
-                    assert_clean(job(&mut fence, || {
+                    let mine = job(&mut fence, || {
                         thread::spawn(|| ()).join().expect("no panic");
-                    }));
+                    });
+                    // Before anything can fail: the other job waits for it.
                     checked.wait();
+                    assert_clean(mine);
                     let (verdict, lingering) = other.join().expect("no panic");
+                    let theirs = lingering.tid;
+                    lingering.end();
                     assert!(
                         matches!(&verdict, Verdict::LeftThreads(left)
-                            if left.len() == 1 && left[0].tid == lingering.tid),
+                            if left.len() == 1 && left[0].tid == theirs),
                         "{verdict:?}"
                     );
-                    lingering.end();
                 });
             });
         }
@@ -556,7 +568,7 @@ mod detect {
             let mut fence = policy.install(registration).expect("root may use perf");
             let other = {
                 // A worker of the same namespace, on whose behalf one asks.
-                let id = fence.registration.netns().expect("a worker");
+                let id = Netns::current().expect("procfs").id();
                 thread::scope(|scope| scope.spawn(|| roster::enter(id)).join().expect("no panic"))
             };
             // Created outside of any job, as if by the thread of a thread.
@@ -578,7 +590,11 @@ mod detect {
     #[test]
     fn root_gets_the_perf_event() {
         let policy = Policy::prepare(Guard::Detect).expect("procfs");
-        assert_eq!(policy.mechanism(), "perf");
+        assert_eq!(
+            policy.mechanism(),
+            "perf",
+            "perf_event_open(2) is refused: run this as root of the machine"
+        );
     }
 }
 
