@@ -54,15 +54,40 @@ const BACK: usize = 56;
 /// A job in the lane: reads the closure from *there*, writes the ending to *back*.
 type Call = unsafe fn(*mut There, *mut Back, &mut Site) -> After;
 
-#[repr(C, align(8))]
 struct There {
     call: Option<Call>,
-    closure: [MaybeUninit<u8>; THERE],
+    closure: Room<THERE>,
 }
 
-#[repr(C, align(8))]
-struct Back {
-    result: [MaybeUninit<u8>; BACK],
+type Back = Room<BACK>;
+
+/// Bytes that hold a value of whatever type is small enough.
+#[repr(align(8))]
+struct Room<const N: usize>([MaybeUninit<u8>; N]);
+
+impl<const N: usize> Room<N> {
+    const fn new() -> Self {
+        Room([MaybeUninit::uninit(); N])
+    }
+
+    const fn fits<X>() -> bool {
+        size_of::<X>() <= N && align_of::<X>() <= align_of::<Self>()
+    }
+
+    fn put<X>(&mut self, value: X) {
+        const { assert!(Self::fits::<X>()) };
+        // SAFETY: the bytes are ours, enough of them, and aligned.
+        unsafe { self.0.as_mut_ptr().cast::<X>().write(value) };
+    }
+
+    /// # Safety
+    ///
+    /// The last thing that was `put` is an `X` that nobody has taken yet.
+    unsafe fn take<X>(&self) -> X {
+        const { assert!(Self::fits::<X>()) };
+        // SAFETY: it is there, the caller says; read as it was written.
+        unsafe { self.0.as_ptr().cast::<X>().read() }
+    }
 }
 
 #[repr(align(64))]
@@ -91,15 +116,10 @@ impl Lane {
                 AtomicU32::new(0),
                 UnsafeCell::new(There {
                     call: None,
-                    closure: [MaybeUninit::uninit(); THERE],
+                    closure: Room::new(),
                 }),
             )),
-            back: Line((
-                AtomicU32::new(0),
-                UnsafeCell::new(Back {
-                    result: [MaybeUninit::uninit(); BACK],
-                }),
-            )),
+            back: Line((AtomicU32::new(0), UnsafeCell::new(Back::new()))),
         }
     }
 
@@ -201,36 +221,26 @@ impl Claim<'_> {
         F: FnOnce() -> T + Send,
         T: Send,
     {
-        if const { fits::<F>(THERE) && fits::<T>(BACK) } {
-            let lane = self.lane;
-            lane.there.0.1.with_mut(|there| {
-                // SAFETY: the claim makes *there* ours until it is posted.
-                let there = unsafe { &mut *there };
-                there.call = Some(call_inline::<F, T>);
-                // SAFETY: `fits` said that the size and the alignment do.
-                unsafe { there.closure.as_mut_ptr().cast::<F>().write(f) };
-            });
+        if const { Room::<THERE>::fits::<F>() && Back::fits::<T>() } {
+            self.put(call_inline::<F, T>, f);
             let how = self.post_and_wait(spin);
-            let ending = lane.back.0.1.with_mut(|back| {
+            let ending = self.lane.back.0.1.with_mut(|back| {
                 // SAFETY: done and not let go: *back* is ours.
-                let result = unsafe { &mut (*back).result };
-                if how == 0 {
-                    // SAFETY: `call_inline` has written a T and said so.
-                    Ok(Ending::Returned(unsafe {
-                        result.as_mut_ptr().cast::<T>().read()
-                    }))
-                } else if how == BOXED {
-                    let boxed = result.as_mut_ptr().cast::<Box<Ending<T>>>();
-                    // SAFETY: `call_inline` has written a box and said so.
-                    Ok(*unsafe { boxed.read() })
-                } else {
-                    Err(())
+                let back = unsafe { &*back };
+                match how {
+                    // SAFETY: `call_inline` has put a T and said so.
+                    0 => Some(Ending::Returned(unsafe { back.take() })),
+                    // SAFETY: `call_inline` has put a box and said so.
+                    BOXED => Some(*unsafe { back.take::<Box<Ending<T>>>() }),
+                    _ => None,
                 }
             });
-            let ending = ending.map_err(|()| {
-                lane.there.0.1.with_mut(|there| {
-                    // SAFETY: refused: the closure is where we left it.
-                    unsafe { (&raw const (*there).closure).cast::<F>().read() }
+            let ending = ending.ok_or_else(|| {
+                self.lane.there.0.1.with_mut(|there| {
+                    // SAFETY: done: *there* is ours again.
+                    let there = unsafe { &*there };
+                    // SAFETY: refused: the closure is where we put it.
+                    unsafe { there.closure.take() }
                 })
             });
             self.let_go();
@@ -241,14 +251,7 @@ impl Claim<'_> {
                 ending: None,
             };
             let at = &raw mut frame;
-            self.lane.there.0.1.with_mut(|there| {
-                // SAFETY: as above.
-                let there = unsafe { &mut *there };
-                there.call = Some(call_framed::<F, T>);
-                let slot = there.closure.as_mut_ptr().cast::<*mut Frame<F, T>>();
-                // SAFETY: a pointer fits, size and alignment.
-                unsafe { slot.write(at) };
-            });
+            self.put(call_framed::<F, T>, at);
             self.post_and_wait(spin);
             self.let_go();
             // SAFETY: done: the worker has left the frame, which is ours again.
@@ -260,6 +263,16 @@ impl Claim<'_> {
                 (None, None) => unreachable!("a job that was taken has an ending"),
             }
         }
+    }
+
+    #[inline]
+    fn put<X>(&self, call: Call, closure: X) {
+        self.lane.there.0.1.with_mut(|there| {
+            // SAFETY: the claim makes *there* ours until it is posted.
+            let there = unsafe { &mut *there };
+            there.call = Some(call);
+            there.closure.put(closure);
+        });
     }
 
     /// Returns how it ended: 0, `BOXED` or `REFUSED`.
@@ -309,25 +322,25 @@ const BOXED: u32 = 1 << 1;
 /// In *back*: the closure has not been touched, because the worker must leave.
 const REFUSED: u32 = 1 << 2;
 
-const fn fits<X>(room: usize) -> bool {
-    size_of::<X>() <= room && align_of::<X>() <= 8
-}
-
+/// # Safety
+///
+/// For both calls: posted and not done, so that both lines are the worker's, and
+/// *there* holds what [`Claim::run`] put there for this very call.
 unsafe fn call_inline<F, T>(there: *mut There, back: *mut Back, site: &mut Site) -> After
 where
     F: FnOnce() -> T,
 {
-    // SAFETY: posted and not done: both lines are the worker's, and *there*
-    // holds an F that nobody else reads.
-    let f = unsafe { (&raw const (*there).closure).cast::<F>().read() };
+    // SAFETY: the worker's.
+    let there = unsafe { &*there };
+    // SAFETY: an F was put there.
+    let f: F = unsafe { there.closure.take() };
     let ending = job::call(f, site);
     let after = After::of(&ending);
-    let result = back.cast::<u8>();
+    // SAFETY: the worker's.
+    let back = unsafe { &mut *back };
     match ending {
-        // SAFETY: `Claim::run` checked that a T fits.
-        Ending::Returned(value) => unsafe { result.cast::<T>().write(value) },
-        // SAFETY: a box fits.
-        other => unsafe { result.cast::<Box<Ending<T>>>().write(Box::new(other)) },
+        Ending::Returned(value) => back.put(value),
+        other => back.put(Box::new(other)),
     }
     after
 }
@@ -336,12 +349,10 @@ unsafe fn call_framed<F, T>(there: *mut There, _back: *mut Back, site: &mut Site
 where
     F: FnOnce() -> T,
 {
-    // SAFETY: as in `call_inline`; it holds a pointer to the caller's frame.
-    let frame = unsafe {
-        (&raw const (*there).closure)
-            .cast::<*mut Frame<F, T>>()
-            .read()
-    };
+    // SAFETY: the worker's.
+    let there = unsafe { &*there };
+    // SAFETY: a pointer to the caller's frame was put there.
+    let frame: *mut Frame<F, T> = unsafe { there.closure.take() };
     // SAFETY: the caller waits, so its frame is live, and leaves it to us.
     let frame = unsafe { &mut *frame };
     let f = frame.f.take().expect("a job runs once");

@@ -104,10 +104,6 @@ impl Netns {
         &self.inner.label
     }
 
-    #[expect(
-        dead_code,
-        reason = "the worker's check of where it is compares with it"
-    )]
     /// The number in `net:[4026532177]`. It is reused as soon as the namespace
     /// is gone, so it may be compared only while `self` is held.
     pub(crate) fn inode(&self) -> Result<u64> {
