@@ -1,10 +1,12 @@
 //! The `netns-exec` command.
 #![cfg(target_os = "linux")]
 
+mod audit;
 mod completions;
 mod demo;
 mod exec;
 mod failure;
+mod ls;
 mod output;
 mod target;
 mod threads;
@@ -41,6 +43,8 @@ pub(crate) struct Cli {
 enum Command {
     Demo(demo::Args),
     Exec(exec::Args),
+    Audit(audit::Args),
+    Ls(ls::Args),
     Completions(completions::Args),
 }
 
@@ -49,6 +53,8 @@ impl Command {
         match self {
             Command::Demo(args) => demo::run(args),
             Command::Exec(args) => exec::run(args),
+            Command::Audit(args) => audit::run(args),
+            Command::Ls(args) => ls::run(args),
             Command::Completions(args) => completions::run(args),
         }
     }
