@@ -75,7 +75,7 @@ impl<const N: usize> Room<N> {
     }
 
     fn put<X>(&mut self, value: X) {
-        const { assert!(Self::fits::<X>()) };
+        assert!(Self::fits::<X>());
         // SAFETY: the bytes are ours, enough of them, and aligned.
         unsafe { self.0.as_mut_ptr().cast::<X>().write(value) };
     }
@@ -84,7 +84,7 @@ impl<const N: usize> Room<N> {
     ///
     /// The last thing that was `put` is an `X` that nobody has taken yet.
     unsafe fn take<X>(&self) -> X {
-        const { assert!(Self::fits::<X>()) };
+        assert!(Self::fits::<X>());
         // SAFETY: it is there, the caller says; read as it was written.
         unsafe { self.0.as_ptr().cast::<X>().read() }
     }
