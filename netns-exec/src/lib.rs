@@ -1,4 +1,88 @@
 //! A namespace-safe thread executor.
+//!
+//! # The problem
+//!
+//! On Linux every *thread* can be in a network namespace of its own. A program
+//! that calls setns(2), does its work and calls setns(2) again has, in between, a
+//! thread in the wrong place: a scheduler may run something else on it, a thread
+//! that is created now inherits it, a panic skips the way back, and the way back
+//! can fail. What is left is a thread that fails with "network is unreachable" a
+//! day later, in code that has nothing to do with it.
+//!
+//! This crate has no way back. Closures are shipped to dedicated OS threads, each
+//! of which entered one namespace when it was born, serves no other, and ends
+//! there. The thread that asks is never moved.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::net::TcpListener;
+//! use netns_exec::{Executor, Netns};
+//!
+//! let executor = Executor::new()?;
+//! let blue = Netns::open("blue")?; // as in `ip netns add blue`
+//! let mut log = Vec::new();
+//! let listener = executor.run(&blue, || {
+//!     log.push("in blue"); // borrowed from the caller
+//!     TcpListener::bind("127.0.0.1:80")
+//! })?;
+//! // The socket stays in blue, wherever it is used.
+//! # let _ = listener;
+//! # Ok::<(), netns_exec::Error>(())
+//! ```
+//!
+//! Or for a whole function:
+//!
+//! ```no_run
+//! use netns_exec::in_netns;
+//!
+//! #[in_netns("blue")]
+//! fn listen(port: u16) -> std::io::Result<std::net::TcpListener> {
+//!     std::net::TcpListener::bind(("127.0.0.1", port))
+//! }
+//! ```
+//!
+//! # The model
+//!
+//! * [`Netns`] is a handle to one namespace: by name, path, process, socket, or
+//!   fresh. Its [`NetnsId`] is never reused. [`WeakNetns`] names one without
+//!   keeping it alive.
+//! * [`Executor`] starts pinned threads, called workers, when they are needed and
+//!   ends them when they are not: [`run`](Executor::run) waits and may borrow,
+//!   [`spawn`](Executor::spawn) returns a [`JoinHandle`] that can be joined,
+//!   awaited on any runtime, or cancelled, [`scope`](Executor::scope) borrows in
+//!   parallel, and [`Pinned`] keeps a namespace's workers at hand.
+//! * [`Guard`] keeps jobs from moving their thread and from leaving threads behind.
+//! * [`CommandExt`] starts child processes in a namespace.
+//! * [`audit`] tells which thread is where, in this process or another one, and
+//!   what keeps a namespace alive.
+//!
+//! All workers are children of one *home thread*, which stays in the namespace of
+//! the process's main thread. So a worker inherits nothing from whoever called
+//! first, and the whole crate works from inside a job as well.
+//!
+//! # Privileges
+//!
+//! To enter a namespace a thread needs `CAP_SYS_ADMIN`, both in its own user
+//! namespace and in the one that owns the network namespace (setns(2)). Root has
+//! it. An ordinary user has it in a user namespace of their own (`unshare
+//! --map-root-user`, user_namespaces(7)) for network namespaces made there. A
+//! process without it can still use the namespace it is in. Making an executor
+//! needs no privilege. [`Netns::check_enter`] tries without running anything.
+//!
+//! # Limits
+//!
+//! * Linux 5.14 or later, x86-64 and aarch64. Newer kernels are used where they
+//!   help; the documentation says where.
+//! * A hand-over to a thread that sleeps takes a wake-up. For single calls, far
+//!   apart, setns there and back on the spot is faster, and everything above
+//!   applies to it.
+//! * `/sys/class/net` and `/proc/self/net` show the process's own namespace in a
+//!   job, too; `/proc/thread-self/net` shows the job's.
+//! * The guard stops accidents, not malice: a job shares its memory with the
+//!   whole process.
+//! * In a child made by fork(2) without exec the crate cannot be used if the
+//!   parent has used it.
 #![cfg(target_os = "linux")]
 
 pub mod audit;
