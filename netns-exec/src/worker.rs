@@ -198,6 +198,7 @@ impl Worker<'_> {
         let mut idle = 0;
         loop {
             if lane.has_call() {
+                self.group.pass_on(self.shared);
                 if lane
                     .serve(&mut self.site)
                     .is_some_and(|after| after.spoiled)
@@ -208,6 +209,7 @@ impl Worker<'_> {
             } else if self.group.has_queued() {
                 if lane.begin_busy() {
                     while let Some(job) = self.group.take() {
+                        self.group.pass_on(self.shared);
                         if self.run(job).spoiled {
                             return self.leave_spoiled(Some(&mut lane));
                         }
@@ -271,6 +273,7 @@ impl Worker<'_> {
     fn serve_as_spare(&mut self) -> Leaving {
         loop {
             while let Some(job) = self.group.take() {
+                self.group.pass_on(self.shared);
                 if self.run(job).spoiled {
                     return self.leave_spoiled(None);
                 }

@@ -249,6 +249,21 @@ impl Group {
         Vec::new()
     }
 
+    /// Called by a worker that turns to a job: whoever sent another one meanwhile
+    /// may have relied on this worker, which now will not come back for a while.
+    pub(crate) fn pass_on(self: &Arc<Self>, shared: &Arc<Shared>) {
+        if self.lanes.len() == 1 {
+            return;
+        }
+        // Between the claim of this worker's lane and the look at the queue; the
+        // other half is in `notify`.
+        fence(Ordering::SeqCst);
+        if self.has_queued() {
+            let orphans = self.notify(shared);
+            debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+        }
+    }
+
     /// Starts another worker if there is a lane without one, and does not wait.
     fn grow(self: &Arc<Self>, shared: &Arc<Shared>) {
         if !self.lanes.iter().any(Lane::is_closed) {
