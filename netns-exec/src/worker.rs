@@ -242,7 +242,7 @@ impl Worker<'_> {
             lane.stay_awake();
             return None;
         }
-        if self.group.wants_leave() {
+        if self.group.wants_leave(self.record.role) {
             return self.leave(lane, Leaving::Told);
         }
         let timeout = self.idle_timeout();

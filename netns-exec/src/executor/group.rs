@@ -421,8 +421,10 @@ impl Group {
     }
 
     /// Whether a worker with nothing to do should not wait for more.
-    pub(crate) fn wants_leave(&self) -> bool {
-        self.is_retiring() || self.evictions.load(Ordering::Relaxed) > 0
+    pub(crate) fn wants_leave(&self, role: Role) -> bool {
+        // A pin holds the lanes' workers and not those that stood in for them.
+        let held = matches!(role, Role::Lane(_)) && self.is_pinned();
+        self.is_retiring() || (self.evictions.load(Ordering::Relaxed) > 0 && !held)
     }
 
     /// Has the group retired when its namespace loses its last name: from then on
@@ -536,6 +538,7 @@ impl Group {
             return None;
         }
         state.spares_parked += 1;
+        self.note_idle(shared);
         let why = loop {
             if state.tickets > 0 {
                 // Whoever gave the ticket has counted us as runnable.
@@ -543,7 +546,7 @@ impl Group {
                 state.spares_parked -= 1;
                 return None;
             }
-            if self.wants_leave() {
+            if self.wants_leave(Role::Spare) {
                 break Leaving::Told;
             }
             match deadline {
@@ -606,6 +609,14 @@ impl Group {
     /// Asks for one worker to make room for another namespace's, if one idles
     /// and nobody insists on it.
     pub(crate) fn evict_one(&self) -> bool {
+        {
+            let state = self.state.lock();
+            if state.spares_parked > state.tickets {
+                self.evictions.fetch_add(1, Ordering::SeqCst);
+                self.spare_wanted.notify_one();
+                return true;
+            }
+        }
         if self.is_pinned() || !self.lanes.iter().any(Lane::is_parked) {
             return false;
         }
