@@ -24,7 +24,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::registry::{Registry, Shared};
 use super::stats::NetnsStats;
-use super::submit::Target;
+use super::submit::{Patience, Target};
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::job::JobRef;
@@ -158,11 +158,13 @@ impl Group {
 
     /// Sees to it that the group has a worker, and waits for the first one.
     ///
-    /// Reserves room under `max_workers`, which may block.
+    /// Reserves room under `max_workers`, and fails when there is none and the
+    /// caller does not want to wait for it.
     pub(crate) fn ensure_started(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
         netns: &impl Target,
+        patience: Patience,
     ) -> Result<Result<(), Dead>> {
         let mut state = self.state.lock();
         loop {
@@ -176,7 +178,7 @@ impl Group {
                 let netns = netns.netns()?;
                 if !shared.capacity.try_reserve() {
                     drop(state);
-                    shared.wait_for_capacity()?;
+                    shared.wait_for_capacity(patience)?;
                     state = self.state.lock();
                     if state.dead || !state.live.is_empty() || state.starting > 0 {
                         shared.capacity.release();

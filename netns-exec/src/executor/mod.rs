@@ -256,6 +256,8 @@ impl Executor {
     /// # Blocking
     ///
     /// Blocks while the namespace's first worker starts, and for nothing else.
+    /// When [`max_workers`](Builder::max_workers) leaves no room for it, an idle
+    /// worker is asked to leave, so that a later attempt finds room.
     ///
     /// # Errors
     ///

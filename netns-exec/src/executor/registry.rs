@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::builder::Config;
 use super::group::Group;
 use super::stats::Stats;
-use super::submit::Target;
+use super::submit::{Patience, Target};
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
 use crate::netns::NetnsId;
@@ -139,7 +139,7 @@ impl Shared {
 
     /// Reserves room for one worker under `max_workers`, and waits for it: the
     /// least recently used idle worker is asked to leave.
-    pub(crate) fn wait_for_capacity(&self) -> Result<()> {
+    pub(crate) fn wait_for_capacity(&self, patience: Patience) -> Result<()> {
         if worker::is_worker() {
             // Whoever waits for the job of this thread may hold the room it needs.
             self.capacity.reserve_anyway();
@@ -154,6 +154,12 @@ impl Shared {
             let mut idle: Vec<_> = self.registry.read().values().cloned().collect();
             idle.sort_by_key(|group| group.idle_since());
             idle.iter().any(|group| group.evict_one());
+            if patience == Patience::None {
+                return Err(Error::new(
+                    Kind::Full,
+                    "cannot start a worker: the limit of workers is reached",
+                ));
+            }
             self.capacity.wait_for_change(epoch);
         }
     }
