@@ -44,6 +44,8 @@ pub(crate) enum Role {
 /// See the module.
 pub(crate) struct Group {
     id: NetnsId,
+    /// Tells the groups of one namespace apart, which come one after the other.
+    serial: u64,
     label: Box<str>,
     lanes: Box<[Lane]>,
     sender: Sender<JobRef>,
@@ -96,10 +98,16 @@ struct State {
 pub(crate) struct Dead;
 
 impl Group {
-    pub(crate) fn new(netns: &impl Target, lanes: usize, queue_depth: usize) -> Group {
+    pub(crate) fn new(
+        netns: &impl Target,
+        serial: u64,
+        lanes: usize,
+        queue_depth: usize,
+    ) -> Group {
         let (sender, receiver) = crossbeam_channel::bounded(queue_depth);
         Group {
             id: netns.id(),
+            serial,
             label: netns.label().into(),
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
             sender,
@@ -180,7 +188,11 @@ impl Group {
                     drop(state);
                     shared.wait_for_capacity(patience)?;
                     state = self.state.lock();
-                    if state.dead || !state.live.is_empty() || state.starting > 0 {
+                    if state.dead
+                        || self.is_retiring()
+                        || !state.live.is_empty()
+                        || state.starting > 0
+                    {
                         shared.capacity.release();
                         continue;
                     }
@@ -330,7 +342,7 @@ impl Group {
         };
         home.post(Box::new(move || {
             let (shared, group) = (Arc::clone(&birth.shared), Arc::clone(&birth.group));
-            let spawned = shared.threads.spawn(number, group.id, || {
+            let spawned = shared.threads.spawn(number, group.id, group.serial, || {
                 std::thread::Builder::new()
                     .name(name)
                     .stack_size(shared.config.stack_size)
@@ -531,7 +543,7 @@ impl Group {
         record: &Record,
         timeout: Option<Duration>,
     ) -> Option<Leaving> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
         self.runnable.fetch_sub(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -590,6 +602,7 @@ impl Group {
         if (registry.get(&self.id)).is_some_and(|group| std::ptr::eq(&**group, self)) {
             registry.remove(&self.id);
         }
+        shared.forget_leaving(self);
         state.watched.take()
     }
 
@@ -603,9 +616,14 @@ impl Group {
     }
 
     /// Has every worker leave as soon as it has nothing to do.
-    pub(crate) fn retire(&self) {
+    ///
+    /// Tells whether there is any; if not, there never will be.
+    pub(crate) fn retire(&self) -> bool {
         self.retiring.store(true, Ordering::SeqCst);
         self.wake_all();
+        // After the store: whoever starts the first worker looks at it, locked.
+        let state = self.state.lock();
+        !state.live.is_empty() || state.starting > 0
     }
 
     /// Asks for one worker to make room for another namespace's, if one idles
