@@ -302,7 +302,7 @@ impl Group {
             return Vec::new();
         }
         if state.live.is_empty() && state.starting == 0 {
-            return self.receiver.try_iter().collect();
+            return self.take_all();
         }
         if state.spares_parked > state.tickets {
             state.tickets += 1;
@@ -338,7 +338,12 @@ impl Group {
         };
         let home = match Home::get() {
             Ok(home) => home,
-            Err(error) => return self.start_failed_locked(shared, state, error, role),
+            Err(error) => {
+                for job in self.start_failed_locked(shared, state, error.duplicate(), role) {
+                    job.abort(error.duplicate());
+                }
+                return;
+            }
         };
         home.post(Box::new(move || {
             let (shared, group) = (Arc::clone(&birth.shared), Arc::clone(&birth.group));
@@ -350,9 +355,14 @@ impl Group {
             });
             if let Err(cause) = spawned {
                 let error = Error::start_thread(group.label(), cause);
-                tracing::warn!(error = %error, "worker could not start");
-                let mut state = group.state.lock();
-                group.start_failed_locked(&shared, &mut state, error, role);
+                tracing::warn!(
+                    netns = %group.label,
+                    netns_id = %group.id,
+                    worker = number,
+                    error = %error,
+                    "worker could not start"
+                );
+                group.start_failed(&shared, role, error);
             }
         }));
     }
@@ -367,28 +377,42 @@ impl Group {
 
     /// Called by a new worker that could not enter or be guarded.
     pub(crate) fn start_failed(&self, shared: &Shared, role: Role, error: Error) {
-        let mut state = self.state.lock();
-        self.start_failed_locked(shared, &mut state, error, role);
+        let orphans = {
+            let mut state = self.state.lock();
+            self.start_failed_locked(shared, &mut state, error.duplicate(), role)
+        };
+        // Not locked: this drops closures, which may use the executor.
+        for job in orphans {
+            job.abort(error.duplicate());
+        }
     }
 
-    fn start_failed_locked(&self, shared: &Shared, state: &mut State, error: Error, role: Role) {
+    /// Returns the jobs that nobody will run.
+    #[must_use]
+    fn start_failed_locked(
+        &self,
+        shared: &Shared,
+        state: &mut State,
+        error: Error,
+        role: Role,
+    ) -> Vec<JobRef> {
         if let Role::Lane(index) = role {
             state.taken[index] = false;
         }
         state.starting -= 1;
         state.failures += 1;
         shared.capacity.release();
-        if self.runnable.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let orphans = match self.runnable.fetch_sub(1, Ordering::SeqCst) {
             // Nobody is left to serve what is queued, and nobody can be found.
-            for job in self.receiver.try_iter() {
-                job.abort(error.duplicate());
-            }
-        }
+            1 => self.take_all(),
+            _ => Vec::new(),
+        };
         state.last_failure = Some(error);
         if state.live.is_empty() && state.starting == 0 {
             state.netns = None;
         }
         self.changed.notify_all();
+        orphans
     }
 
     // What workers do.
@@ -406,6 +430,10 @@ impl Group {
             self.room.notify_one();
         }
         Some(job)
+    }
+
+    fn take_all(&self) -> Vec<JobRef> {
+        std::iter::from_fn(|| self.take()).collect()
     }
 
     /// Says that a worker is about to wait for a job elsewhere.
