@@ -234,6 +234,12 @@ impl Error {
         matches!(self.inner.kind, Kind::ShutDown)
     }
 
+    /// Tells whether there was no room for another job just now
+    /// ([`try_spawn`](crate::Executor::try_spawn)).
+    pub fn is_full(&self) -> bool {
+        matches!(self.inner.kind, Kind::Full)
+    }
+
     /// Tells whether a wait that was bounded in time ran out.
     pub fn is_timed_out(&self) -> bool {
         matches!(self.inner.kind, Kind::TimedOut)

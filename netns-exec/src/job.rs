@@ -307,16 +307,25 @@ where
 pub(crate) trait OnEnd: Send + Sync {
     /// `panicked` when nobody took the panic.
     fn job_over(&self, panicked: bool);
+
+    /// A panic was handed to the handle, which dropped it.
+    fn panic_dropped(&self);
 }
 
 impl<E: OnEnd + ?Sized> OnEnd for Arc<E> {
     fn job_over(&self, panicked: bool) {
         (**self).job_over(panicked);
     }
+
+    fn panic_dropped(&self) {
+        (**self).panic_dropped();
+    }
 }
 
 impl OnEnd for () {
     fn job_over(&self, _panicked: bool) {}
+
+    fn panic_dropped(&self) {}
 }
 
 /// Turns a result into something that an error can carry.
@@ -347,9 +356,10 @@ trait Packet<T> {
     /// The latch is set, and the caller is the handle, which calls this once.
     unsafe fn take_ending(&self) -> Option<Ending<T>>;
     fn pack(&self) -> Pack<T>;
+    fn panic_dropped(&self);
 }
 
-impl<F, T, E> Packet<T> for HeapJob<F, T, E> {
+impl<F, T, E: OnEnd> Packet<T> for HeapJob<F, T, E> {
     fn latch(&self) -> &WakerLatch {
         &self.latch
     }
@@ -361,6 +371,10 @@ impl<F, T, E> Packet<T> for HeapJob<F, T, E> {
 
     fn pack(&self) -> Pack<T> {
         self.pack
+    }
+
+    fn panic_dropped(&self) {
+        self.on_end.panic_dropped();
     }
 }
 
@@ -564,7 +578,11 @@ impl<T> Drop for Ticket<'_, T> {
         let was_set = self.packet.latch().flag(DETACHED);
         if was_set {
             // SAFETY: set before it was detached, and not taken.
-            drop_quietly(unsafe { self.packet.take_ending() });
+            let ending = unsafe { self.packet.take_ending() };
+            if matches!(ending, Some(Ending::Panicked(_))) {
+                self.packet.panic_dropped();
+            }
+            drop_quietly(ending);
         }
     }
 }

@@ -70,6 +70,12 @@ impl OnEnd for Tally {
             self.all_over.set_shared();
         }
     }
+
+    fn panic_dropped(&self) {
+        // Handles are dropped before the scope looks: by its closure, or by jobs,
+        // whose end makes it visible.
+        self.panicked.store(true, Ordering::Relaxed);
+    }
 }
 
 pub(crate) fn scope<'env, R>(

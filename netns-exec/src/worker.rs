@@ -37,6 +37,8 @@ thread_local! {
     /// Cheaper to ask than `CURRENT`, and enough for all but workers.
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
     static CURRENT: OnceCell<Current> = const { OnceCell::new() };
+    /// Whether the calling thread is inside [`blocking`].
+    static WAITS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Calls `f` with the worker that the calling thread is, if it is one.
@@ -60,14 +62,18 @@ pub(crate) fn is_worker() -> bool {
 /// and gets a spare when it needs one. On any other thread it just calls `wait`.
 #[inline]
 pub(crate) fn blocking<R>(wait: impl FnOnce() -> R) -> R {
-    if !IS_WORKER.get() {
+    // One wait can be part of another (for room in a queue, as part of a call):
+    // the thread counts once.
+    if !IS_WORKER.get() || WAITS.get() {
         return wait();
     }
     with_current(|current| match current {
         Some(current) => {
+            WAITS.set(true);
             current.group.worker_blocks(&current.shared);
             let result = wait();
             current.group.worker_goes_on();
+            WAITS.set(false);
             result
         }
         None => wait(),
@@ -192,6 +198,7 @@ impl Worker<'_> {
         let mut idle = 0;
         loop {
             if lane.has_call() {
+                self.group.pass_on(self.shared);
                 if lane
                     .serve(&mut self.site)
                     .is_some_and(|after| after.spoiled)
@@ -202,6 +209,7 @@ impl Worker<'_> {
             } else if self.group.has_queued() {
                 if lane.begin_busy() {
                     while let Some(job) = self.group.take() {
+                        self.group.pass_on(self.shared);
                         if self.run(job).spoiled {
                             return self.leave_spoiled(Some(&mut lane));
                         }
@@ -234,7 +242,7 @@ impl Worker<'_> {
             lane.stay_awake();
             return None;
         }
-        if self.group.wants_leave() {
+        if self.group.wants_leave(self.record.role) {
             return self.leave(lane, Leaving::Told);
         }
         let timeout = self.idle_timeout();
@@ -265,6 +273,7 @@ impl Worker<'_> {
     fn serve_as_spare(&mut self) -> Leaving {
         loop {
             while let Some(job) = self.group.take() {
+                self.group.pass_on(self.shared);
                 if self.run(job).spoiled {
                     return self.leave_spoiled(None);
                 }

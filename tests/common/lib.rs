@@ -2,18 +2,20 @@
 
 mod alone;
 mod process;
+mod wait;
 
 use std::ops::Deref;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use netns_exec::Netns;
+use netns_exec::{Netns, NetnsId};
 
 pub use alone::{Alone, alone, alone_with, note};
 pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
     netns_link_of_this_thread, threads_of_this_process,
 };
+pub use wait::{Gate, Pass, eventually, within};
 
 /// Fails the test, with the cure in the message, where it cannot work.
 pub fn require_root() {
@@ -23,6 +25,17 @@ pub fn require_root() {
         "this test makes network namespaces: run it as root, for instance \
          `sudo -E env PATH=\"$PATH\" cargo test`, or in a container with --privileged"
     );
+}
+
+/// A namespace without a name.
+pub fn fresh() -> Netns {
+    require_root();
+    Netns::new().expect("a namespace")
+}
+
+/// The namespace of the calling thread.
+pub fn here() -> NetnsId {
+    Netns::current().expect("own namespace").id()
 }
 
 /// A name that no other test, process or run uses at the same time.

@@ -24,7 +24,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::registry::{Registry, Shared};
 use super::stats::NetnsStats;
-use super::submit::Target;
+use super::submit::{Patience, Target};
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::job::JobRef;
@@ -44,6 +44,8 @@ pub(crate) enum Role {
 /// See the module.
 pub(crate) struct Group {
     id: NetnsId,
+    /// Tells the groups of one namespace apart, which come one after the other.
+    serial: u64,
     label: Box<str>,
     lanes: Box<[Lane]>,
     sender: Sender<JobRef>,
@@ -96,10 +98,16 @@ struct State {
 pub(crate) struct Dead;
 
 impl Group {
-    pub(crate) fn new(netns: &impl Target, lanes: usize, queue_depth: usize) -> Group {
+    pub(crate) fn new(
+        netns: &impl Target,
+        serial: u64,
+        lanes: usize,
+        queue_depth: usize,
+    ) -> Group {
         let (sender, receiver) = crossbeam_channel::bounded(queue_depth);
         Group {
             id: netns.id(),
+            serial,
             label: netns.label().into(),
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
             sender,
@@ -158,11 +166,13 @@ impl Group {
 
     /// Sees to it that the group has a worker, and waits for the first one.
     ///
-    /// Reserves room under `max_workers`, which may block.
+    /// Reserves room under `max_workers`, and fails when there is none and the
+    /// caller does not want to wait for it.
     pub(crate) fn ensure_started(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
         netns: &impl Target,
+        patience: Patience,
     ) -> Result<Result<(), Dead>> {
         let mut state = self.state.lock();
         loop {
@@ -176,9 +186,13 @@ impl Group {
                 let netns = netns.netns()?;
                 if !shared.capacity.try_reserve() {
                     drop(state);
-                    shared.wait_for_capacity()?;
+                    shared.wait_for_capacity(patience)?;
                     state = self.state.lock();
-                    if state.dead || !state.live.is_empty() || state.starting > 0 {
+                    if state.dead
+                        || self.is_retiring()
+                        || !state.live.is_empty()
+                        || state.starting > 0
+                    {
                         shared.capacity.release();
                         continue;
                     }
@@ -249,6 +263,21 @@ impl Group {
         Vec::new()
     }
 
+    /// Called by a worker that turns to a job: whoever sent another one meanwhile
+    /// may have relied on this worker, which now will not come back for a while.
+    pub(crate) fn pass_on(self: &Arc<Self>, shared: &Arc<Shared>) {
+        if self.lanes.len() == 1 {
+            return;
+        }
+        // Between the claim of this worker's lane and the look at the queue; the
+        // other half is in `notify`.
+        fence(Ordering::SeqCst);
+        if self.has_queued() {
+            let orphans = self.notify(shared);
+            debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+        }
+    }
+
     /// Starts another worker if there is a lane without one, and does not wait.
     fn grow(self: &Arc<Self>, shared: &Arc<Shared>) {
         if !self.lanes.iter().any(Lane::is_closed) {
@@ -273,7 +302,7 @@ impl Group {
             return Vec::new();
         }
         if state.live.is_empty() && state.starting == 0 {
-            return self.receiver.try_iter().collect();
+            return self.take_all();
         }
         if state.spares_parked > state.tickets {
             state.tickets += 1;
@@ -309,11 +338,16 @@ impl Group {
         };
         let home = match Home::get() {
             Ok(home) => home,
-            Err(error) => return self.start_failed_locked(shared, state, error, role),
+            Err(error) => {
+                for job in self.start_failed_locked(shared, state, error.duplicate(), role) {
+                    job.abort(error.duplicate());
+                }
+                return;
+            }
         };
         home.post(Box::new(move || {
             let (shared, group) = (Arc::clone(&birth.shared), Arc::clone(&birth.group));
-            let spawned = shared.threads.spawn(number, group.id, || {
+            let spawned = shared.threads.spawn(number, group.id, group.serial, || {
                 std::thread::Builder::new()
                     .name(name)
                     .stack_size(shared.config.stack_size)
@@ -321,9 +355,14 @@ impl Group {
             });
             if let Err(cause) = spawned {
                 let error = Error::start_thread(group.label(), cause);
-                tracing::warn!(error = %error, "worker could not start");
-                let mut state = group.state.lock();
-                group.start_failed_locked(&shared, &mut state, error, role);
+                tracing::warn!(
+                    netns = %group.label,
+                    netns_id = %group.id,
+                    worker = number,
+                    error = %error,
+                    "worker could not start"
+                );
+                group.start_failed(&shared, role, error);
             }
         }));
     }
@@ -338,28 +377,42 @@ impl Group {
 
     /// Called by a new worker that could not enter or be guarded.
     pub(crate) fn start_failed(&self, shared: &Shared, role: Role, error: Error) {
-        let mut state = self.state.lock();
-        self.start_failed_locked(shared, &mut state, error, role);
+        let orphans = {
+            let mut state = self.state.lock();
+            self.start_failed_locked(shared, &mut state, error.duplicate(), role)
+        };
+        // Not locked: this drops closures, which may use the executor.
+        for job in orphans {
+            job.abort(error.duplicate());
+        }
     }
 
-    fn start_failed_locked(&self, shared: &Shared, state: &mut State, error: Error, role: Role) {
+    /// Returns the jobs that nobody will run.
+    #[must_use]
+    fn start_failed_locked(
+        &self,
+        shared: &Shared,
+        state: &mut State,
+        error: Error,
+        role: Role,
+    ) -> Vec<JobRef> {
         if let Role::Lane(index) = role {
             state.taken[index] = false;
         }
         state.starting -= 1;
         state.failures += 1;
         shared.capacity.release();
-        if self.runnable.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let orphans = match self.runnable.fetch_sub(1, Ordering::SeqCst) {
             // Nobody is left to serve what is queued, and nobody can be found.
-            for job in self.receiver.try_iter() {
-                job.abort(error.duplicate());
-            }
-        }
+            1 => self.take_all(),
+            _ => Vec::new(),
+        };
         state.last_failure = Some(error);
         if state.live.is_empty() && state.starting == 0 {
             state.netns = None;
         }
         self.changed.notify_all();
+        orphans
     }
 
     // What workers do.
@@ -377,6 +430,10 @@ impl Group {
             self.room.notify_one();
         }
         Some(job)
+    }
+
+    fn take_all(&self) -> Vec<JobRef> {
+        std::iter::from_fn(|| self.take()).collect()
     }
 
     /// Says that a worker is about to wait for a job elsewhere.
@@ -406,8 +463,10 @@ impl Group {
     }
 
     /// Whether a worker with nothing to do should not wait for more.
-    pub(crate) fn wants_leave(&self) -> bool {
-        self.is_retiring() || self.evictions.load(Ordering::Relaxed) > 0
+    pub(crate) fn wants_leave(&self, role: Role) -> bool {
+        // A pin holds the lanes' workers and not those that stood in for them.
+        let held = matches!(role, Role::Lane(_)) && self.is_pinned();
+        self.is_retiring() || (self.evictions.load(Ordering::Relaxed) > 0 && !held)
     }
 
     /// Has the group retired when its namespace loses its last name: from then on
@@ -512,7 +571,7 @@ impl Group {
         record: &Record,
         timeout: Option<Duration>,
     ) -> Option<Leaving> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
         self.runnable.fetch_sub(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -521,6 +580,7 @@ impl Group {
             return None;
         }
         state.spares_parked += 1;
+        self.note_idle(shared);
         let why = loop {
             if state.tickets > 0 {
                 // Whoever gave the ticket has counted us as runnable.
@@ -528,7 +588,7 @@ impl Group {
                 state.spares_parked -= 1;
                 return None;
             }
-            if self.wants_leave() {
+            if self.wants_leave(Role::Spare) {
                 break Leaving::Told;
             }
             match deadline {
@@ -570,6 +630,7 @@ impl Group {
         if (registry.get(&self.id)).is_some_and(|group| std::ptr::eq(&**group, self)) {
             registry.remove(&self.id);
         }
+        shared.forget_leaving(self);
         state.watched.take()
     }
 
@@ -583,14 +644,27 @@ impl Group {
     }
 
     /// Has every worker leave as soon as it has nothing to do.
-    pub(crate) fn retire(&self) {
+    ///
+    /// Tells whether there is any; if not, there never will be.
+    pub(crate) fn retire(&self) -> bool {
         self.retiring.store(true, Ordering::SeqCst);
         self.wake_all();
+        // After the store: whoever starts the first worker looks at it, locked.
+        let state = self.state.lock();
+        !state.live.is_empty() || state.starting > 0
     }
 
     /// Asks for one worker to make room for another namespace's, if one idles
     /// and nobody insists on it.
     pub(crate) fn evict_one(&self) -> bool {
+        {
+            let state = self.state.lock();
+            if state.spares_parked > state.tickets {
+                self.evictions.fetch_add(1, Ordering::SeqCst);
+                self.spare_wanted.notify_one();
+                return true;
+            }
+        }
         if self.is_pinned() || !self.lanes.iter().any(Lane::is_parked) {
             return false;
         }

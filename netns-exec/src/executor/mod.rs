@@ -34,7 +34,8 @@ use crate::{audit, watch, worker};
 ///
 /// Clones are handles to the same executor. Dropping the last one waits for the
 /// jobs that were accepted and ends the workers; dropped inside one of its own
-/// jobs it does not wait, since it would wait for itself.
+/// jobs it does not wait, since it would wait for itself, and neither does it
+/// when its time to [shut down](Executor::shutdown) has run out before.
 ///
 /// # Examples
 ///
@@ -256,6 +257,8 @@ impl Executor {
     /// # Blocking
     ///
     /// Blocks while the namespace's first worker starts, and for nothing else.
+    /// When [`max_workers`](Builder::max_workers) leaves no room for it, an idle
+    /// worker is asked to leave, so that a later attempt finds room.
     ///
     /// # Errors
     ///
@@ -370,11 +373,14 @@ impl Executor {
     pub fn retire(&self, netns: &Netns) -> Result<()> {
         let shared = self.shared();
         submit::forget_cached();
-        if let Some(group) = shared.retire(netns.id())
-            && !self.is_caller()
-        {
-            worker::blocking(|| group.wait_empty(None));
-            shared.threads.join(Some(netns.id()));
+        let retired = shared.retire(netns.id());
+        if !self.is_caller() {
+            worker::blocking(|| {
+                for group in &retired.groups {
+                    group.wait_empty(None);
+                }
+            });
+            shared.threads.join_retired(netns.id(), retired.end);
         }
         Ok(())
     }
@@ -428,7 +434,8 @@ impl Executor {
     ///
     /// Holds for all clones: their calls fail from now on. With a `timeout`,
     /// jobs that have not started by then are cancelled, and workers end with
-    /// the job they are at.
+    /// the job they are at. It is the worker that cancels, when it comes to the
+    /// job: a closure is never dropped in another namespace than its own.
     ///
     /// # Blocking
     ///
@@ -472,7 +479,8 @@ impl Handle {
         if self.is_caller() {
             return Ok(());
         }
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        // A time that is out of range is one that never comes.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ended = worker::blocking(|| groups.iter().all(|group| group.wait_empty(deadline)));
         if !ended {
             shared.abandon();
@@ -481,7 +489,7 @@ impl Handle {
                 "jobs were still running when the executor's time to shut down ran out",
             ));
         }
-        shared.threads.join(None);
+        shared.threads.join_all();
         // The deletion watch has a thread as long as there is something to watch.
         watch::settle();
         Ok(())
@@ -490,8 +498,11 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // With no deadline it cannot fail.
-        let _ = self.shut_down(None);
+        // Whoever gave the jobs up has waited for them as long as he wanted.
+        if !self.shared.is_abandoned() {
+            // With no deadline it cannot fail.
+            let _ = self.shut_down(None);
+        }
     }
 }
 

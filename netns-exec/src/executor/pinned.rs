@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::group::Group;
+use super::submit::Patience;
 use super::{Executor, TrySpawnError, submit};
 use crate::error::Result;
 use crate::handle::JoinHandle;
@@ -49,7 +50,7 @@ impl Drop for PinnedGroup {
 
 impl Pinned {
     pub(crate) fn new(executor: Executor, netns: &Netns) -> Result<Pinned> {
-        let group = submit::started(executor.shared(), None, netns)?;
+        let group = submit::started(executor.shared(), None, netns, Patience::Endless)?;
         Ok(Pinned {
             executor,
             netns: netns.downgrade(),
@@ -99,7 +100,7 @@ impl Pinned {
         if !self.group.0.is_retiring() {
             return submit::run_on(shared, &self.group.0, &self.netns, f);
         }
-        submit::run_on(shared, &self.renew()?, &self.netns, f)
+        submit::run_on(shared, &self.renew(Patience::Endless)?, &self.netns, f)
     }
 
     /// Ships `f` to a worker of the namespace and returns at once.
@@ -125,7 +126,7 @@ impl Pinned {
         &self,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
-        let group = self.current()?;
+        let group = self.current(Patience::Endless)?;
         submit::spawn(self.executor.shared(), Some(&group), &self.netns, f)
     }
 
@@ -148,15 +149,16 @@ impl Pinned {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        match self.current() {
+        match self.current(Patience::None) {
             Ok(group) => submit::try_spawn(self.executor.shared(), Some(&group), &self.netns, f),
+            Err(error) if error.is_full() => Err(TrySpawnError::Full(f)),
             Err(error) => Err(TrySpawnError::Failed(error, f)),
         }
     }
 
-    fn current(&self) -> Result<Arc<Group>> {
+    fn current(&self, patience: Patience) -> Result<Arc<Group>> {
         if self.group.0.is_retiring() {
-            self.renew()
+            self.renew(patience)
         } else {
             Ok(Arc::clone(&self.group.0))
         }
@@ -164,7 +166,7 @@ impl Pinned {
 
     /// Finds or starts the group that serves the namespace now.
     #[cold]
-    fn renew(&self) -> Result<Arc<Group>> {
+    fn renew(&self, patience: Patience) -> Result<Arc<Group>> {
         let mut later = self.later.lock();
         if let Some(PinnedGroup(group)) = &*later
             && !group.is_retiring()
@@ -172,7 +174,7 @@ impl Pinned {
             return Ok(Arc::clone(group));
         }
         *later = None;
-        let group = submit::started(self.executor.shared(), None, &self.netns)?;
+        let group = submit::started(self.executor.shared(), None, &self.netns, patience)?;
         *later = Some(PinnedGroup::new(Arc::clone(&group)));
         Ok(group)
     }

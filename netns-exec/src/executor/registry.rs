@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::builder::Config;
 use super::group::Group;
 use super::stats::Stats;
-use super::submit::Target;
+use super::submit::{Patience, Target};
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
 use crate::netns::NetnsId;
@@ -30,6 +30,10 @@ pub(crate) struct Shared {
     /// With one CPU whoever spins keeps the other from running.
     pub(crate) may_spin: bool,
     pub(crate) registry: RwLock<Registry>,
+    /// Groups that are out of the registry and still have workers. Locked last.
+    leaving: Mutex<Vec<Arc<Group>>>,
+    /// The serial number of the next group. Changes under the registry's lock.
+    next_group: AtomicU64,
     pub(crate) capacity: Capacity,
     pub(crate) threads: Threads,
     closing: AtomicBool,
@@ -51,6 +55,8 @@ impl Shared {
             policy,
             may_spin: thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
             registry: RwLock::new(Registry::default()),
+            leaving: Mutex::new(Vec::new()),
+            next_group: AtomicU64::new(0),
             threads: Threads::default(),
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
@@ -75,6 +81,7 @@ impl Shared {
             let config = &self.config;
             Arc::new(Group::new(
                 netns,
+                self.next_group.fetch_add(1, Ordering::Relaxed),
                 config.workers_per_netns,
                 config.queue_depth,
             ))
@@ -94,24 +101,50 @@ impl Shared {
 
     /// Takes a namespace's group out, so that new calls start afresh, and has
     /// its workers leave.
-    pub(crate) fn retire(&self, id: NetnsId) -> Option<Arc<Group>> {
-        let group = self.registry.write().remove(&id)?;
-        group.retire();
-        Some(group)
+    pub(crate) fn retire(&self, id: NetnsId) -> Retired {
+        let (group, end) = {
+            let mut registry = self.registry.write();
+            let group = registry.remove(&id);
+            self.leaving.lock().extend(group.clone());
+            (group, self.next_group.load(Ordering::Relaxed))
+        };
+        if let Some(group) = group {
+            self.have_leave(&group);
+        }
+        let leaving = self.leaving.lock();
+        let groups = leaving.iter().filter(|group| group.id() == id).cloned();
+        Retired {
+            groups: groups.collect(),
+            end,
+        }
+    }
+
+    fn have_leave(&self, group: &Group) {
+        if !group.retire() {
+            self.forget_leaving(group);
+        }
+    }
+
+    /// The last worker of `group` has left.
+    pub(crate) fn forget_leaving(&self, group: &Group) {
+        (self.leaving.lock()).retain(|leaving| !std::ptr::eq(&**leaving, group));
     }
 
     /// Takes no more jobs, and has every worker leave when it has done those it has.
+    /// Returns all groups that have workers.
     pub(crate) fn close(&self) -> Vec<Arc<Group>> {
         let groups: Vec<_> = {
             let mut registry = self.registry.write();
             self.closing.store(true, Ordering::Relaxed);
-            registry.drain().map(|(_, group)| group).collect()
+            let groups: Vec<_> = registry.drain().map(|(_, group)| group).collect();
+            self.leaving.lock().extend(groups.iter().cloned());
+            groups
         };
         for group in &groups {
-            group.retire();
+            self.have_leave(group);
         }
         self.capacity.somebody_is_idle();
-        groups
+        self.leaving.lock().clone()
     }
 
     /// What is queued from now on is given up instead of run.
@@ -139,7 +172,7 @@ impl Shared {
 
     /// Reserves room for one worker under `max_workers`, and waits for it: the
     /// least recently used idle worker is asked to leave.
-    pub(crate) fn wait_for_capacity(&self) -> Result<()> {
+    pub(crate) fn wait_for_capacity(&self, patience: Patience) -> Result<()> {
         if worker::is_worker() {
             // Whoever waits for the job of this thread may hold the room it needs.
             self.capacity.reserve_anyway();
@@ -154,6 +187,12 @@ impl Shared {
             let mut idle: Vec<_> = self.registry.read().values().cloned().collect();
             idle.sort_by_key(|group| group.idle_since());
             idle.iter().any(|group| group.evict_one());
+            if patience == Patience::None {
+                return Err(Error::new(
+                    Kind::Full,
+                    "cannot start a worker: the limit of workers is reached",
+                ));
+            }
             self.capacity.wait_for_change(epoch);
         }
     }
@@ -167,6 +206,14 @@ impl Shared {
             self.panicked.load(Ordering::Relaxed),
         )
     }
+}
+
+/// What a namespace was served by until now.
+pub(crate) struct Retired {
+    /// Those that still have workers.
+    pub(crate) groups: Vec<Arc<Group>>,
+    /// Groups from this serial number on came later.
+    pub(crate) end: u64,
 }
 
 /// How many workers there may be.
@@ -241,10 +288,17 @@ pub(crate) struct Threads {
 
 #[derive(Default)]
 struct ThreadsState {
-    /// By the worker's number, from birth until joined, with its namespace.
-    handles: HashMap<u64, (NetnsId, thread::JoinHandle<()>)>,
+    /// By the worker's number, from birth until joined.
+    handles: HashMap<u64, Thread>,
     /// Those that have nothing left to do but to end, with their thread ids.
     ended: Vec<(u64, u32)>,
+}
+
+struct Thread {
+    netns: NetnsId,
+    /// The serial number of its group.
+    group: u64,
+    handle: thread::JoinHandle<()>,
 }
 
 impl Threads {
@@ -254,11 +308,16 @@ impl Threads {
         &self,
         number: u64,
         netns: NetnsId,
+        group: u64,
         spawn: impl FnOnce() -> io::Result<thread::JoinHandle<()>>,
     ) -> io::Result<()> {
         let mut state = self.state.lock();
-        let handle = spawn()?;
-        state.handles.insert(number, (netns, handle));
+        let thread = Thread {
+            netns,
+            group,
+            handle: spawn()?,
+        };
+        state.handles.insert(number, thread);
         Ok(())
     }
 
@@ -273,7 +332,7 @@ impl Threads {
             let mut state = self.state.lock();
             let ended = std::mem::take(&mut state.ended);
             (ended.into_iter())
-                .filter_map(|(number, tid)| Some((state.handles.remove(&number)?.1, tid)))
+                .filter_map(|(number, tid)| Some((state.handles.remove(&number)?.handle, tid)))
                 .collect()
         };
         for (handle, tid) in joinable {
@@ -282,22 +341,32 @@ impl Threads {
         }
     }
 
-    /// Waits until the threads of a namespace, or of all, are gone, from the
-    /// kernel's tables too: only then have they let go of their namespace.
+    /// Waits until the threads of a namespace's groups before `end` are gone.
+    pub(crate) fn join_retired(&self, netns: NetnsId, end: u64) {
+        self.join(|thread| thread.netns == netns && thread.group < end);
+    }
+
+    /// Waits until all threads are gone.
+    pub(crate) fn join_all(&self) {
+        self.join(|_| true);
+    }
+
+    /// Waits until threads are gone, from the kernel's tables too: only then
+    /// have they let go of their namespace.
     ///
     /// Only for threads that have left their group.
-    pub(crate) fn join(&self, netns: Option<NetnsId>) {
+    fn join(&self, which: impl Fn(&Thread) -> bool) {
         let numbers: Vec<_> = {
             let state = self.state.lock();
             let all = state.handles.iter();
-            all.filter(|(_, (of, _))| netns.is_none_or(|netns| netns == *of))
+            all.filter(|(_, thread)| which(thread))
                 .map(|(number, _)| *number)
                 .collect()
         };
         for number in numbers {
-            let handle = self.state.lock().handles.remove(&number);
-            if let Some((_, handle)) = handle {
-                let _ = handle.join();
+            let thread = self.state.lock().handles.remove(&number);
+            if let Some(thread) = thread {
+                let _ = thread.handle.join();
             }
             let mut state = self.state.lock();
             let at = state.ended.iter().position(|(ended, _)| *ended == number);

@@ -58,6 +58,13 @@ impl Target for WeakNetns {
     }
 }
 
+/// Whether a caller waits for others to make room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    None,
+    Endless,
+}
+
 struct Cached {
     executor: u64,
     group: Arc<Group>,
@@ -146,7 +153,7 @@ pub(crate) fn queue(
     netns: &impl Target,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
-    match started(shared, known, netns) {
+    match started(shared, known, netns, Patience::Endless) {
         Ok(group) => {
             group.push(job);
             settle(shared, netns, &group);
@@ -161,13 +168,14 @@ pub(crate) fn started(
     shared: &Arc<Shared>,
     known: Option<&Arc<Group>>,
     netns: &impl Target,
+    patience: Patience,
 ) -> Result<Arc<Group>> {
     let mut group = match known {
         Some(group) => Arc::clone(group),
         None => shared.group(netns)?,
     };
     loop {
-        match group.ensure_started(shared, netns) {
+        match group.ensure_started(shared, netns, patience) {
             Ok(Ok(())) => return Ok(group),
             Ok(Err(_dead)) => group = shared.group(netns)?,
             Err(error) => {
@@ -213,8 +221,9 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let group = match started(shared, known, netns) {
+    let group = match started(shared, known, netns, Patience::None) {
         Ok(group) => group,
+        Err(error) if error.is_full() => return Err(TrySpawnError::Full(f)),
         Err(error) => return Err(TrySpawnError::Failed(error, f)),
     };
     job::spawn(f, |job| {
@@ -230,7 +239,8 @@ where
 /// it gives back.
 #[non_exhaustive]
 pub enum TrySpawnError<F> {
-    /// The namespace's queue is full.
+    /// The namespace's queue is full, or it has no worker and the limit of
+    /// workers is reached.
     Full(F),
     /// The job could not be accepted for another reason.
     Failed(Error, F),
@@ -275,7 +285,7 @@ impl<F> TrySpawnError<F> {
     }
 }
 
-const FULL: &str = "cannot accept the job: the namespace's queue is full";
+const FULL: &str = "cannot accept the job: the namespace's queue is full, or the limit of workers reached";
 
 impl<F> fmt::Display for TrySpawnError<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
