@@ -7,7 +7,6 @@ mod exec;
 mod failure;
 mod output;
 mod target;
-mod threads;
 mod userns;
 
 use std::process::ExitCode;
