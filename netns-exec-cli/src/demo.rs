@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,23 +12,24 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Attribute, Cell, CellAlignment};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use netns_exec::{Executor, Netns, NetnsId};
-use nix::errno::Errno;
-use nix::sys::socket::{self, Shutdown};
+use netns_exec::{Executor, Netns, NetnsId, audit};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::sys::utsname::uname;
 use nix::unistd::getuid;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::{output, threads, userns};
+use crate::{output, userns};
 
 /// Ship closures to threads in many namespaces, and prove that none got lost
 ///
 /// Makes a number of namespaces, each with a sysctl value of its own and a
-/// server of its own on the one TCP port they all share. Then several threads
-/// send closures to namespaces picked at random, and every closure proves where
-/// it ran: by the id that the kernel gives to a socket made there, by the
-/// sysctl value that this socket took over, and by who answers on the port.
+/// listener of its own on the one TCP port that all of them have bound. Then
+/// several threads send closures to namespaces picked at random, and every
+/// closure connects to the port and proves where it ran: by the id that the
+/// kernel gives to its socket, by the sysctl value that this socket took over,
+/// and by the listener that the connection arrives at.
 ///
 /// Nothing is left behind: the namespaces have no names and end with the
 /// process. An ordinary user can run it too; it then enters a user namespace of
@@ -93,7 +94,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         .map(|index| Site::set_up(&executor, index))
         .collect::<Result<Vec<_>, _>>()?;
     say(format!(
-        "{} namespaces, each with a server of its own on 127.0.0.1:{PORT}; {} closures from {} threads\n",
+        "{} namespaces, each with a listener of its own on 127.0.0.1:{PORT}; {} closures from {} threads\n",
         sites.len(),
         grouped(args.jobs),
         setting.threads,
@@ -156,7 +157,7 @@ struct Site {
     /// What sockets made there have. `None` where /proc/sys is read-only, as in
     /// most containers.
     ttl: Option<u8>,
-    /// Made there, and served from home: a socket stays where it was made.
+    /// Bound to the port that the others have bound too.
     listener: TcpListener,
 }
 
@@ -175,6 +176,10 @@ impl Site {
         })?;
         let attempt = || format!("cannot bind port {PORT} in netns `{ns}`");
         let listener = listener.map_err(|error| Failure::io(attempt(), error))?;
+        // For accept(2), when the connection went elsewhere.
+        let patience = TimeVal::seconds(5);
+        setsockopt(&listener, sockopt::ReceiveTimeout, &patience)
+            .map_err(|errno| Failure::io("cannot limit how long accept(2) waits", errno))?;
         Ok(Site {
             id: ns.id().as_u64(),
             ns,
@@ -183,54 +188,39 @@ impl Site {
         })
     }
 
-    /// Answers whoever connects with the id of the namespace, until the
-    /// listener is shut down.
-    fn serve(&self) {
-        loop {
-            match self.listener.accept() {
-                // Who is gone already needs no answer.
-                Ok((mut client, _)) => drop(client.write_all(&self.id.to_le_bytes())),
-                Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => break,
-                // A client that waits in vain for us says so.
-                Err(_) => {}
-            }
-        }
-    }
-
-    fn stop_serving(&self) {
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.listener);
-        let _ = socket::shutdown(fd, Shutdown::Both);
-    }
-
-    /// Tells whether that was seen from here.
-    fn matches(&self, seen: &Sighting) -> bool {
-        let Sighting { id, ttl, answer } = *seen;
-        id == self.id && answer == self.id && self.ttl.is_none_or(|own| ttl == u32::from(own))
-    }
-}
-
-/// What a job sees of the namespace it runs in.
-struct Sighting {
-    id: u64,
-    ttl: u32,
-    answer: u64,
-}
-
-impl Sighting {
-    /// Called by the closures, and told nothing about where it should be.
-    fn here() -> std::io::Result<Sighting> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
+    /// Called by the closures: finds out whether this is where they run.
+    fn is_here(&self) -> io::Result<bool> {
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
         // Asked of the kernel, for a socket that was just made.
-        let id = NetnsId::of_socket(&stream)?.as_u64();
-        let ttl = stream.ttl()?;
+        if NetnsId::of_socket(&client)?.as_u64() != self.id {
+            return Ok(false);
+        }
+        let ttl = client.ttl()?;
+
+        // Anywhere else the connection would have gone to another listener.
+        let address = client.local_addr()?;
+        let mut server = loop {
+            match self.listener.accept() {
+                Ok((server, peer)) if peer == address => break server,
+                // Of a job that was elsewhere when it should have been here.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        };
         let mut answer = [0; 8];
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.read_exact(&mut answer)?;
-        Ok(Sighting {
-            id,
-            ttl,
-            answer: u64::from_le_bytes(answer),
-        })
+        server.write_all(&self.id.to_le_bytes())?;
+        client.read_exact(&mut answer)?;
+        // Closed by a reset, which leaves nothing in TIME_WAIT: a million jobs
+        // would use up the ports.
+        let at_once = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&client, sockopt::Linger, &at_once)?;
+        drop(client);
+        Ok(u64::from_le_bytes(answer) == self.id
+            && self.ttl.is_none_or(|own| ttl == u32::from(own)))
     }
 }
 
@@ -275,42 +265,34 @@ fn ship(
     progress.set_style(style.expect("the template is well-formed"));
 
     thread::scope(|scope| {
-        let servers = sites
-            .iter()
-            .try_for_each(|site| start(scope, "demo-server", || site.serve()).map(drop));
-        // Whatever happens, the scope waits for them.
-        let outcome = servers.and_then(|()| {
-            let (alive, ended) = mpsc::channel::<()>();
-            let mut clients = Vec::new();
-            for seed in 1..=u64::from(threads) {
-                let (alive, next) = (alive.clone(), &next);
-                clients.push(start(scope, "demo-client", move || {
-                    let _alive = alive;
-                    client(executor, sites, jobs, next, seed)
-                })?);
-            }
-            drop(alive);
-            let mut watch = Watch::default();
-            while ended.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
-                progress.set_position(next.load(Ordering::Relaxed).min(jobs));
-                watch.look()?;
-            }
+        let (alive, ended) = mpsc::channel::<()>();
+        let mut clients = Vec::new();
+        for seed in 1..=u64::from(threads) {
+            let (alive, next) = (alive.clone(), &next);
+            clients.push(start(scope, "demo-client", move || {
+                let _alive = alive;
+                client(executor, sites, jobs, next, seed)
+            })?);
+        }
+        drop(alive);
+        let mut watch = Watch::default();
+        watch.look()?;
+        while ended.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+            progress.set_position(next.load(Ordering::Relaxed).min(jobs));
             watch.look()?;
-            progress.finish_and_clear();
-            let mut tallies = vec![Tally::default(); sites.len()];
-            for client in clients {
-                let own = client
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                tallies
-                    .iter_mut()
-                    .zip(&own)
-                    .for_each(|(tally, own)| tally.add(own));
-            }
-            Ok((tallies, watch))
-        });
-        sites.iter().for_each(Site::stop_serving);
-        outcome
+        }
+        progress.finish_and_clear();
+        let mut tallies = vec![Tally::default(); sites.len()];
+        for client in clients {
+            let own = client
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            tallies
+                .iter_mut()
+                .zip(&own)
+                .for_each(|(tally, own)| tally.add(own));
+        }
+        Ok((tallies, watch))
     })
 }
 
@@ -347,18 +329,18 @@ fn client(
         let called = Instant::now();
         let outcome = executor.run(&site.ns, || {
             let began = Instant::now();
-            (Sighting::here(), began.elapsed())
+            (site.is_here(), began.elapsed())
         });
         let call = called.elapsed();
-        let (seen, inside) = outcome.inspect_err(|_| next.store(jobs, Ordering::Relaxed))?;
-        let seen = seen.map_err(|error| {
+        let (right, inside) = outcome.inspect_err(|_| next.store(jobs, Ordering::Relaxed))?;
+        let right = right.map_err(|error| {
             next.store(jobs, Ordering::Relaxed);
             Failure::io(
-                format!("cannot talk to the server in netns `{}`", site.ns),
+                format!("cannot connect to port {PORT} in netns `{}`", site.ns),
                 error,
             )
         })?;
-        tally.misplaced += u64::from(!site.matches(&seen));
+        tally.misplaced += u64::from(!right);
         tally.calls.push(nanoseconds(call));
         tally
             .hand_overs
@@ -374,7 +356,8 @@ fn nanoseconds(time: Duration) -> u32 {
 impl Watch {
     fn look(&mut self) -> Result<(), Failure> {
         self.looks += 1;
-        self.strays = self.strays.max(threads::strays()?);
+        let strays = audit::Process::this()?.strays().count();
+        self.strays = self.strays.max(strays);
         Ok(())
     }
 }
@@ -468,7 +451,7 @@ impl Report {
             }
         });
         let namespaces: Vec<Row> = rows.collect();
-        Report {
+        let mut report = Report {
             setting,
             port: PORT,
             jobs: all.calls.len() as u64,
@@ -478,8 +461,14 @@ impl Report {
             misplaced_jobs: all.misplaced,
             stray_threads: watch.strays,
             looks: watch.looks,
-            ok: all.misplaced == 0 && watch.strays == 0,
-        }
+            ok: false,
+        };
+        report.ok = report.ok();
+        report
+    }
+
+    fn ok(&self) -> bool {
+        self.misplaced_jobs == 0 && self.stray_threads == 0
     }
 
     fn show(&self) -> Result<(), Failure> {
@@ -523,12 +512,12 @@ impl Report {
         output::line(table)?;
 
         let sysctl = match self.namespaces.iter().all(|row| row.ttl.is_some()) {
-            true => "the TTL it took from the namespace's sysctl, ",
+            true => "the TTL it took from the sysctl, ",
             false => "(no sysctl: /proc/sys is read-only) ",
         };
         output::line(format_args!(
             "\n{jobs} closures in {seconds:.1} s, {rate} a second. Each connected to 127.0.0.1:{PORT} and \
-             compared, with\nwhere it was sent: the id the kernel gives its socket, {sysctl}the server's answer.",
+             compared, with\nwhere it was sent: the id the kernel gives its socket, {sysctl}and who answered.",
             jobs = grouped(self.jobs),
             seconds = self.seconds,
             rate = grouped((self.jobs as f64 / self.seconds) as u64),
@@ -574,6 +563,39 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn job_that_runs_elsewhere_is_noticed() {
+        netns_exec_tests::require_root();
+        let executor = Executor::new().expect("an executor");
+        let [red, blue] = [0, 1].map(|index| Site::set_up(&executor, index).expect("a site"));
+        let tell = |run_in: &Site, sent_to: &Site| {
+            let told = executor.run(&run_in.ns, || sent_to.is_here());
+            told.expect("the job ran").expect("the port is bound there")
+        };
+        assert!(!tell(&red, &blue));
+        // What the stray connection left in the queue misleads nobody.
+        assert!(tell(&red, &red) && tell(&blue, &blue));
+    }
+
+    #[test]
+    fn misplaced_job_or_stray_thread_is_not_ok() {
+        let ok = |misplaced, strays| {
+            let setting = Setting {
+                kernel: String::new(),
+                uid: 0,
+                user_namespace: false,
+                threads: 1,
+            };
+            let mut report =
+                Report::new(setting, &[], Vec::new(), &Watch { looks: 1, strays }, 1.0);
+            report.misplaced_jobs = misplaced;
+            report.ok()
+        };
+        assert!(ok(0, 0));
+        assert!(!ok(1, 0));
+        assert!(!ok(0, 1));
+    }
 
     #[test]
     fn thousands_are_apart() {

@@ -9,7 +9,6 @@ mod failure;
 mod ls;
 mod output;
 mod target;
-mod threads;
 mod userns;
 
 use std::process::ExitCode;
