@@ -39,10 +39,3 @@ fn with_privilege<T: Send + 'static>(
 fn is_permission(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }
-
-#[cfg(test)]
-impl NetnsId {
-    pub(crate) fn from_raw(id: u64) -> NetnsId {
-        NetnsId(id)
-    }
-}

@@ -548,3 +548,155 @@ fn about(pause: Duration) -> Duration {
     let percent = 50 + u32::try_from(random() % 101).expect("at most 100");
     pause.saturating_mul(percent) / 100
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::net::{IpAddr, TcpListener};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use crate::executor::Executor;
+    use crate::netns::{Netns, NetnsId};
+    use crate::ports::{Allocator, ErrorKind, Gate, Ports, Protocol, Stage, Start};
+
+    /// Opens sockets right here, and counts how often it is asked.
+    struct Here {
+        netns: Netns,
+        trips: AtomicUsize,
+    }
+
+    impl Here {
+        fn new() -> Arc<Here> {
+            Arc::new(Here {
+                netns: Netns::current().expect("this thread is somewhere"),
+                trips: AtomicUsize::new(0),
+            })
+        }
+
+        fn trips(&self) -> usize {
+            self.trips.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Opener for Here {
+        fn netns(&self) -> NetnsId {
+            self.netns.id()
+        }
+
+        fn label(&self) -> &str {
+            self.netns.label()
+        }
+
+        fn open(&self, order: &Order) -> Result<Supply, Error> {
+            self.trips.fetch_add(1, Ordering::Relaxed);
+            Ok(order.fill())
+        }
+    }
+
+    /// An address of loopback that no other test uses.
+    fn addr(n: u8) -> IpAddr {
+        IpAddr::from([127, 86, 120, n])
+    }
+
+    fn allocator() -> Allocator {
+        let executor = Executor::new().expect("an executor needs no privilege");
+        Allocator::starting_at(&executor, Start::Beginning)
+    }
+
+    fn request(
+        here: &Arc<Here>,
+        protocol: Protocol,
+        addrs: &[IpAddr],
+        range: RangeInclusive<u16>,
+    ) -> Request {
+        allocator()
+            .request(protocol)
+            .on_opener(here.clone(), addrs.iter().copied())
+            .ports(Ports::Range(range))
+            .gate(Gate::Queue)
+    }
+
+    #[test]
+    fn walk_over_busy_ports_takes_one_round_trip() {
+        let here = Here::new();
+        let _busy: Vec<_> = (20000..20050)
+            .map(|port| TcpListener::bind((addr(1), port)).expect("nobody is here"))
+            .collect();
+        // The second member is the contended one, and is soon tried first.
+        let addrs = [addr(2), addr(1)];
+        let lease = request(&here, Protocol::Tcp, &addrs, 20000..=20050)
+            .budget(Budget::Tries(51))
+            .acquire()
+            .expect("the last port is free");
+        assert_eq!(lease.port(), 20050);
+        // One, and another for the socket that the first port cost.
+        assert_eq!(here.trips(), 2);
+    }
+
+    #[test]
+    fn kernel_finds_the_port_that_a_walk_would_find_late() {
+        let here = Here::new();
+        let range = super::super::dynamic::LocalPorts::read().range;
+        let (low, high) = (*range.start(), range.start() + 300);
+        assert!(
+            high <= *range.end(),
+            "this machine has a narrow range: {range:?}"
+        );
+        let busy: Vec<_> = (low..high)
+            .map(|port| TcpListener::bind((addr(3), port)).expect("nobody is here"))
+            .collect();
+        let mut walk = Walk::new(request(&here, Protocol::Tcp, &[addr(3)], low..=high));
+        let lease = walk.range(&Span::new(low..=high)).expect("one is free");
+        assert_eq!(lease.port(), high);
+        let tried = walk.counts.tried;
+        assert!(tried < 100, "{tried} of {} were tried", busy.len());
+    }
+
+    #[test]
+    fn missing_protocol_is_asked_for_once() {
+        let here = Here::new();
+        let request = request(&here, Protocol::Sctp, &[addr(4)], 20000..=20050);
+        match request.acquire() {
+            Ok(lease) => assert_eq!(lease.port(), 20000),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Socket);
+                assert_eq!(error.stage(), Some(Stage::Socket));
+                assert_eq!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT));
+                assert_eq!(error.counts().tried, 0);
+            }
+        }
+        assert_eq!(here.trips(), 1);
+    }
+
+    #[test]
+    fn undecided_port_is_waited_for_and_not_passed_over() {
+        let here = Here::new();
+        let allocator = allocator();
+        let request = || {
+            allocator
+                .request(Protocol::Tcp)
+                .on_opener(here.clone(), [addr(5)])
+                .ports(Ports::Range(20000..=20000))
+                .gate(Gate::Queue)
+        };
+        let other = Walk::new(request());
+        let book = &other.request.book;
+        let claim = book.claim(Protocol::Tcp, 20000, &other.places, Duration::ZERO);
+        let claim = claim.expect("an empty table");
+        let waiting = std::thread::spawn({
+            let request = request();
+            move || request.acquire()
+        });
+        // It has fetched its socket, so the next thing it meets is the claim.
+        while here.trips() == 0 {
+            std::thread::yield_now();
+        }
+        drop(claim);
+        let lease = waiting
+            .join()
+            .expect("no panic")
+            .expect("the claim was given up");
+        assert_eq!(lease.port(), 20000);
+    }
+}
