@@ -1041,13 +1041,20 @@ fn senseless_requests_are_refused_before_any_system_call() {
 }
 
 #[test]
-fn lease_can_be_acquired_from_a_job_in_a_member() {
+fn lease_can_be_acquired_and_waited_for_from_a_job_in_a_member() {
     let w = World::new();
-    let lease = w
-        .executor
-        .run(&w.child, || w.both(Tcp, Ports::Range(33000..=33009)));
-    let lease = lease.unwrap().unwrap();
-    assert_eq!(lease.members().len(), 2);
+    let first = w.both(Tcp, Ports::Exact(33000)).unwrap();
+    thread::scope(|scope| {
+        let job = || {
+            let request = w.ports.request(Tcp).on(&w.host, [V4]).on(&w.child, [V4]);
+            let request = request.ports(Ports::Exact(33000));
+            request.retry_for(Duration::from_secs(3600)).acquire()
+        };
+        let waiting = scope.spawn(|| w.executor.run(&w.child, job));
+        drop(first);
+        let lease = waiting.join().unwrap().unwrap().unwrap();
+        assert_eq!(lease.members().len(), 2);
+    });
 }
 
 #[test]
@@ -1061,15 +1068,13 @@ fn lease_can_be_awaited_on_any_runtime() {
     assert_eq!(lease.port(), 33000);
     let error = refused(block_on(request().acquire_async()));
     assert_eq!(error.kind(), ErrorKind::AlreadyLeased);
-    // From a job, too, and with one that waits for another lease to end.
-    let waited = w.executor.run(&w.child, || {
+    // And it may have to wait.
+    thread::scope(|scope| {
         let retrying = request().retry_for(Duration::from_secs(3600));
-        thread::scope(|scope| {
-            scope.spawn(|| drop(lease));
-            block_on(retrying.acquire_async())
-        })
+        let waiting = scope.spawn(|| block_on(retrying.acquire_async()));
+        drop(lease);
+        waiting.join().unwrap().unwrap();
     });
-    waited.unwrap().unwrap();
 }
 
 #[test]

@@ -191,6 +191,10 @@ impl Request {
     /// Leases a port as [`acquire`](Self::acquire) does, without blocking the
     /// thread that polls; needs no particular runtime.
     ///
+    /// It needs the workers of the members' namespaces, so a job on one of
+    /// those must not block until the future is ready; `acquire` is made for
+    /// that.
+    ///
     /// Nothing happens before the first poll. Dropping the future gives the
     /// request up: what it has so far is given back shortly after.
     pub fn acquire_async(self) -> Acquire {
