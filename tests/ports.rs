@@ -1044,13 +1044,14 @@ fn senseless_requests_are_refused_before_any_system_call() {
 fn lease_can_be_acquired_and_waited_for_from_a_job_in_a_member() {
     let w = World::new();
     let first = w.both(Tcp, Ports::Exact(33000)).unwrap();
+    let w = &w;
     thread::scope(|scope| {
         let job = || {
             let request = w.ports.request(Tcp).on(&w.host, [V4]).on(&w.child, [V4]);
             let request = request.ports(Ports::Exact(33000));
             request.retry_for(Duration::from_secs(3600)).acquire()
         };
-        let waiting = scope.spawn(|| w.executor.run(&w.child, job));
+        let waiting = scope.spawn(move || w.executor.run(&w.child, job));
         drop(first);
         let lease = waiting.join().unwrap().unwrap().unwrap();
         assert_eq!(lease.members().len(), 2);
