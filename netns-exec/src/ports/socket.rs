@@ -144,8 +144,6 @@ impl Fresh {
     }
 
     /// Binds to `port`.
-    // The large error is the socket, which is moved back and not stored.
-    #[expect(clippy::result_large_err)]
     pub(crate) fn bind(mut self, port: u16) -> Result<Bound, Unbound> {
         let addr = SocketAddr::new(self.spec.addr, port);
         let bound = match self.spec.protocol {
@@ -173,7 +171,6 @@ impl Fresh {
     /// The kernel honours the range only within the namespace's own
     /// (`ip_local_port_range`), and skips what the namespace reserves, so this
     /// can fail or miss where [`bind`](Self::bind) would not.
-    #[expect(clippy::result_large_err)]
     pub(crate) fn bind_any_of(self, range: &RangeInclusive<u16>) -> Result<(Bound, u16), Unbound> {
         if let Err(cause) = sys::set_local_port_range(&self.fd, *range.start(), *range.end()) {
             return Err(Unbound {
