@@ -19,8 +19,8 @@ use crate::target::Targets;
 
 /// The statuses that env(1) and nohup(1) use, for what is not the command's own.
 pub(crate) const FAILED: u8 = 125;
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
+pub(crate) const NOT_EXECUTABLE: u8 = 126;
+pub(crate) const NOT_FOUND: u8 = 127;
 
 /// Run a command in one namespace, or in several at once
 ///

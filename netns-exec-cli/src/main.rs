@@ -6,6 +6,7 @@ mod completions;
 mod demo;
 mod exec;
 mod failure;
+mod lease;
 mod ls;
 mod output;
 mod target;
@@ -30,7 +31,7 @@ use crate::failure::Failure;
     arg_required_else_help = true,
     subcommand_required = true,
     after_help = "Exit status: 0 when all is well, 1 when a check failed, 2 when the command itself \
-                  failed or was misused. `exec` passes on the status of what it ran."
+                  failed or was misused. `exec` and `lease` pass on the status of what they ran."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -44,6 +45,7 @@ enum Command {
     Exec(exec::Args),
     Audit(audit::Args),
     Ls(ls::Args),
+    Lease(lease::Args),
     Completions(completions::Args),
 }
 
@@ -54,6 +56,7 @@ impl Command {
             Command::Exec(args) => exec::run(args),
             Command::Audit(args) => audit::run(args),
             Command::Ls(args) => ls::run(args),
+            Command::Lease(args) => lease::run(args),
             Command::Completions(args) => completions::run(args),
         }
     }

@@ -1,6 +1,7 @@
 //! Fixtures shared by the tests: namespaces that go away with the test that made them.
 
 mod alone;
+pub mod ports;
 mod process;
 mod wait;
 

@@ -41,6 +41,12 @@ impl NetnsId {
         self.0
     }
 
+    /// The id of no namespace in particular.
+    #[cfg(test)]
+    pub(crate) fn from_raw(id: u64) -> NetnsId {
+        NetnsId(id)
+    }
+
     /// Asks the kernel for the id of an open namespace.
     ///
     /// Before Linux 6.18 only a socket knows it, and a socket can be made only

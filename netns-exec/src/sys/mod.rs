@@ -10,6 +10,7 @@ pub(crate) mod perf;
 pub(crate) mod pidfd;
 pub(crate) mod process;
 pub(crate) mod seccomp;
+pub(crate) mod socket;
 pub(crate) mod task;
 pub(crate) mod text;
 pub(crate) mod thread;

@@ -1,0 +1,101 @@
+//! Giving up a request from another thread.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Gives up the requests it was handed to with
+/// [`Request::cancel`](super::Request::cancel), from any thread.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    cancelled: bool,
+    /// Cancelled along with this one.
+    children: Vec<Weak<Shared>>,
+}
+
+impl Cancel {
+    /// Makes a token that no request knows yet.
+    pub fn new() -> Cancel {
+        Cancel::default()
+    }
+
+    /// Makes the requests end with
+    /// [`ErrorKind::Cancelled`](super::ErrorKind::Cancelled), and give back
+    /// what they have so far. A lease that exists is not touched.
+    pub fn cancel(&self) {
+        self.0.cancel();
+    }
+
+    /// Tells whether [`cancel`](Self::cancel) was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.state.lock().cancelled
+    }
+
+    /// Makes a token that is cancelled with this one, or alone.
+    pub(crate) fn child(&self) -> Cancel {
+        let child = Cancel::new();
+        let mut state = self.0.state.lock();
+        if state.cancelled {
+            child.cancel();
+        } else {
+            state.children.retain(|child| child.strong_count() > 0);
+            state.children.push(Arc::downgrade(&child.0));
+        }
+        drop(state);
+        child
+    }
+
+    /// Sleeps for `pause`, or less when cancelled.
+    pub(crate) fn sleep(&self, pause: Duration) {
+        let mut state = self.0.state.lock();
+        (self.0.changed).wait_while_for(&mut state, |state| !state.cancelled, pause);
+    }
+}
+
+impl Shared {
+    fn cancel(&self) {
+        let mut state = self.state.lock();
+        state.cancelled = true;
+        let children = std::mem::take(&mut state.children);
+        drop(state);
+        self.changed.notify_all();
+        for child in children.iter().filter_map(Weak::upgrade) {
+            child.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn child_is_cancelled_with_its_parent_and_not_the_other_way_round() {
+        let parent = Cancel::new();
+        let (first, second) = (parent.child(), parent.child());
+        first.cancel();
+        assert!(!parent.is_cancelled() && !second.is_cancelled());
+        parent.cancel();
+        assert!(second.is_cancelled());
+        assert!(parent.child().is_cancelled());
+    }
+
+    #[test]
+    fn sleeper_wakes_when_cancelled() {
+        let cancel = Cancel::new();
+        let sleeper = cancel.child();
+        let thread = std::thread::spawn(move || sleeper.sleep(Duration::MAX / 4));
+        cancel.cancel();
+        thread.join().expect("it woke");
+    }
+}

@@ -1,0 +1,507 @@
+//! Why a port was not leased: which member, at which step, with which errno.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::Protocol;
+use crate::netns::NetnsId;
+
+/// One place where a port is to be held: a protocol and an address of one
+/// namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    pub(crate) netns: NetnsId,
+    pub(crate) label: Arc<str>,
+    pub(crate) protocol: Protocol,
+    pub(crate) addr: IpAddr,
+}
+
+impl Endpoint {
+    /// Returns the id of the namespace.
+    pub fn netns(&self) -> NetnsId {
+        self.netns
+    }
+
+    /// Returns what people call the namespace.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Returns the protocol.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Returns the address; 0.0.0.0 and :: stand for all of their family.
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} in netns `{}`",
+            self.protocol, self.addr, self.label
+        )
+    }
+}
+
+/// The step at which a member of a lease failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// socket(2).
+    Socket,
+    /// setsockopt(2), other than the filter.
+    Option,
+    /// The filter that keeps clients away until
+    /// [`activate`](super::Lease::activate).
+    Filter,
+    /// bind(2).
+    Bind,
+    /// listen(2).
+    Listen,
+    /// The socket is not bound to what was asked for.
+    Verify,
+    /// A socket was to come from another process.
+    Transfer,
+}
+
+/// What kind of failure an [`Error`] reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request makes no sense, whatever the state of the system. No system
+    /// call was made.
+    Invalid,
+    /// The port asked for belongs to another lease of the same allocator.
+    AlreadyLeased,
+    /// No port of the range could be had within the budget.
+    Exhausted,
+    /// The kernel refused a socket, and another port would not help.
+    Socket,
+    /// The time ran out first.
+    Deadline,
+    /// The broker did not do its part.
+    Broker,
+    /// No thread could be had in the namespace.
+    Namespace,
+    /// The request was given up.
+    Cancelled,
+}
+
+/// What became of the ports that a request looked at.
+///
+/// With a budget of several laps the numbers are sums over all laps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Ports that reached the kernel.
+    pub tried: u32,
+    /// Ports passed over because another lease of this allocator holds them.
+    pub leased: u32,
+    /// Ports passed over because a member's namespace reserves them.
+    pub reserved: u32,
+    /// Those of the tried that ended in `EACCES`.
+    pub denied: u32,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} tried, {} leased, {} reserved, {} denied",
+            self.tried, self.leased, self.reserved, self.denied
+        )
+    }
+}
+
+/// Says why a port was not leased.
+///
+/// Nothing needs to be read out of the text: [`kind`](Error::kind) is what
+/// happened, [`endpoint`](Error::endpoint) the member that failed,
+/// [`stage`](Error::stage) the step and [`raw_os_error`](Error::raw_os_error)
+/// the errno. For a range that is exhausted the last three belong to the last
+/// port that was tried.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::ports::{Allocator, ErrorKind, Ports, Protocol};
+/// use netns_exec::Executor;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let ports = Allocator::new(&Executor::new()?);
+/// let error = ports.request(Protocol::Tcp).ports(Ports::Exact(80)).acquire().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Invalid);
+/// assert!(error.to_string().contains("no members"));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    /// The attempt, in words, where kind and endpoint do not say it all.
+    text: Cow<'static, str>,
+    endpoint: Option<Endpoint>,
+    port: Option<u16>,
+    stage: Option<Stage>,
+    counts: Counts,
+    cause: Cause,
+}
+
+enum Cause {
+    None,
+    Os(io::Error),
+    /// The failure of the last port that was tried.
+    Last(Error),
+    Enter(crate::Error),
+}
+
+impl Error {
+    fn new(kind: ErrorKind, text: impl Into<Cow<'static, str>>) -> Self {
+        Error(Box::new(Inner {
+            kind,
+            text: text.into(),
+            endpoint: None,
+            port: None,
+            stage: None,
+            counts: Counts::default(),
+            cause: Cause::None,
+        }))
+    }
+
+    pub(crate) fn invalid(text: impl Into<Cow<'static, str>>) -> Self {
+        Error::new(ErrorKind::Invalid, text)
+    }
+
+    pub(crate) fn already_leased(endpoint: Endpoint, port: u16) -> Self {
+        let mut error = Error::new(ErrorKind::AlreadyLeased, "");
+        error.0.endpoint = Some(endpoint);
+        error.0.port = Some(port);
+        error
+    }
+
+    /// One member of one port that the kernel refused.
+    pub(crate) fn socket(
+        endpoint: Endpoint,
+        port: Option<u16>,
+        stage: Stage,
+        cause: io::Error,
+    ) -> Self {
+        let mut error = Error::new(ErrorKind::Socket, "");
+        error.0.endpoint = Some(endpoint);
+        error.0.port = port;
+        error.0.stage = Some(stage);
+        error.0.cause = Cause::Os(cause);
+        error
+    }
+
+    pub(crate) fn exhausted(
+        protocol: Protocol,
+        range: &RangeInclusive<u16>,
+        last: Option<Error>,
+    ) -> Self {
+        Error::new(
+            ErrorKind::Exhausted,
+            format!(
+                "no free {protocol} port in {}-{}",
+                range.start(),
+                range.end()
+            ),
+        )
+        .after(last)
+    }
+
+    pub(crate) fn deadline(
+        protocol: Protocol,
+        range: &RangeInclusive<u16>,
+        last: Option<Error>,
+    ) -> Self {
+        Error::new(
+            ErrorKind::Deadline,
+            format!(
+                "no free {protocol} port in {}-{} before the deadline",
+                range.start(),
+                range.end()
+            ),
+        )
+        .after(last)
+    }
+
+    pub(crate) fn cancelled(protocol: Protocol) -> Self {
+        Error::new(
+            ErrorKind::Cancelled,
+            format!("the request for a {protocol} port was cancelled"),
+        )
+    }
+
+    /// No thread in the namespace: `what` reads "open sockets".
+    pub(crate) fn namespace(what: &str, label: &str, cause: crate::Error) -> Self {
+        let mut error = Error::new(
+            ErrorKind::Namespace,
+            format!("cannot {what} in netns `{label}`"),
+        );
+        error.0.cause = Cause::Enter(cause);
+        error
+    }
+
+    /// No thread to wait on.
+    pub(crate) fn thread(cause: crate::Error) -> Self {
+        let mut error = Error::new(ErrorKind::Namespace, "cannot wait for a port");
+        error.0.cause = Cause::Enter(cause);
+        error
+    }
+
+    fn after(mut self, last: Option<Error>) -> Self {
+        if let Some(last) = last {
+            self.0.cause = Cause::Last(last);
+        }
+        self
+    }
+
+    pub(crate) fn counted(mut self, counts: Counts) -> Self {
+        self.0.counts = counts;
+        self
+    }
+
+    fn last(&self) -> Option<&Error> {
+        match &self.0.cause {
+            Cause::Last(last) => Some(last),
+            _ => None,
+        }
+    }
+
+    /// Returns what kind of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Returns the member that failed.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        (self.0.endpoint.as_ref()).or_else(|| self.last().and_then(Error::endpoint))
+    }
+
+    /// Returns the port that failed last.
+    pub fn port(&self) -> Option<u16> {
+        (self.0.port).or_else(|| self.last().and_then(Error::port))
+    }
+
+    /// Returns the step at which the kernel refused.
+    pub fn stage(&self) -> Option<Stage> {
+        (self.0.stage).or_else(|| self.last().and_then(Error::stage))
+    }
+
+    /// Returns the errno, where the kernel refused.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match &self.0.cause {
+            Cause::None => None,
+            Cause::Os(cause) => cause.raw_os_error(),
+            Cause::Last(last) => last.raw_os_error(),
+            Cause::Enter(cause) => cause.raw_os_error(),
+        }
+    }
+
+    /// Returns what became of the ports that the request looked at.
+    pub fn counts(&self) -> Counts {
+        self.0.counts
+    }
+
+    /// What the reader can do about it.
+    fn hint(&self) -> Option<&'static str> {
+        let errno = Errno::from_raw(self.raw_os_error()?);
+        match (self.0.kind, self.0.stage?, errno) {
+            (ErrorKind::Socket, Stage::Bind, Errno::EACCES) => Some(
+                "ports below ip_unprivileged_port_start need CAP_NET_BIND_SERVICE \
+                 over the namespace",
+            ),
+            (ErrorKind::Socket, Stage::Filter, Errno::EPERM) => Some(
+                "a filter on a tcp socket needs CAP_NET_ADMIN over its namespace; \
+                 `Gate::Drop` can fall back to `Queue` or `Refuse`",
+            ),
+            (ErrorKind::Socket, Stage::Bind, Errno::EADDRNOTAVAIL) => {
+                Some("the namespace has no such address, or it is not up")
+            }
+            (ErrorKind::Socket, _, Errno::EPROTONOSUPPORT) => {
+                Some("this kernel was built without the protocol")
+            }
+            (ErrorKind::Socket, _, Errno::EMFILE) => {
+                Some("the limit on open files of this process is reached, see `ulimit -n`")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &*self.0;
+        match (inner.kind, &inner.endpoint) {
+            (ErrorKind::Invalid, _) => {
+                write!(f, "the port request makes no sense: {}", inner.text)?
+            }
+            (ErrorKind::AlreadyLeased, Some(endpoint)) => write!(
+                f,
+                "{} port {} is already leased on {} in netns `{}`",
+                endpoint.protocol,
+                inner.port.unwrap_or_default(),
+                endpoint.addr,
+                endpoint.label
+            )?,
+            (ErrorKind::Socket, Some(endpoint)) => {
+                let what = match inner.stage {
+                    Some(Stage::Socket) | None => "open a socket for",
+                    Some(Stage::Option) => "set an option of",
+                    Some(Stage::Filter) => "set the filter of",
+                    Some(Stage::Bind) => "bind",
+                    Some(Stage::Listen) => "listen on",
+                    Some(Stage::Verify) => "verify",
+                    Some(Stage::Transfer) => "receive",
+                };
+                write!(f, "cannot {what} ")?;
+                match inner.port {
+                    Some(port) => write!(
+                        f,
+                        "{} {} in netns `{}`",
+                        endpoint.protocol,
+                        SocketAddr::new(endpoint.addr, port),
+                        endpoint.label
+                    )?,
+                    None => endpoint.fmt(f)?,
+                }
+            }
+            _ => f.write_str(&inner.text)?,
+        }
+        if matches!(inner.kind, ErrorKind::Exhausted | ErrorKind::Deadline) {
+            write!(f, ": {}", inner.counts)?;
+        }
+        match &inner.cause {
+            Cause::None => {}
+            Cause::Os(cause) => match cause.raw_os_error() {
+                Some(errno) => {
+                    let text = Errno::from_raw(errno).desc();
+                    let mut chars = text.chars();
+                    let first = chars.next().map(|c| c.to_ascii_lowercase());
+                    write!(f, ": {}{}", first.unwrap_or_default(), chars.as_str())?;
+                }
+                None => write!(f, ": {cause}")?,
+            },
+            Cause::Last(last) => write!(f, "; last: {last}")?,
+            Cause::Enter(cause) => write!(f, ": {cause}")?,
+        }
+        if let Some(hint) = self.hint() {
+            write!(f, " ({hint})")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}, {:?}", self.kind(), self.to_string())?;
+        if let Some(errno) = self.raw_os_error() {
+            write!(f, ", {:?}", Errno::from_raw(errno))?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.0.cause {
+            Cause::None => None,
+            Cause::Os(cause) => Some(cause),
+            Cause::Last(last) => Some(last),
+            Cause::Enter(cause) => Some(cause),
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    /// Keeps the errno's [`io::ErrorKind`] and the whole text.
+    fn from(error: Error) -> io::Error {
+        let kind = match (error.kind(), error.raw_os_error()) {
+            (ErrorKind::Invalid, _) => io::ErrorKind::InvalidInput,
+            (ErrorKind::AlreadyLeased, _) => io::ErrorKind::AddrInUse,
+            (ErrorKind::Deadline, _) => io::ErrorKind::TimedOut,
+            (_, Some(errno)) => io::Error::from_raw_os_error(errno).kind(),
+            (_, None) => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> Endpoint {
+        Endpoint {
+            netns: NetnsId::from_raw(7),
+            label: "blue".into(),
+            protocol: Protocol::Tcp,
+            addr: IpAddr::from([127, 0, 0, 1]),
+        }
+    }
+
+    fn refused(stage: Stage, errno: i32) -> Error {
+        Error::socket(
+            endpoint(),
+            Some(80),
+            stage,
+            io::Error::from_raw_os_error(errno),
+        )
+    }
+
+    #[test]
+    fn text_names_step_place_reason_and_cure() {
+        assert_eq!(
+            refused(Stage::Bind, libc::EACCES).to_string(),
+            "cannot bind tcp 127.0.0.1:80 in netns `blue`: permission denied (ports below \
+             ip_unprivileged_port_start need CAP_NET_BIND_SERVICE over the namespace)"
+        );
+        assert_eq!(
+            Error::already_leased(endpoint(), 80).to_string(),
+            "tcp port 80 is already leased on 127.0.0.1 in netns `blue`"
+        );
+    }
+
+    #[test]
+    fn exhausted_range_answers_with_its_last_failure() {
+        let counts = Counts {
+            tried: 2,
+            leased: 1,
+            ..Counts::default()
+        };
+        let last = refused(Stage::Listen, libc::EADDRINUSE);
+        let error = Error::exhausted(Protocol::Tcp, &(80..=82), Some(last)).counted(counts);
+        assert_eq!(error.stage(), Some(Stage::Listen));
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+        assert_eq!(error.endpoint(), Some(&endpoint()));
+        assert_eq!(
+            error.to_string(),
+            "no free tcp port in 80-82: 2 tried, 1 leased, 0 reserved, 0 denied; last: cannot \
+             listen on tcp 127.0.0.1:80 in netns `blue`: address already in use"
+        );
+        let source = std::error::Error::source(&error).expect("the last failure");
+        let source = source
+            .downcast_ref::<Error>()
+            .expect("an error of this module");
+        assert_eq!(source.kind(), ErrorKind::Socket);
+    }
+
+    #[test]
+    fn error_is_send_and_sync() {
+        fn check<T: Send + Sync + 'static>() {}
+        check::<Error>();
+    }
+}

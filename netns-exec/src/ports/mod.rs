@@ -1,0 +1,179 @@
+//! Leases on port numbers, held in several namespaces at once.
+//!
+//! A daemon that publishes a port often has to own one number twice: in the
+//! namespace of the host and in that of a container. Reserving it in one and
+//! binding it in the other later is a race, and a bind that succeeds is not
+//! even proof in one: two sockets with `SO_REUSEADDR` can bind the same port,
+//! and only one of them can listen.
+//!
+//! Here a port is leased only when the *last* step has succeeded in *every*
+//! namespace. Where any step finds the port in use, whatever the attempt has
+//! opened so far is closed, everywhere, and the next port is tried.
+//!
+//! ```no_run
+//! use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+//! use std::os::fd::OwnedFd;
+//! use netns_exec::ports::{Allocator, Ports, Protocol};
+//! use netns_exec::{Executor, Netns};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = Netns::current()?;
+//! let child = Netns::new()?;
+//! let ports = Allocator::new(&Executor::new()?);
+//! let lease = ports
+//!     .request(Protocol::Tcp)
+//!     .on(&host, [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()])
+//!     .on(&child, [Ipv4Addr::UNSPECIFIED.into()])
+//!     .ports(Ports::Range(33000..=33099))
+//!     .acquire()?;
+//! // Nobody can connect before the rules that go with the port are in place.
+//! println!("leased port {}", lease.port());
+//! lease.activate()?;
+//!
+//! // Dropping the lease gives the port back; to keep the sockets, take them out.
+//! let (members, hold) = lease.split();
+//! let listeners: Vec<TcpListener> = members.into_iter().map(|m| OwnedFd::from(m).into()).collect();
+//! # drop((listeners, hold));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which ports
+//!
+//! An [`Allocator`] keeps a table of what it has leased, so that two requests
+//! of one process never compete in the kernel, and a cursor per range, so that
+//! a port just given back is not the next to be given out. The table is keyed
+//! by namespace, protocol and address; a wildcard address stands for all of
+//! its family, and the families are independent, because sockets are V6ONLY.
+//!
+//! # Privileges
+//!
+//! A thread has to enter each namespace (`CAP_SYS_ADMIN`); ports below 1024
+//! need `CAP_NET_BIND_SERVICE`, and the default [`Gate`] for TCP needs
+//! `CAP_NET_ADMIN`, both over the namespace.
+//!
+//! # Limits
+//!
+//! A link-local IPv6 address cannot be asked for, for want of its scope.
+//! Nothing keeps the superuser from `SO_REUSEPORT` tricks of his own, and a
+//! copy of a UDP socket that was handed on owns its port until it is closed.
+
+mod acquire;
+mod cancel;
+mod dynamic;
+mod error;
+mod gate;
+mod lease;
+mod opener;
+mod range;
+mod request;
+mod socket;
+mod table;
+mod walk;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub use acquire::Acquire;
+pub use cancel::Cancel;
+pub use error::{Counts, Endpoint, Error, ErrorKind, Stage};
+pub use gate::{Fallback, Gate, GateState};
+pub use lease::{Hold, Lease, Member};
+pub use range::{Ports, Start};
+pub use request::{Budget, Request};
+
+use crate::executor::Executor;
+use crate::netns::NetnsId;
+use lease::Book;
+
+/// The protocol a port belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Owned from listen(2) on.
+    Tcp,
+    /// Owned from bind(2) on.
+    Udp,
+    /// As TCP. Many kernels have none: `EPROTONOSUPPORT`.
+    Sctp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        })
+    }
+}
+
+/// Leases ports. Clones share one table.
+///
+/// It keeps its executor running, and no namespace alive.
+#[derive(Clone)]
+pub struct Allocator {
+    book: Arc<Book>,
+    executor: Executor,
+}
+
+/// One entry of an allocator's table: a port that is leased at one address of
+/// one namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct Leased {
+    /// The namespace.
+    pub netns: NetnsId,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The address.
+    pub addr: IpAddr,
+    /// The port.
+    pub port: u16,
+}
+
+impl Allocator {
+    /// Makes an allocator whose sockets are opened by the workers of
+    /// `executor`, and whose walks begin at a random place.
+    pub fn new(executor: &Executor) -> Allocator {
+        Allocator::starting_at(executor, Start::default())
+    }
+
+    /// Makes an allocator whose first walk over a range begins at `start`.
+    pub fn starting_at(executor: &Executor, start: Start) -> Allocator {
+        Allocator {
+            book: Book::new(start),
+            executor: executor.clone(),
+        }
+    }
+
+    /// Begins a request for one port.
+    pub fn request(&self, protocol: Protocol) -> Request {
+        Request::new(self.book.clone(), self.executor.clone(), protocol)
+    }
+
+    /// Returns what is leased at present, in order of namespace, protocol, port
+    /// and address.
+    pub fn leased(&self) -> Vec<Leased> {
+        let inner = self.book.inner.lock();
+        inner
+            .table
+            .leased()
+            .map(|(protocol, port, place)| Leased {
+                netns: place.netns,
+                protocol,
+                addr: place.addr,
+                port,
+            })
+            .collect()
+    }
+}
+
+impl fmt::Debug for Allocator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Allocator")
+            .field("leased", &self.leased().len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,350 @@
+//! One socket on its way to owning a port.
+//!
+//! The way is in the types. A [`Fresh`] socket is unbound, and the only one
+//! that can be bound; only a [`Bound`] one can listen, and a step that fails
+//! gives nothing back that the next step would take. That matters: listen(2) on
+//! a socket whose bind failed succeeds, on a port that the kernel chooses, and
+//! after a failed listen a socket can never be bound again.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+
+use super::dynamic::LocalPorts;
+use super::{Fallback, Gate, GateState, Protocol, Stage};
+use crate::sys::socket as sys;
+
+/// What a socket is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spec {
+    pub(crate) protocol: Protocol,
+    pub(crate) addr: IpAddr,
+    pub(crate) gate: Gate,
+}
+
+/// A step that the kernel refused.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) stage: Stage,
+    pub(crate) cause: io::Error,
+}
+
+impl Fault {
+    fn at(stage: Stage) -> impl Fn(io::Error) -> Fault {
+        move |cause| Fault { stage, cause }
+    }
+
+    /// Somebody has the port: it is the next one's turn.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.cause.raw_os_error() == Some(libc::EADDRINUSE)
+    }
+
+    /// This port needs a privilege that others may not need.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.stage == Stage::Bind && self.cause.raw_os_error() == Some(libc::EACCES)
+    }
+}
+
+/// A socket that has all its options and no port yet.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    fd: OwnedFd,
+    spec: Spec,
+    gate: GateState,
+}
+
+/// A socket whose bind succeeded.
+#[derive(Debug)]
+pub(crate) struct Bound(Fresh);
+
+/// A socket that owns its port.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) fd: OwnedFd,
+    pub(crate) gate: GateState,
+}
+
+/// A bind that failed. The socket comes back where another port may be tried
+/// with it.
+#[derive(Debug)]
+pub(crate) struct Unbound {
+    pub(crate) fault: Fault,
+    pub(crate) fresh: Option<Fresh>,
+}
+
+impl Fresh {
+    /// Opens a socket in the namespace of the calling thread.
+    pub(crate) fn open(spec: Spec) -> Result<Fresh, Fault> {
+        let v6 = spec.addr.is_ipv6();
+        let domain = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+        let (kind, protocol) = match spec.protocol {
+            Protocol::Tcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+            Protocol::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+            Protocol::Sctp => (libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+        };
+        let fd = sys::open(domain, kind, protocol).map_err(Fault::at(Stage::Socket))?;
+
+        let option = Fault::at(Stage::Option);
+        if v6 {
+            sys::set_v6_only(&fd).map_err(&option)?;
+        }
+        let mut fresh = Fresh {
+            fd,
+            spec,
+            gate: match spec.gate {
+                Gate::Drop { .. } => GateState::Dropping,
+                Gate::Queue => GateState::Queueing,
+                Gate::Refuse => GateState::Refusing,
+            },
+        };
+        match spec.protocol {
+            Protocol::Tcp => {
+                // First the gate, which decides about SO_REUSEADDR.
+                fresh.shut_gate()?;
+                // So that connections in TIME_WAIT are no obstacle. It lets two
+                // sockets bind one port, of which only one can listen; one that
+                // does not listen yet has to be alone.
+                if fresh.gate != GateState::Refusing {
+                    sys::set_reuse_addr(&fresh.fd).map_err(&option)?;
+                }
+            }
+            Protocol::Udp => {
+                // Never SO_REUSEADDR: whoever binds last would get all datagrams.
+                fresh.shut_gate()?;
+                sys::set_packet_info(&fresh.fd, v6).map_err(&option)?;
+            }
+            // The gate comes after the bind.
+            Protocol::Sctp => sys::set_sctp_streams(&fresh.fd).map_err(&option)?,
+        }
+        Ok(fresh)
+    }
+
+    /// Sets the filter, or what is to be done without it.
+    fn shut_gate(&mut self) -> Result<(), Fault> {
+        let Gate::Drop { otherwise } = self.spec.gate else {
+            return Ok(());
+        };
+        let Err(cause) = sys::drop_packets(&self.fd) else {
+            return Ok(());
+        };
+        self.gate = match (cause.raw_os_error(), otherwise) {
+            (Some(libc::EPERM), Fallback::Queue) => GateState::Queueing,
+            (Some(libc::EPERM), Fallback::Refuse) if self.spec.protocol != Protocol::Udp => {
+                GateState::Refusing
+            }
+            _ => {
+                return Err(Fault {
+                    stage: Stage::Filter,
+                    cause,
+                });
+            }
+        };
+        Ok(())
+    }
+
+    /// Binds to `port`.
+    pub(crate) fn bind(mut self, port: u16) -> Result<Bound, Unbound> {
+        let addr = SocketAddr::new(self.spec.addr, port);
+        let bound = match self.spec.protocol {
+            Protocol::Sctp => sys::sctp_bindx(&self.fd, addr),
+            Protocol::Tcp | Protocol::Udp => sys::bind(&self.fd, addr),
+        };
+        if let Err(cause) = bound {
+            return Err(Unbound {
+                fault: Fault {
+                    stage: Stage::Bind,
+                    cause,
+                },
+                fresh: self.is_reusable().then_some(self),
+            });
+        }
+        if self.spec.protocol == Protocol::Sctp {
+            self.shut_gate()
+                .map_err(|fault| Unbound { fault, fresh: None })?;
+        }
+        Ok(Bound(self))
+    }
+
+    /// Binds to a port of `range` that the kernel finds free, and returns it.
+    ///
+    /// The kernel honours the range only within the namespace's own
+    /// (`ip_local_port_range`), and skips what the namespace reserves, so this
+    /// can fail or miss where [`bind`](Self::bind) would not.
+    pub(crate) fn bind_any_of(self, range: &RangeInclusive<u16>) -> Result<(Bound, u16), Unbound> {
+        if let Err(cause) = sys::set_local_port_range(&self.fd, *range.start(), *range.end()) {
+            return Err(Unbound {
+                fault: Fault {
+                    stage: Stage::Option,
+                    cause,
+                },
+                fresh: Some(self),
+            });
+        }
+        let bound = self.bind(0)?;
+        match sys::local_addr(&bound.0.fd) {
+            Ok(Some(addr)) if range.contains(&addr.port()) => Ok((bound, addr.port())),
+            other => Err(Unbound {
+                fault: Fault {
+                    stage: Stage::Verify,
+                    cause: (other.err()).unwrap_or_else(|| libc_error(libc::ERANGE)),
+                },
+                fresh: None,
+            }),
+        }
+    }
+
+    /// Whether a failed bind leaves the socket as it was.
+    fn is_reusable(&self) -> bool {
+        // Known of the others; SCTP keeps a list of addresses on the side.
+        self.spec.protocol != Protocol::Sctp
+    }
+}
+
+impl Bound {
+    /// Takes the step that makes the port ours.
+    pub(crate) fn own(self) -> Result<Owned, Fault> {
+        let Fresh { fd, spec, gate } = self.0;
+        if spec.protocol != Protocol::Udp && gate != GateState::Refusing {
+            sys::listen(&fd).map_err(Fault::at(Stage::Listen))?;
+        }
+        Ok(Owned { fd, gate })
+    }
+}
+
+/// Opens a gate: clients reach the socket from now on.
+pub(crate) fn open_gate(fd: &OwnedFd, gate: GateState) -> Result<(), Fault> {
+    match gate {
+        GateState::Dropping => sys::pass_packets(fd).map_err(Fault::at(Stage::Filter)),
+        GateState::Refusing => sys::listen(fd).map_err(Fault::at(Stage::Listen)),
+        GateState::Queueing | GateState::Open => Ok(()),
+    }
+}
+
+/// What is wanted from a thread in a namespace, all in one round trip.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Order {
+    /// A socket for each.
+    pub(crate) specs: Vec<Spec>,
+    /// Whether to read the namespace's port settings too.
+    pub(crate) local_ports: bool,
+}
+
+/// What the thread brought.
+#[derive(Debug, Default)]
+pub(crate) struct Supply {
+    /// In the order of the specs, up to the first that failed.
+    pub(crate) sockets: Vec<Fresh>,
+    /// Why there are fewer sockets than specs.
+    pub(crate) fault: Option<Fault>,
+    pub(crate) local_ports: Option<LocalPorts>,
+}
+
+impl Order {
+    /// Fills the order on the calling thread, from the namespace it is in.
+    pub(crate) fn fill(&self) -> Supply {
+        let mut supply = Supply {
+            local_ports: self.local_ports.then(LocalPorts::read),
+            ..Supply::default()
+        };
+        for &spec in &self.specs {
+            match Fresh::open(spec) {
+                Ok(fresh) => supply.sockets.push(fresh),
+                Err(fault) => {
+                    supply.fault = Some(fault);
+                    break;
+                }
+            }
+        }
+        supply
+    }
+}
+
+fn libc_error(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    fn spec(protocol: Protocol) -> Spec {
+        Spec {
+            protocol,
+            addr: Ipv4Addr::LOCALHOST.into(),
+            gate: Gate::Queue,
+        }
+    }
+
+    /// A port that this test has to itself for the moment.
+    fn busy_port() -> (TcpListener, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let port = listener.local_addr().expect("a bound socket").port();
+        (listener, port)
+    }
+
+    #[test]
+    fn rival_that_listens_between_bind_and_listen_is_noticed() {
+        let fresh = Fresh::open(spec(Protocol::Tcp)).expect("a socket");
+        let (mine, port) = fresh.bind_any_of(&(1..=65535)).expect("a free port");
+        let rival = Fresh::open(spec(Protocol::Tcp)).expect("a socket");
+        let rival = rival.bind(port).expect("both can bind");
+        let _owner = rival.own().expect("the first to listen owns the port");
+        let fault = mine.own().expect_err("the second does not");
+        assert_eq!(fault.stage, Stage::Listen);
+        assert!(fault.is_in_use(), "{fault:?}");
+    }
+
+    #[test]
+    fn socket_whose_bind_failed_can_try_the_next_port() {
+        let (_rival, port) = busy_port();
+        let fresh = Fresh::open(spec(Protocol::Tcp)).expect("a socket");
+        let unbound = fresh.bind(port).expect_err("the port is in use");
+        assert_eq!(unbound.fault.stage, Stage::Bind);
+        assert!(unbound.fault.is_in_use());
+        let again = unbound
+            .fresh
+            .expect("tcp sockets can be bound after a failure");
+        let (bound, port) = again.bind_any_of(&(1..=65535)).expect("a free port");
+        let owned = bound.own().expect("nobody else is there");
+        TcpStream::connect(("127.0.0.1", port)).expect("it listens where it was bound");
+        drop(owned);
+    }
+
+    #[test]
+    fn port_outside_the_kernels_own_range_is_noticed() {
+        // Nobody sets ip_local_port_range to include it without 65535, and
+        // port 1 is in no default range.
+        let fresh = Fresh::open(spec(Protocol::Tcp)).expect("a socket");
+        match fresh.bind_any_of(&(1..=1)) {
+            Ok((_, port)) => assert_eq!(port, 1),
+            Err(unbound) => assert_eq!(unbound.fault.stage, Stage::Verify),
+        }
+    }
+
+    #[test]
+    fn waiting_socket_of_the_refusing_gate_shares_its_port_with_nobody() {
+        let refusing = Spec {
+            gate: Gate::Refuse,
+            ..spec(Protocol::Tcp)
+        };
+        let fresh = Fresh::open(refusing).expect("a socket");
+        let (bound, port) = fresh.bind_any_of(&(1..=65535)).expect("a free port");
+        let owned = bound.own().expect("nothing is left to do");
+        assert_eq!(owned.gate, GateState::Refusing);
+        let refused = TcpStream::connect(("127.0.0.1", port)).expect_err("nobody listens");
+        assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+        let rival = Fresh::open(spec(Protocol::Tcp)).expect("a socket");
+        assert!(
+            rival
+                .bind(port)
+                .expect_err("the port is ours")
+                .fault
+                .is_in_use()
+        );
+        open_gate(&owned.fd, owned.gate).expect("it listens now");
+        TcpStream::connect(("127.0.0.1", port)).expect("activated");
+    }
+}

@@ -1,0 +1,347 @@
+//! The logical table: which port is held where, and by which claim.
+//!
+//! It knows no socket and makes no system call. A claim covers one port of one
+//! protocol in any number of places, all or nothing. It is *pending* while its
+//! sockets are tried, and *settled* from the moment the lease exists: what is
+//! pending is decided soon, and worth waiting for.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Protocol;
+use crate::netns::NetnsId;
+
+/// Where a port is held: an address of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) netns: NetnsId,
+    pub(crate) addr: IpAddr,
+}
+
+/// Which claim an entry belongs to. Never given out twice, so that a release
+/// that comes late finds nothing of its own, and harms nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Generation(u64);
+
+/// Ordered so that all addresses of one port of one namespace are neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    netns: NetnsId,
+    protocol: Protocol,
+    port: u16,
+    addr: IpAddr,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    generation: Generation,
+    settled: bool,
+}
+
+/// The answer to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    Granted(Generation),
+    /// A lease is in the way, at this one of the places asked for.
+    Leased(Place),
+    /// A claim that is not decided yet is in the way.
+    Pending,
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    entries: BTreeMap<Key, Entry>,
+    generations: u64,
+}
+
+impl Table {
+    /// Takes `port` at all `places`, or at none.
+    pub(crate) fn claim(&mut self, protocol: Protocol, port: u16, places: &[Place]) -> Claim {
+        let mut pending = false;
+        for &place in places {
+            match self.in_the_way(protocol, port, place) {
+                Some(Entry { settled: true, .. }) => return Claim::Leased(place),
+                Some(_) => pending = true,
+                None => {}
+            }
+        }
+        if pending {
+            return Claim::Pending;
+        }
+        self.generations += 1;
+        let generation = Generation(self.generations);
+        for &place in places {
+            let entry = Entry {
+                generation,
+                settled: false,
+            };
+            self.entries.insert(key(protocol, port, place), entry);
+        }
+        Claim::Granted(generation)
+    }
+
+    /// Marks a granted claim as a lease.
+    pub(crate) fn settle(
+        &mut self,
+        generation: Generation,
+        protocol: Protocol,
+        port: u16,
+        places: &[Place],
+    ) {
+        for &place in places {
+            if let Some(entry) = self.entries.get_mut(&key(protocol, port, place))
+                && entry.generation == generation
+            {
+                entry.settled = true;
+            }
+        }
+    }
+
+    /// Frees one place of a claim; `false` when that was done before, whoever
+    /// holds the place now.
+    pub(crate) fn release(
+        &mut self,
+        generation: Generation,
+        protocol: Protocol,
+        port: u16,
+        place: Place,
+    ) -> bool {
+        let key = key(protocol, port, place);
+        match self.entries.get(&key) {
+            Some(entry) if entry.generation == generation => {
+                self.entries.remove(&key);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// All that is leased, in order; what is pending is left out.
+    pub(crate) fn leased(&self) -> impl Iterator<Item = (Protocol, u16, Place)> + '_ {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.settled)
+            .map(|(key, _)| {
+                let place = Place {
+                    netns: key.netns,
+                    addr: key.addr,
+                };
+                (key.protocol, key.port, place)
+            })
+    }
+
+    /// An entry that conflicts with `place`; a settled one if there is any.
+    fn in_the_way(&self, protocol: Protocol, port: u16, place: Place) -> Option<Entry> {
+        let get = |addr| {
+            let place = Place { addr, ..place };
+            self.entries.get(&key(protocol, port, place)).copied()
+        };
+        if !place.addr.is_unspecified() {
+            let same = get(place.addr);
+            let any = get(wildcard(place.addr));
+            return [same, any]
+                .into_iter()
+                .flatten()
+                .max_by_key(|entry| entry.settled);
+        }
+        // The wildcard is the lowest address of its family, so the family runs
+        // from it to the highest.
+        let (low, high) = match place.addr {
+            IpAddr::V4(low) => (low.into(), IpAddr::V4(Ipv4Addr::BROADCAST)),
+            IpAddr::V6(low) => (low.into(), IpAddr::V6(Ipv6Addr::from_bits(u128::MAX))),
+        };
+        let at = |addr| key(protocol, port, Place { addr, ..place });
+        self.entries
+            .range(at(low)..=at(high))
+            .map(|(_, entry)| *entry)
+            .max_by_key(|entry| entry.settled)
+    }
+}
+
+fn key(protocol: Protocol, port: u16, place: Place) -> Key {
+    Key {
+        netns: place.netns,
+        protocol,
+        port,
+        addr: place.addr,
+    }
+}
+
+/// The address that stands for all of `addr`'s family.
+fn wildcard(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// Tells whether two addresses of one namespace cannot both have one port.
+pub(crate) fn overlap(a: IpAddr, b: IpAddr) -> bool {
+    a.is_ipv4() == b.is_ipv4() && (a == b || a.is_unspecified() || b.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    use Protocol::{Tcp, Udp};
+
+    fn place(netns: u64, addr: &str) -> Place {
+        Place {
+            netns: NetnsId::from_raw(netns),
+            addr: addr.parse().expect("an address"),
+        }
+    }
+
+    /// Claims and settles, and returns the generation.
+    #[track_caller]
+    fn lease(table: &mut Table, protocol: Protocol, port: u16, places: &[Place]) -> Generation {
+        match table.claim(protocol, port, places) {
+            Claim::Granted(generation) => {
+                table.settle(generation, protocol, port, places);
+                generation
+            }
+            other => panic!("claim of {port} at {places:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn wildcard_and_specific_exclude_each_other_in_both_orders() {
+        for (first, second) in [("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")] {
+            let mut table = Table::default();
+            lease(&mut table, Tcp, 80, &[place(1, first)]);
+            assert_eq!(
+                table.claim(Tcp, 80, &[place(1, second)]),
+                Claim::Leased(place(1, second))
+            );
+        }
+        for (first, second) in [("::", "::1"), ("::1", "::"), ("ffff::1", "::")] {
+            let mut table = Table::default();
+            lease(&mut table, Tcp, 80, &[place(1, first)]);
+            assert!(matches!(
+                table.claim(Tcp, 80, &[place(1, second)]),
+                Claim::Leased(_)
+            ));
+        }
+    }
+
+    #[test]
+    fn families_protocols_ports_and_namespaces_are_independent() {
+        let mut table = Table::default();
+        lease(&mut table, Tcp, 80, &[place(1, "0.0.0.0")]);
+        lease(&mut table, Tcp, 80, &[place(1, "::")]);
+        lease(&mut table, Udp, 80, &[place(1, "0.0.0.0")]);
+        lease(&mut table, Tcp, 81, &[place(1, "0.0.0.0")]);
+        lease(&mut table, Tcp, 80, &[place(2, "0.0.0.0")]);
+        assert_eq!(table.leased().count(), 5);
+    }
+
+    #[test]
+    fn claim_takes_every_place_or_none() {
+        let mut table = Table::default();
+        lease(&mut table, Tcp, 80, &[place(2, "127.0.0.1")]);
+        let both = [place(1, "127.0.0.1"), place(2, "127.0.0.1")];
+        assert_eq!(
+            table.claim(Tcp, 80, &both),
+            Claim::Leased(place(2, "127.0.0.1"))
+        );
+        lease(&mut table, Tcp, 80, &both[..1]);
+    }
+
+    #[test]
+    fn pending_claim_is_told_from_a_lease() {
+        let mut table = Table::default();
+        let places = [place(1, "127.0.0.1")];
+        let Claim::Granted(generation) = table.claim(Tcp, 80, &places) else {
+            panic!("an empty table grants");
+        };
+        assert_eq!(table.claim(Tcp, 80, &places), Claim::Pending);
+        assert_eq!(table.leased().count(), 0);
+        table.settle(generation, Tcp, 80, &places);
+        assert_eq!(table.claim(Tcp, 80, &places), Claim::Leased(places[0]));
+    }
+
+    #[test]
+    fn lease_outweighs_a_pending_claim() {
+        let mut table = Table::default();
+        let pending = table.claim(Tcp, 80, &[place(1, "127.0.0.1")]);
+        assert!(matches!(pending, Claim::Granted(_)));
+        lease(&mut table, Tcp, 80, &[place(1, "127.0.0.2")]);
+        assert!(matches!(
+            table.claim(Tcp, 80, &[place(1, "0.0.0.0")]),
+            Claim::Leased(_)
+        ));
+    }
+
+    #[test]
+    fn stale_release_leaves_the_newer_lease_alone() {
+        let mut table = Table::default();
+        let at = place(1, "127.0.0.1");
+        let old = lease(&mut table, Tcp, 80, &[at]);
+        assert!(table.release(old, Tcp, 80, at));
+        lease(&mut table, Tcp, 80, &[at]);
+        assert!(!table.release(old, Tcp, 80, at));
+        assert_eq!(table.leased().count(), 1);
+    }
+
+    #[test]
+    fn releasing_one_of_two_addresses_leaves_the_other_leased() {
+        let mut table = Table::default();
+        let places = [place(1, "127.0.0.1"), place(1, "127.0.0.2")];
+        let generation = lease(&mut table, Tcp, 80, &places);
+        assert!(table.release(generation, Tcp, 80, places[0]));
+        lease(&mut table, Tcp, 80, &places[..1]);
+        assert_eq!(table.claim(Tcp, 80, &places[1..]), Claim::Leased(places[1]));
+    }
+
+    fn any_place() -> impl Strategy<Value = Place> {
+        let addr = prop::sample::select(vec!["0.0.0.0", "127.0.0.1", "10.0.0.1", "::", "::1"]);
+        (1..=2u64, addr).prop_map(|(netns, addr)| place(netns, addr))
+    }
+
+    proptest! {
+        /// Against a plain list of who holds what, compared entry by entry.
+        #[test]
+        fn table_agrees_with_a_list(steps in prop::collection::vec(
+            (any::<bool>(), 1..4u16, prop::collection::vec(any_place(), 1..4), any::<usize>()),
+            1..200,
+        )) {
+            let mut table = Table::default();
+            let mut list: Vec<(Generation, u16, Place)> = Vec::new();
+            let mut old: Vec<(Generation, u16, Place)> = Vec::new();
+            for (claim, port, mut places, pick) in steps {
+                if claim {
+                    places.sort();
+                    places.dedup();
+                    let free = places.iter().all(|new| list.iter().all(|(_, held, place)| {
+                        *held != port
+                            || place.netns != new.netns
+                            || !overlap(place.addr, new.addr)
+                    }));
+                    match table.claim(Tcp, port, &places) {
+                        Claim::Granted(generation) => {
+                            prop_assert!(free);
+                            table.settle(generation, Tcp, port, &places);
+                            list.extend(places.iter().map(|place| (generation, port, *place)));
+                        }
+                        answer => prop_assert!(!free, "{answer:?}"),
+                    }
+                } else if !list.is_empty() {
+                    let gone = list.swap_remove(pick % list.len());
+                    prop_assert!(table.release(gone.0, Tcp, gone.1, gone.2));
+                    old.push(gone);
+                }
+                for stale in &old {
+                    prop_assert!(!table.release(stale.0, Tcp, stale.1, stale.2));
+                }
+                let mut held: Vec<_> = list.iter().map(|(_, port, place)| (*port, *place)).collect();
+                let mut told: Vec<_> = table.leased().map(|(_, port, place)| (port, place)).collect();
+                held.sort();
+                told.sort();
+                prop_assert_eq!(held, told);
+            }
+        }
+    }
+}

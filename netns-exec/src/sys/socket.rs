@@ -1,0 +1,199 @@
+//! Sockets of the port leases, and the options that std does not know.
+//!
+//! A socket belongs to the namespace of the thread that opened it. From then
+//! on any thread may use it: bind(2), listen(2) and all options act in the
+//! socket's namespace, not in the caller's.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::sys::socket::{self, Backlog, Shutdown, SockaddrStorage, setsockopt, sockopt};
+
+/// From linux/in.h (Linux 6.3); neither libc nor nix has it.
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+/// From linux/sctp.h.
+const SCTP_INITMSG: libc::c_int = 2;
+/// From linux/sctp.h.
+const SCTP_SOCKOPT_BINDX_ADD: libc::c_int = 100;
+
+/// `struct sctp_initmsg` of linux/sctp.h; a zero leaves the default in place.
+#[repr(C)]
+struct SctpInitMsg {
+    num_ostreams: u16,
+    max_instreams: u16,
+    max_attempts: u16,
+    max_init_timeo: u16,
+}
+
+/// Opens a socket that is neither bound nor inherited by children.
+pub(crate) fn open(
+    domain: libc::c_int,
+    kind: libc::c_int,
+    protocol: libc::c_int,
+) -> io::Result<OwnedFd> {
+    // SAFETY: socket(2) takes three numbers and no pointer.
+    let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(crate) fn bind(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
+    socket::bind(fd.as_fd().as_raw_fd(), &SockaddrStorage::from(addr)).map_err(io::Error::from)
+}
+
+/// Listens with the longest queue the socket's namespace allows: the kernel
+/// cuts -1, read as unsigned, down to `net.core.somaxconn`.
+pub(crate) fn listen(fd: impl AsFd) -> io::Result<()> {
+    socket::listen(&fd, Backlog::MAXALLOWABLE).map_err(io::Error::from)
+}
+
+/// The address that the socket is bound to; `None` for a family other than IP.
+pub(crate) fn local_addr(fd: impl AsFd) -> io::Result<Option<SocketAddr>> {
+    let addr: SockaddrStorage = socket::getsockname(fd.as_fd().as_raw_fd())?;
+    let v4 = addr
+        .as_sockaddr_in()
+        .map(|addr| SocketAddr::V4((*addr).into()));
+    let v6 = || {
+        addr.as_sockaddr_in6()
+            .map(|addr| SocketAddr::V6((*addr).into()))
+    };
+    Ok(v4.or_else(v6))
+}
+
+/// Ends listening in every copy of this descriptor.
+pub(crate) fn shut_down(fd: impl AsFd) -> io::Result<()> {
+    socket::shutdown(fd.as_fd().as_raw_fd(), Shutdown::Both).map_err(io::Error::from)
+}
+
+pub(crate) fn set_reuse_addr(fd: impl AsFd) -> io::Result<()> {
+    setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(io::Error::from)
+}
+
+pub(crate) fn set_v6_only(fd: impl AsFd) -> io::Result<()> {
+    setsockopt(&fd, sockopt::Ipv6V6Only, &true).map_err(io::Error::from)
+}
+
+/// Makes recvmsg(2) tell the address a datagram was sent to.
+pub(crate) fn set_packet_info(fd: impl AsFd, v6: bool) -> io::Result<()> {
+    let set = if v6 {
+        setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &true)
+    } else {
+        setsockopt(&fd, sockopt::Ipv4PacketInfo, &true)
+    };
+    set.map_err(io::Error::from)
+}
+
+/// Makes the socket drop every packet: no handshake, no datagram.
+pub(crate) fn drop_packets(fd: impl AsFd) -> io::Result<()> {
+    // One instruction: accept zero bytes of the packet, which drops it.
+    let mut program = [libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    }];
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: program.as_mut_ptr(),
+    };
+    // The kernel copies the program during the call, while `program` lives.
+    set(
+        fd.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_FILTER,
+        &program,
+    )
+}
+
+/// Takes [`drop_packets`] back.
+pub(crate) fn pass_packets(fd: impl AsFd) -> io::Result<()> {
+    let unused: libc::c_int = 0;
+    set(
+        fd.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_DETACH_FILTER,
+        &unused,
+    )
+}
+
+/// Makes a bind to port 0 choose from `low..=high`. The kernel ignores bounds
+/// outside of the namespace's `ip_local_port_range` without a word.
+pub(crate) fn set_local_port_range(fd: impl AsFd, low: u16, high: u16) -> io::Result<()> {
+    let range = u32::from(high) << 16 | u32::from(low);
+    set(fd.as_fd(), libc::SOL_IP, IP_LOCAL_PORT_RANGE, &range)
+}
+
+/// Offers every association the largest number of streams in both directions.
+pub(crate) fn set_sctp_streams(fd: impl AsFd) -> io::Result<()> {
+    let message = SctpInitMsg {
+        num_ostreams: u16::MAX,
+        max_instreams: u16::MAX,
+        max_attempts: 0,
+        max_init_timeo: 0,
+    };
+    set(fd.as_fd(), libc::IPPROTO_SCTP, SCTP_INITMSG, &message)
+}
+
+/// Adds an address to those an SCTP socket is bound to: sctp_bindx(3).
+pub(crate) fn sctp_bindx(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
+    // The kernel wants addresses of their own length, one after the other.
+    match addr {
+        SocketAddr::V4(addr) => {
+            let addr = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: addr.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(addr.ip().octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            set(
+                fd.as_fd(),
+                libc::IPPROTO_SCTP,
+                SCTP_SOCKOPT_BINDX_ADD,
+                &addr,
+            )
+        }
+        SocketAddr::V6(addr) => {
+            let addr = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: addr.port().to_be(),
+                sin6_flowinfo: addr.flowinfo(),
+                sin6_addr: libc::in6_addr {
+                    s6_addr: addr.ip().octets(),
+                },
+                sin6_scope_id: addr.scope_id(),
+            };
+            set(
+                fd.as_fd(),
+                libc::IPPROTO_SCTP,
+                SCTP_SOCKOPT_BINDX_ADD,
+                &addr,
+            )
+        }
+    }
+}
+
+/// setsockopt(2) with a plain value. The options above name the type that the
+/// kernel reads for them.
+fn set<T>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the kernel reads at most `size_of::<T>()` bytes from a live reference.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
