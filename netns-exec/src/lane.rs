@@ -32,10 +32,14 @@
 #![allow(unsafe_code)]
 
 use std::mem::{self, MaybeUninit};
-use std::time::Duration;
+// Hints are no part of the protocol, and not of its models.
+use std::sync::atomic::{AtomicBool, AtomicU32 as AtomicCpu, AtomicU32 as AtomicTid, AtomicU64};
+use std::time::{Duration, Instant};
 
 use crate::job::{self, After, Ending, NoWayOut, Site};
+use crate::pace::{self, Credit, Wakes, Way};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake};
+use crate::sys::thread::{self, Cpus};
 
 const OWNED: u32 = 1;
 const BUSY: u32 = 1 << 1;
@@ -96,8 +100,48 @@ struct Line<T>(T);
 /// See the module.
 pub(crate) struct Lane {
     gate: Line<AtomicU32>,
-    there: Line<(AtomicU32, UnsafeCell<There>)>,
-    back: Line<(AtomicU32, UnsafeCell<Back>)>,
+    there: Line<ThereLine>,
+    back: Line<BackLine>,
+    /// What callers have learnt; belongs to the one that owns the lane.
+    caller: Line<UnsafeCell<Caller>>,
+    /// What callers need to know of the worker.
+    worker: Worker,
+}
+
+struct ThereLine {
+    posted: AtomicU32,
+    job: UnsafeCell<There>,
+    /// The caller has brought the worker to its own CPU. Belongs to the job.
+    followed: AtomicBool,
+}
+
+struct BackLine {
+    done: AtomicU32,
+    result: UnsafeCell<Back>,
+    /// Where the worker ran its last job: a hint.
+    cpu: AtomicCpu,
+}
+
+struct Caller {
+    credit: Credit,
+    wakes: Wakes,
+}
+
+/// Hints: written by the worker, read by callers, right most of the time.
+struct Worker {
+    born: Instant,
+    tid: AtomicTid,
+    /// When it parked last, in nanoseconds since `born`.
+    parked_at: AtomicU64,
+}
+
+/// No CPU's number.
+const NO_CPU: u32 = u32::MAX;
+
+impl Worker {
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 // SAFETY: the gate gives each cell one owner at a time: *there* is the owning
@@ -112,14 +156,28 @@ impl Lane {
     pub(crate) fn new() -> Lane {
         Lane {
             gate: Line(AtomicU32::new(CLOSED)),
-            there: Line((
-                AtomicU32::new(0),
-                UnsafeCell::new(There {
+            there: Line(ThereLine {
+                posted: AtomicU32::new(0),
+                job: UnsafeCell::new(There {
                     call: None,
                     closure: Room::new(),
                 }),
-            )),
-            back: Line((AtomicU32::new(0), UnsafeCell::new(Back::new()))),
+                followed: AtomicBool::new(false),
+            }),
+            back: Line(BackLine {
+                done: AtomicU32::new(0),
+                result: UnsafeCell::new(Back::new()),
+                cpu: AtomicCpu::new(NO_CPU),
+            }),
+            caller: Line(UnsafeCell::new(Caller {
+                credit: Credit::new(),
+                wakes: Wakes::new(),
+            })),
+            worker: Worker {
+                born: Instant::now(),
+                tid: AtomicTid::new(0),
+                parked_at: AtomicU64::new(0),
+            },
         }
     }
 
@@ -189,9 +247,11 @@ impl Lane {
                 (gate & CLOSED != 0).then_some(gate & !(CLOSED | BUSY | PARKED))
             })
             .ok()?;
+        (self.worker.tid).store(thread::tid(), Ordering::Relaxed);
         Some(Serving {
             lane: self,
             served: gate & !FLAGS,
+            cpus: thread::cpus().ok(),
         })
     }
 }
@@ -216,15 +276,15 @@ impl Claim<'_> {
     /// worker had to leave without running it. `f` may borrow whatever the
     /// caller can.
     #[inline]
-    pub(crate) fn run<F, T>(self, f: F, spin: u32) -> Result<Ending<T>, F>
+    pub(crate) fn run<F, T>(self, f: F, may_spin: bool) -> Result<Ending<T>, F>
     where
         F: FnOnce() -> T + Send,
         T: Send,
     {
         if const { Room::<THERE>::fits::<F>() && Back::fits::<T>() } {
             self.put(call_inline::<F, T>, f);
-            let how = self.post_and_wait(spin);
-            let ending = self.lane.back.0.1.with_mut(|back| {
+            let how = self.post_and_wait(may_spin);
+            let ending = self.lane.back.0.result.with_mut(|back| {
                 // SAFETY: done and not let go: *back* is ours.
                 let back = unsafe { &*back };
                 match how {
@@ -236,7 +296,7 @@ impl Claim<'_> {
                 }
             });
             let ending = ending.ok_or_else(|| {
-                self.lane.there.0.1.with_mut(|there| {
+                self.lane.there.0.job.with_mut(|there| {
                     // SAFETY: done: *there* is ours again.
                     let there = unsafe { &*there };
                     // SAFETY: refused: the closure is where we put it.
@@ -252,7 +312,7 @@ impl Claim<'_> {
             };
             let at = &raw mut frame;
             self.put(call_framed::<F, T>, at);
-            self.post_and_wait(spin);
+            self.post_and_wait(may_spin);
             self.let_go();
             // SAFETY: done: the worker has left the frame, which is ours again.
             // Through `at`, because the worker wrote through it.
@@ -267,7 +327,7 @@ impl Claim<'_> {
 
     #[inline]
     fn put<X>(&self, call: Call, closure: X) {
-        self.lane.there.0.1.with_mut(|there| {
+        self.lane.there.0.job.with_mut(|there| {
             // SAFETY: the claim makes *there* ours until it is posted.
             let there = unsafe { &mut *there };
             there.call = Some(call);
@@ -277,35 +337,119 @@ impl Claim<'_> {
 
     /// Returns how it ended: 0, `BOXED` or `REFUSED`.
     #[inline]
-    fn post_and_wait(&self, spin: u32) -> u32 {
+    fn post_and_wait(&self, may_spin: bool) -> u32 {
         // From here to the end the worker uses lines and frames of ours.
         let stay = NoWayOut;
-        let lane = self.lane;
+        let word = if self.parked {
+            self.wake_and_wait(may_spin)
+        } else {
+            self.post();
+            self.wait_awake(may_spin)
+        };
+        mem::forget(stay);
+        word & (BOXED | REFUSED)
+    }
+
+    #[inline]
+    fn post(&self) {
         // Release: the job is visible to the worker that sees the number.
-        lane.there.0.0.store(self.number, Ordering::Release);
-        if self.parked {
-            futex_wake(&lane.gate.0);
-        }
-        let back = &lane.back.0.0;
-        let mut spun = 0;
-        let done = loop {
-            // Acquire: the result is visible to us.
-            let now = back.load(Ordering::Acquire);
-            if now & !FLAGS == self.number {
-                break now;
+        (self.lane.there.0.posted).store(self.number, Ordering::Release);
+    }
+
+    /// The word in *back*, if it says that the call is done.
+    #[inline]
+    fn done(&self) -> Option<u32> {
+        // Acquire: the result is visible to us.
+        let word = self.lane.back.0.done.load(Ordering::Acquire);
+        (word & !FLAGS == self.number).then_some(word)
+    }
+
+    /// Waits for a worker that was awake when the lane was claimed.
+    #[inline]
+    fn wait_awake(&self, may_spin: bool) -> u32 {
+        self.lane.caller.0.with_mut(|caller| {
+            // SAFETY: the claim makes it ours.
+            let caller = unsafe { &mut *caller };
+            let here = thread::cpu().unwrap_or(NO_CPU);
+            let there = self.lane.back.0.cpu.load(Ordering::Relaxed);
+            if may_spin && caller.credit.allows() && here != there {
+                if let Some(word) = self.look() {
+                    caller.credit.gain();
+                    return word;
+                }
+                caller.credit.lose();
+                return self.sleep();
             }
-            if spun < spin {
-                spun += 1;
-                std::hint::spin_loop();
-            } else if now & ASLEEP != 0
+            let start = Instant::now();
+            let word = self.sleep();
+            if start.elapsed() < pace::LOOK {
+                caller.credit.gain();
+            }
+            word
+        })
+    }
+
+    /// Wakes the worker, and waits, in the way that has been the fastest.
+    #[cold]
+    fn wake_and_wait(&self, may_spin: bool) -> u32 {
+        let Lane { worker, there, .. } = self.lane;
+        self.lane.caller.0.with_mut(|caller| {
+            // SAFETY: the claim makes it ours.
+            let caller = unsafe { &mut *caller };
+            let start = worker.now();
+            let slept = start.saturating_sub(worker.parked_at.load(Ordering::Relaxed));
+            let slept = Duration::from_nanos(slept);
+            let way = if may_spin {
+                caller.wakes.choose(slept)
+            } else {
+                Way::Sleep
+            };
+            let followed = way == Way::Follow && self.bring_worker();
+            there.0.followed.store(followed, Ordering::Relaxed);
+            self.post();
+            futex_wake(&self.lane.gate.0);
+            let looked = if way == Way::Spin { self.look() } else { None };
+            let word = looked.unwrap_or_else(|| self.sleep());
+            let took = Duration::from_nanos(worker.now().saturating_sub(start));
+            caller.wakes.learn(slept, way, took);
+            word
+        })
+    }
+
+    /// Has the worker wake up on this CPU. It takes its own back by itself.
+    fn bring_worker(&self) -> bool {
+        let tid = self.lane.worker.tid.load(Ordering::Relaxed);
+        thread::cpu().is_some_and(|cpu| thread::bring(tid, cpu).is_ok())
+    }
+
+    #[inline]
+    fn look(&self) -> Option<u32> {
+        let mut word = None;
+        pace::look(|| {
+            word = self.done();
+            word.is_some()
+        });
+        word
+    }
+
+    fn sleep(&self) -> u32 {
+        let back = &self.lane.back.0.done;
+        loop {
+            if let Some(word) = self.done() {
+                return word;
+            }
+            let now = back.load(Ordering::Relaxed);
+            if now & !FLAGS == self.number {
+                continue;
+            }
+            // Relaxed: the worker finds ASLEEP by an RMW on the same word.
+            if now & ASLEEP != 0
                 || (back.compare_exchange(now, now | ASLEEP, Ordering::Relaxed, Ordering::Relaxed))
                     .is_ok()
             {
                 futex_wait(back, now | ASLEEP, None);
             }
-        };
-        mem::forget(stay);
-        done & (BOXED | REFUSED)
+        }
     }
 
     /// Hands the lane to the next caller.
@@ -367,24 +511,33 @@ pub(crate) struct Serving<'a> {
     lane: &'a Lane,
     /// The number of the last call that was served.
     served: u32,
+    /// Where it may run when nobody has brought it elsewhere.
+    cpus: Option<Cpus>,
 }
 
 impl Serving<'_> {
     /// Whether a call waits, or is just being posted.
     #[inline]
     pub(crate) fn has_call(&self) -> bool {
-        self.lane.there.0.0.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
+        self.lane.there.0.posted.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
     }
 
     /// Runs the call that waits, if any.
     #[inline]
     pub(crate) fn serve(&mut self, site: &mut Site) -> Option<After> {
         let number = self.served.wrapping_add(CALL);
-        let (posted, there) = &self.lane.there.0;
-        let back = &self.lane.back.0.1;
+        let ThereLine {
+            posted,
+            job: there,
+            followed,
+        } = &self.lane.there.0;
+        let back = &self.lane.back.0.result;
         // Acquire: the job is visible to us.
         if posted.load(Ordering::Acquire) != number {
             return None;
+        }
+        if followed.load(Ordering::Relaxed) {
+            self.go_back();
         }
         let after = there.with_mut(|there| {
             back.with_mut(|back| {
@@ -398,11 +551,21 @@ impl Serving<'_> {
         Some(after)
     }
 
+    /// Takes back the CPUs that the worker had before a caller brought it along.
+    #[cold]
+    fn go_back(&self) {
+        (self.lane.there.0.followed).store(false, Ordering::Relaxed);
+        if let Some(cpus) = &self.cpus {
+            // Fails when the machine has just lost them all; then any will do.
+            let _ = thread::set_cpus(cpus);
+        }
+    }
+
     /// Gives a call that came too late back to its caller.
     pub(crate) fn refuse(&mut self) {
         let number = self.served.wrapping_add(CALL);
         // Claimed already; the post follows within a few instructions.
-        while self.lane.there.0.0.load(Ordering::Acquire) != number {
+        while self.lane.there.0.posted.load(Ordering::Acquire) != number {
             std::thread::yield_now();
         }
         self.done(number | REFUSED);
@@ -410,7 +573,9 @@ impl Serving<'_> {
 
     fn done(&mut self, word: u32) {
         self.served = word & !FLAGS;
-        let done = &self.lane.back.0.0;
+        let cpu = thread::cpu().unwrap_or(NO_CPU);
+        self.lane.back.0.cpu.store(cpu, Ordering::Relaxed);
+        let done = &self.lane.back.0.done;
         // Release: the result is visible to the caller. Acquire is not needed:
         // the caller writes nothing but ASLEEP. An RMW to learn of ASLEEP.
         let before = done.swap(word, Ordering::Release);
@@ -434,6 +599,9 @@ impl Serving<'_> {
     /// Then the worker looks at everything else once more, and calls
     /// [`sleep`](Serving::sleep) or [`stay_awake`](Serving::stay_awake).
     pub(crate) fn begin_park(&mut self) -> bool {
+        // A job may have changed them, as is its right.
+        self.cpus = thread::cpus().ok();
+        (self.lane.worker.parked_at).store(self.lane.worker.now(), Ordering::Relaxed);
         let parked = self.set_flag(PARKED);
         // See the module: the other half is the sender's.
         fence(Ordering::SeqCst);

@@ -95,6 +95,7 @@ mod job;
 mod lane;
 mod latch;
 mod netns;
+mod pace;
 pub mod ports;
 mod process;
 mod roster;

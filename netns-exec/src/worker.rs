@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
 use crate::executor::{Group, Role, Shared};
@@ -15,10 +15,8 @@ use crate::guard::{Fence, Verdict};
 use crate::job::{After, Counters, JobRef, Site};
 use crate::lane::Serving;
 use crate::netns::Netns;
+use crate::pace::{self, Credit};
 use crate::roster;
-
-/// How often a worker without work looks again before it parks.
-const SPINS: u32 = 2_000;
 
 /// What a group knows of one of its workers.
 pub(crate) struct Record {
@@ -195,7 +193,7 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn serve_lane(&mut self, mut lane: Serving<'_>) -> Leaving {
-        let mut idle = 0;
+        let mut credit = Credit::new();
         loop {
             if lane.has_call() {
                 self.group.pass_on(self.shared);
@@ -205,7 +203,6 @@ impl Worker<'_> {
                 {
                     return self.leave_spoiled(Some(&mut lane));
                 }
-                idle = 0;
             } else if self.group.has_queued() {
                 if lane.begin_busy() {
                     while let Some(job) = self.group.take() {
@@ -216,21 +213,20 @@ impl Worker<'_> {
                     }
                     lane.end_busy();
                 }
-                idle = 0;
-            } else if idle < SPINS && self.shared.may_spin {
-                idle += 1;
-                std::hint::spin_loop();
-            } else {
-                match self.park(&mut lane) {
-                    None => idle = 0,
-                    Some(why) => return why,
+            } else if self.shared.may_spin && credit.allows() {
+                if pace::look(|| lane.has_call() || self.group.has_queued()) {
+                    credit.gain();
+                    continue;
                 }
+                credit.lose();
+            } else if let Some(why) = self.park(&mut lane, &mut credit) {
+                return why;
             }
         }
     }
 
     /// Sleeps until there may be work; says so when the worker has left instead.
-    fn park(&mut self, lane: &mut Serving<'_>) -> Option<Leaving> {
+    fn park(&mut self, lane: &mut Serving<'_>, credit: &mut Credit) -> Option<Leaving> {
         if !matches!(self.site.fence.before_park(), Verdict::Clean) {
             return Some(self.leave_spoiled(Some(lane)));
         }
@@ -247,7 +243,11 @@ impl Worker<'_> {
         }
         let timeout = self.idle_timeout();
         self.group.note_idle(self.shared);
+        let parked = Instant::now();
         if lane.sleep(timeout) {
+            if parked.elapsed() < pace::LOOK {
+                credit.gain();
+            }
             return None;
         }
         // Pinned meanwhile? Then the next round sleeps without a limit.

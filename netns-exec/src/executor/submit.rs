@@ -13,9 +13,6 @@ use crate::job::{self, JobRef};
 use crate::netns::{Netns, NetnsId, WeakNetns};
 use crate::worker;
 
-/// How often a caller looks for its result before it sleeps.
-const SPINS: u32 = 1_000;
-
 /// What names the namespace of a call.
 pub(crate) trait Target {
     fn id(&self) -> NetnsId;
@@ -130,13 +127,10 @@ where
 {
     let f = match group.claim() {
         None => f,
-        Some(claim) => {
-            let spin = if shared.may_spin { SPINS } else { 0 };
-            match worker::blocking(|| claim.run(f, spin)) {
-                Ok(ending) => return run_result(ending),
-                Err(f) => f,
-            }
-        }
+        Some(claim) => match worker::blocking(|| claim.run(f, shared.may_spin)) {
+            Ok(ending) => return run_result(ending),
+            Err(f) => f,
+        },
     };
     let ending =
         worker::blocking(|| job::run_on_stack(f, |job| queue(shared, Some(group), netns, job)));

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nix::sched::{sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::{Pid, getpid, gettid};
 
@@ -28,6 +28,33 @@ pub(crate) fn adopt_affinity_of_main() -> io::Result<()> {
     let cpus = sched_getaffinity(getpid())?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
     Ok(())
+}
+
+/// The CPU that the calling thread runs on, or did a moment ago.
+pub(crate) fn cpu() -> Option<u32> {
+    sched_getcpu().ok().and_then(|cpu| u32::try_from(cpu).ok())
+}
+
+/// The CPUs that a thread may run on.
+#[derive(Debug)]
+pub(crate) struct Cpus(CpuSet);
+
+/// The CPUs that the calling thread may run on.
+pub(crate) fn cpus() -> io::Result<Cpus> {
+    Ok(Cpus(sched_getaffinity(Pid::from_raw(0))?))
+}
+
+/// Lets the calling thread run on `cpus`.
+pub(crate) fn set_cpus(cpus: &Cpus) -> io::Result<()> {
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus.0)?)
+}
+
+/// Lets the thread `tid` of this process run on `cpu` alone.
+pub(crate) fn bring(tid: u32, cpu: u32) -> io::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu as usize)?;
+    let tid = i32::try_from(tid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(sched_setaffinity(Pid::from_raw(tid), &cpus)?)
 }
 
 /// Waits until a joined thread has left the kernel's tables.
