@@ -599,13 +599,16 @@ impl Serving<'_> {
     /// Then the worker looks at everything else once more, and calls
     /// [`sleep`](Serving::sleep) or [`stay_awake`](Serving::stay_awake).
     pub(crate) fn begin_park(&mut self) -> bool {
-        // A job may have changed them, as is its right.
-        self.cpus = thread::cpus().ok();
         (self.lane.worker.parked_at).store(self.lane.worker.now(), Ordering::Relaxed);
         let parked = self.set_flag(PARKED);
         // See the module: the other half is the sender's.
         fence(Ordering::SeqCst);
         parked
+    }
+
+    /// Notes where the worker may run: a job may have changed it, as is its right.
+    pub(crate) fn note_cpus(&mut self) {
+        self.cpus = thread::cpus().ok();
     }
 
     pub(crate) fn stay_awake(&mut self) {

@@ -18,6 +18,10 @@ use crate::netns::Netns;
 use crate::pace::{self, Credit};
 use crate::roster;
 
+/// A worker that slept for so long is idle, and sees to itself: nobody waits for
+/// its CPU any more.
+const SETTLE: Duration = Duration::from_micros(300);
+
 /// What a group knows of one of its workers.
 pub(crate) struct Record {
     pub(crate) number: u64,
@@ -227,10 +231,6 @@ impl Worker<'_> {
 
     /// Sleeps until there may be work; says so when the worker has left instead.
     fn park(&mut self, lane: &mut Serving<'_>, credit: &mut Credit) -> Option<Leaving> {
-        if !matches!(self.site.fence.before_park(), Verdict::Clean) {
-            return Some(self.leave_spoiled(Some(lane)));
-        }
-        self.group.watch_for_deletion(self.shared);
         if !lane.begin_park() {
             return None;
         }
@@ -241,13 +241,21 @@ impl Worker<'_> {
         if self.group.wants_leave(self.record.role) {
             return self.leave(lane, Leaving::Told);
         }
-        let timeout = self.idle_timeout();
-        self.group.note_idle(self.shared);
         let parked = Instant::now();
-        if lane.sleep(timeout) {
+        // On a CPU that both share, the caller is woken only to wait for this.
+        if lane.sleep(Some(SETTLE)) {
             if parked.elapsed() < pace::LOOK {
                 credit.gain();
             }
+            return None;
+        }
+        if !matches!(self.site.fence.before_park(), Verdict::Clean) {
+            return Some(self.leave_spoiled(Some(lane)));
+        }
+        lane.note_cpus();
+        self.group.watch_for_deletion(self.shared);
+        self.group.note_idle(self.shared);
+        if lane.sleep(self.idle_timeout()) {
             return None;
         }
         // Pinned meanwhile? Then the next round sleeps without a limit.
