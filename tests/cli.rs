@@ -230,7 +230,7 @@ fn exec_takes_names_paths_and_pids() {
         "--",
         "sh",
         "-c",
-        "echo up; exec sleep 600",
+        "echo up; exec sleep 60",
     ])
     .stdout(Stdio::piped())
     .spawn()
@@ -422,7 +422,7 @@ fn exec_in_several_ends_with_the_highest_status() {
 #[test]
 fn exec_in_several_passes_signals_on_to_all() {
     let (blue, red) = (TempNetns::new(), TempNetns::new());
-    let script = "trap 'kill $!; echo got it; exit 9' TERM; sleep 600 & echo up; wait";
+    let script = "trap 'kill $!; echo got it; exit 9' TERM; sleep 60 & echo up; wait";
     let mut child = netns_exec(&["exec", blue.name(), red.name(), "--", "sh", "-c", script])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

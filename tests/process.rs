@@ -151,7 +151,7 @@ fn child_of_a_job_has_no_signal_blocked_and_dies_on_sigterm() {
         let masks = sh("grep -h SigBlk /proc/self/status")
             .output_in(&ns)
             .expect("output");
-        let child = sh("echo up; exec sleep 600")
+        let child = sh("echo up; exec sleep 60")
             .stdout(Stdio::piped())
             .spawn_in(&ns);
         (masks.stdout, child.expect("child"))
@@ -177,7 +177,7 @@ fn child_of_a_job_may_start_threads_and_gain_privileges() {
 
 #[test]
 fn child_with_a_parent_death_signal_outlives_the_worker() {
-    const SCRIPT: &str = "echo up; exec sleep 600";
+    const SCRIPT: &str = "echo up; exec sleep 60";
     let start = |command: &mut Command| {
         command
             .args(["--pdeathsig", "KILL", "sh", "-c", SCRIPT])
@@ -390,7 +390,7 @@ fn used_command_keeps_no_namespace_alive() {
     let ns = fresh();
     // Alive to the end, as a dead one's inode number would be given to another.
     let mut resident = Command::new("sleep")
-        .arg("600")
+        .arg("60")
         .spawn_in(&ns)
         .expect("child");
     let mut command = Command::new("true");
