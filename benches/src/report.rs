@@ -207,7 +207,9 @@ fn table(
     rows: impl Iterator<Item = Vec<String>>,
 ) -> Option<Table> {
     let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    table
+        .load_preset(presets::ASCII_MARKDOWN)
+        .set_header(header);
     for row in rows {
         table.add_row(row);
     }
