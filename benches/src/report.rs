@@ -186,6 +186,7 @@ impl Report {
             let bound = match target.bound {
                 Bound::AtMost(bound) => format!("<= {bound}"),
                 Bound::AtLeast(bound) => format!(">= {bound}"),
+                Bound::Within(bound) => format!("+-{bound}"),
             };
             let reached = match target.reached {
                 Some(true) => "yes",
