@@ -35,7 +35,8 @@ Examples (after `cargo bench -p benches --bench compare --`):
   --only /ours/              floors and our own calls, everywhere
   --only '^latency/.*/ours/' the same, latencies only: for tuning
   --only /hot/               calls back to back, everybody
-  --long --out results       figures to publish")]
+  --long --out results       figures to publish
+On a machine that does other things as well, put `nice -n -20` before it.")]
 struct Options {
     /// A few minutes; the default
     #[arg(long, group = "form")]

@@ -81,8 +81,8 @@ pub fn probe() -> Result<()> {
         .find(|entry| entry.label == order.label)
         .ok_or("nobody of that name")?;
     let namespaces: Vec<Netns> = (order.netns_paths.iter())
-        .map(|path| site::open(path))
-        .collect::<Result<_>>()?;
+        .map(Netns::from_path)
+        .collect::<Result<_, _>>()?;
     let executor = Executor::new()?;
     let start = |netns: &Netns| {
         let peer = (entry.build)(&Site {

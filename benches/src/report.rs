@@ -186,6 +186,7 @@ impl Report {
             let bound = match target.bound {
                 Bound::AtMost(bound) => format!("<= {bound}"),
                 Bound::AtLeast(bound) => format!(">= {bound}"),
+                Bound::Within(bound) => format!("+-{bound}"),
             };
             let reached = match target.reached {
                 Some(true) => "yes",
@@ -207,7 +208,9 @@ fn table(
     rows: impl Iterator<Item = Vec<String>>,
 ) -> Option<Table> {
     let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    table
+        .load_preset(presets::ASCII_MARKDOWN)
+        .set_header(header);
     for row in rows {
         table.add_row(row);
     }
