@@ -394,6 +394,47 @@ fn namespace_that_cannot_be_entered_is_named() {
     assert_eq!(ports.leased(), []);
 }
 
+/// The usual layout of a rootless daemon: root in a user namespace of its own,
+/// in the host's network namespace, which it does not own, with children in
+/// network namespaces that it does.
+#[test]
+fn rootless_daemon_with_detached_children_needs_nobody_else() {
+    let name = "rootless_daemon_with_detached_children_needs_nobody_else";
+    if !alone(name, Alone::DetachedChildren) {
+        return;
+    }
+    let executor = Executor::new().unwrap();
+    let ports = Allocator::starting_at(&executor, Start::Beginning);
+    let (host, child) = (Netns::current().unwrap(), netns());
+    let addr = IpAddr::from([127, 86, 1, 4]);
+    let acquire = |choice: Ports<'_>, otherwise| {
+        let request = ports.request(Tcp).on(&host, [addr]).on(&child, [V4]);
+        let gate = Gate::Drop { otherwise };
+        request.ports(choice).gate(gate).acquire()
+    };
+    // Another program on the host, and another in the child.
+    let _host = TcpListener::bind((addr, 33000)).unwrap();
+    let _child = rival(&executor, &child, Tcp, V4, 33001);
+    let lease = acquire(Ports::Range(33000..=33009), Fallback::Queue).unwrap();
+    assert_eq!(lease.port(), 33002);
+    let gates = [0, 1].map(|index: usize| lease.members()[index].gate());
+    assert_eq!(gates, [GateState::Queueing, GateState::Dropping]);
+    lease.activate().unwrap();
+    TcpStream::connect((addr, 33002)).unwrap();
+    let connect = || TcpStream::connect((V4, 33002));
+    executor.run(&child, connect).unwrap().unwrap();
+
+    // The host is not ours: no filter there, and no low port.
+    let error = refused(acquire(Ports::Exact(33003), Fallback::Fail));
+    assert_eq!(error.stage(), Some(Stage::Filter));
+    assert_eq!(error.endpoint().map(|e| e.netns()), Some(host.id()));
+    let error = refused(acquire(Ports::Exact(1000), Fallback::Queue));
+    assert_eq!(error.raw_os_error(), Some(libc_errno(Errno::EACCES)));
+    assert_eq!(error.endpoint().map(|e| e.netns()), Some(host.id()));
+    drop(lease);
+    assert_eq!(taken(&executor, &child, Tcp).len(), 1);
+}
+
 // Budgets
 
 #[test]

@@ -2,11 +2,13 @@
 //! changes with the macro, whose version is tied to this crate's.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::executor::Executor;
-use crate::netns::Netns;
+use crate::netns::{Netns, NetnsId};
+use crate::ports;
 
 pub fn open(name: impl AsRef<str>) -> Result<Netns> {
     Netns::open(name.as_ref())
@@ -108,4 +110,10 @@ impl<T> PanicWithFailure<T> for &Failure<T> {
     fn end(&self, error: Error) -> T {
         panic!("{error}")
     }
+}
+
+/// For a benchmark: leases every port of a range in the logical table of an
+/// allocator, without any socket, and gives all of them back.
+pub fn fill_and_empty_port_table(netns: NetnsId, range: RangeInclusive<u16>) {
+    ports::fill_and_empty_table(netns, range);
 }

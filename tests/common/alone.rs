@@ -15,6 +15,9 @@ pub enum Alone {
     /// Root of a user namespace of its own, and of nothing outside it; with an
     /// empty `/run`, too.
     OwnUserNamespace,
+    /// As that, but in the network namespace of everybody: where a rootless
+    /// daemon is that detached only its children.
+    DetachedChildren,
     /// An ordinary user without any privilege.
     OrdinaryUser,
 }
@@ -61,10 +64,13 @@ pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
     let binary = Binary::reachable_by_all();
     let mut command = match how {
         Alone::AsIs => Command::new(&binary.path),
-        Alone::FreshRun | Alone::OwnUserNamespace => {
+        Alone::FreshRun | Alone::OwnUserNamespace | Alone::DetachedChildren => {
             let mut command = Command::new("unshare");
+            if !matches!(how, Alone::FreshRun) {
+                command.args(["--user", "--map-root-user"]);
+            }
             if matches!(how, Alone::OwnUserNamespace) {
-                command.args(["--user", "--map-root-user", "--net"]);
+                command.arg("--net");
             }
             let script = "mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";
             command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
