@@ -50,7 +50,9 @@ fn run_moves_the_job_and_never_the_caller() {
     let netns = fresh();
     let (link, thread) = (netns_link_of_this_thread(), thread::current().id());
     let there = executor
-        .run(&netns, || (netns_link_of_this_thread(), thread::current().id()))
+        .run(&netns, || {
+            (netns_link_of_this_thread(), thread::current().id())
+        })
         .unwrap();
     assert_ne!(there.0, link);
     assert_ne!(there.1, thread);
@@ -144,7 +146,10 @@ fn one_worker_serves_a_namespace_for_as_long_as_it_is_needed() {
     let netns = fresh();
     let first = executor.run(&netns, || thread::current().id()).unwrap();
     for _ in 0..100 {
-        assert_eq!(executor.run(&netns, || thread::current().id()).unwrap(), first);
+        assert_eq!(
+            executor.run(&netns, || thread::current().id()).unwrap(),
+            first
+        );
         let spawned = executor.spawn(&netns, || thread::current().id()).unwrap();
         assert_eq!(spawned.join().unwrap(), first);
     }
@@ -329,7 +334,10 @@ fn spawn_waits_for_room_in_the_queue() {
             });
         }
         let early = receiver.recv_timeout(Duration::from_millis(50));
-        assert!(early.is_err(), "the queue has room for one, and one is there");
+        assert!(
+            early.is_err(),
+            "the queue has room for one, and one is there"
+        );
         gate.open();
     });
     running.join().unwrap();
@@ -348,7 +356,9 @@ fn many_callers_on_a_short_queue_all_get_through() {
             scope.spawn(move || {
                 for _ in 0..200 {
                     if number % 2 == 0 {
-                        executor.run(netns, || sum.fetch_add(1, Ordering::Relaxed)).unwrap();
+                        executor
+                            .run(netns, || sum.fetch_add(1, Ordering::Relaxed))
+                            .unwrap();
                     } else {
                         let handle = executor.spawn(netns, || 1).unwrap();
                         sum.fetch_add(handle.join().unwrap(), Ordering::Relaxed);
@@ -410,11 +420,15 @@ fn pinned_workers_outstay_the_idle_timeout() {
     // Many times the timeout pass for others meanwhile.
     for _ in 0..5 {
         executor.run(&other, || ()).unwrap();
-        eventually("the other worker has idled away", || executor.stats().workers == 1);
+        eventually("the other worker has idled away", || {
+            executor.stats().workers == 1
+        });
     }
     assert_eq!(pinned.run(|| thread::current().id()).unwrap(), first);
     drop(pinned);
-    eventually("nothing keeps it any more", || executor.stats().workers == 0);
+    eventually("nothing keeps it any more", || {
+        executor.stats().workers == 0
+    });
 }
 
 #[test]
@@ -461,7 +475,11 @@ fn stats_say_what_is_done_and_what_is_under_way() {
     for _ in 0..10 {
         executor.run(&a, || ()).unwrap();
     }
-    executor.spawn(&b, || panic!("counted")).unwrap().join().unwrap_err();
+    executor
+        .spawn(&b, || panic!("counted"))
+        .unwrap()
+        .join()
+        .unwrap_err();
     let gate = Gate::new();
     let pass = gate.pass();
     let running = executor.spawn(&a, move || pass.stop()).unwrap();
@@ -490,7 +508,11 @@ fn stats_say_what_is_done_and_what_is_under_way() {
     executor.retire(&a).unwrap();
     let stats = executor.stats();
     assert_eq!((stats.workers, stats.running, stats.queued), (1, 0, 0));
-    assert_eq!((stats.done, stats.panicked), (15, 1), "retiring forgets nothing");
+    assert_eq!(
+        (stats.done, stats.panicked),
+        (15, 1),
+        "retiring forgets nothing"
+    );
     assert_eq!(stats.per_netns.len(), 1);
 }
 

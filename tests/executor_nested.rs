@@ -20,7 +20,11 @@ fn run_on_ones_own_namespace_is_inline() {
         })
         .unwrap();
     assert_eq!(outer, inner);
-    assert_eq!(executor.stats().done, 1, "an inline call is part of its job");
+    assert_eq!(
+        executor.stats().done,
+        1,
+        "an inline call is part of its job"
+    );
     // Another handle to the same namespace is the same namespace.
     let same = executor
         .run(&netns, || {
@@ -32,7 +36,7 @@ fn run_on_ones_own_namespace_is_inline() {
 }
 
 #[test]
-fn inline_call_may_borrow_what_may_not_cross_namespaces_of_time() {
+fn inline_call_borrows_what_its_job_does() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
     let mut log = Vec::new();
@@ -155,7 +159,11 @@ fn spawned_jobs_nest() {
         let sum = executor.spawn(&a, move || {
             let again = (inner.clone(), aa.clone());
             let handle = inner.spawn(&bb, move || again.0.run(&again.1, || 1).unwrap());
-            let one = handle.unwrap().join_timeout(Duration::MAX).unwrap().unwrap();
+            let one = handle
+                .unwrap()
+                .join_timeout(Duration::MAX)
+                .unwrap()
+                .unwrap();
             one + inner.spawn(&aa, || 2).unwrap().join().unwrap()
         });
         assert_eq!(sum.unwrap().join().unwrap(), 3);
@@ -253,35 +261,40 @@ fn calls_go_back_and_forth_between_two_executors() {
 
 #[test]
 fn caller_that_waits_for_room_elsewhere_leaves_its_own_namespace_served() {
-    within("a job waits for room in a queue whose jobs need its namespace", || {
-        let executor = Executor::builder().queue_depth(1).build().unwrap();
-        let (a, b) = (fresh(), fresh());
-        let gate = Gate::new();
-        // B is busy, and its queue is full of what needs A.
-        let needs_a = |pass: Option<netns_exec_tests::Pass>| {
-            let (executor, a) = (executor.clone(), a.clone());
-            move || {
-                if let Some(pass) = pass {
-                    pass.stop();
+    within(
+        "a job waits for room in a queue whose jobs need its namespace",
+        || {
+            let executor = Executor::builder().queue_depth(1).build().unwrap();
+            let (a, b) = (fresh(), fresh());
+            let gate = Gate::new();
+            // B is busy, and its queue is full of what needs A.
+            let needs_a = |pass: Option<netns_exec_tests::Pass>| {
+                let (executor, a) = (executor.clone(), a.clone());
+                move || {
+                    if let Some(pass) = pass {
+                        pass.stop();
+                    }
+                    executor.run(&a, here).unwrap()
                 }
-                executor.run(&a, here).unwrap()
-            }
-        };
-        let running = executor.spawn(&b, needs_a(Some(gate.pass()))).unwrap();
-        gate.wait_for(1);
-        let queued = executor.spawn(&b, needs_a(None)).unwrap();
-        // A's only worker waits for room in B's queue, with `run`.
-        thread::scope(|scope| {
-            let caller = scope.spawn(|| {
-                executor.run(&a, || executor.run(&b, here).unwrap()).unwrap()
+            };
+            let running = executor.spawn(&b, needs_a(Some(gate.pass()))).unwrap();
+            gate.wait_for(1);
+            let queued = executor.spawn(&b, needs_a(None)).unwrap();
+            // A's only worker waits for room in B's queue, with `run`.
+            thread::scope(|scope| {
+                let caller = scope.spawn(|| {
+                    executor
+                        .run(&a, || executor.run(&b, here).unwrap())
+                        .unwrap()
+                });
+                eventually("A's job is under way", || executor.stats().running == 2);
+                gate.open();
+                assert_eq!(caller.join().unwrap(), b.id());
             });
-            eventually("A's job is under way", || executor.stats().running == 2);
-            gate.open();
-            assert_eq!(caller.join().unwrap(), b.id());
-        });
-        assert_eq!(running.join().unwrap(), a.id());
-        assert_eq!(queued.join().unwrap(), a.id());
-    });
+            assert_eq!(running.join().unwrap(), a.id());
+            assert_eq!(queued.join().unwrap(), a.id());
+        },
+    );
 }
 
 #[test]

@@ -59,13 +59,11 @@ fn run_resumes_a_panic_of_a_job_that_went_through_the_queue() {
     let running = executor.spawn(&netns, move || pass.stop()).unwrap();
     gate.wait_for(1);
     thread::scope(|scope| {
-        let caller = scope.spawn(|| {
-            payload_of(|| executor.run(&netns, || panic!("queued {}", "panic")))
-        });
+        let caller = scope.spawn(|| payload_of(|| executor.run(&netns, || panic_any("queued"))));
         eventually("the call is queued", || executor.stats().queued == 1);
         gate.open();
         let payload = caller.join().unwrap();
-        assert_eq!(payload.downcast_ref::<String>().unwrap(), "queued panic");
+        assert_eq!(payload.downcast_ref(), Some(&"queued"));
     });
     running.join().unwrap();
     check(&executor, &netns, worker);
@@ -126,7 +124,9 @@ fn panic_crosses_namespaces_up_to_the_first_caller() {
     let (executor, a, worker) = set_up();
     let b = fresh();
     let payload = payload_of(|| {
-        executor.run(&a, || executor.run(&b, || executor.run(&a, || panic_any(7_u8))))
+        executor.run(&a, || {
+            executor.run(&b, || executor.run(&a, || panic_any(7_u8)))
+        })
     });
     assert_eq!(payload.downcast_ref(), Some(&7_u8));
     let after = executor.run(&a, || thread::current().id()).unwrap();

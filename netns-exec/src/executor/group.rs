@@ -98,12 +98,7 @@ struct State {
 pub(crate) struct Dead;
 
 impl Group {
-    pub(crate) fn new(
-        netns: &impl Target,
-        serial: u64,
-        lanes: usize,
-        queue_depth: usize,
-    ) -> Group {
+    pub(crate) fn new(netns: &impl Target, serial: u64, lanes: usize, queue_depth: usize) -> Group {
         let (sender, receiver) = crossbeam_channel::bounded(queue_depth);
         Group {
             id: netns.id(),

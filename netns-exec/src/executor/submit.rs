@@ -285,7 +285,8 @@ impl<F> TrySpawnError<F> {
     }
 }
 
-const FULL: &str = "cannot accept the job: the namespace's queue is full, or the limit of workers reached";
+const FULL: &str =
+    "cannot accept the job: the namespace's queue is full, or the limit of workers reached";
 
 impl<F> fmt::Display for TrySpawnError<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
