@@ -256,7 +256,9 @@ fn least_recently_used_idle_worker_makes_room() {
         let (a, b, c) = (fresh(), fresh(), fresh());
         let idle_after = |netns: &Netns| {
             executor.run(netns, || ()).unwrap();
-            // Until it sleeps it cannot be chosen; it is marked when it does.
+            // It is marked when it goes to sleep. Twice: before it parks for the
+            // first time a worker has other things to do, and may sleep over them.
+            wait_until_parked(&executor, netns);
             wait_until_parked(&executor, netns);
         };
         idle_after(&a);
