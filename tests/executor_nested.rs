@@ -36,7 +36,7 @@ fn run_on_ones_own_namespace_is_inline() {
 }
 
 #[test]
-fn inline_call_may_borrow_what_may_not_cross_namespaces_of_time() {
+fn inline_call_borrows_what_its_job_does() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
     let mut log = Vec::new();

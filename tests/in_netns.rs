@@ -561,6 +561,30 @@ fn executor_is_borrowed_owned_or_made_for_the_call() {
     assert_ne!(temporary_executor().expect("an executor"), here());
 }
 
+#[in_netns(ns = ns, executor = executor)]
+fn result_of(ns: &Netns, executor: &Executor) -> netns_exec::Result<NetnsId> {
+    Ok(here())
+}
+
+#[in_netns(fresh, executor = executor)]
+fn fresh_result_of(executor: &Executor) -> netns_exec::Result<NetnsId> {
+    Ok(here())
+}
+
+#[test]
+fn executor_that_was_shut_down_fails_as_any_failure_to_enter() {
+    let ns = fresh();
+    let executor = Executor::new().expect("an executor");
+    assert_eq!(result_of(&ns, &executor).expect("it is open"), ns.id());
+    executor.clone().shutdown(None).expect("no time limit");
+    let error = result_of(&ns, &executor).expect_err("it is shut down");
+    assert!(error.is_shut_down(), "{error}");
+    let text = panic_text(|| borrowed_executor(&ns, &executor));
+    assert_eq!(text, error.to_string());
+    let error = fresh_result_of(&executor).expect_err("it is shut down");
+    assert!(error.is_shut_down(), "{error}");
+}
+
 // --- Nesting
 
 #[in_netns(ns = namespaces[depth % namespaces.len()])]

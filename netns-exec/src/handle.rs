@@ -29,6 +29,47 @@ use crate::worker;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A handle goes to other threads, and its result with it, so a result that may
+/// not cross threads does not compile:
+///
+/// ```compile_fail,E0277
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+/// executor.spawn(blue, || std::rc::Rc::new(1))?.join()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The same with one that may:
+///
+/// ```
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+/// executor.spawn(blue, || std::sync::Arc::new(1))?.join()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A handle must be used, be it by dropping it:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+/// executor.spawn(blue, || 1)?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// ```
+/// #![deny(unused_must_use)]
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+/// drop(executor.spawn(blue, || 1)?);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a job's panic is seen by whoever joins it; drop the handle to say that nobody does"]
 pub struct JoinHandle<T> {
     ticket: Ticket<'static, T>,

@@ -44,6 +44,69 @@ use crate::worker;
 /// });
 /// # }
 /// ```
+///
+/// Nor can a handle, or anything else that a job borrows from, leave it:
+///
+/// ```compile_fail,E0521
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) {
+/// let mut kept = None;
+/// executor.scope(|scope| {
+///     kept = Some(scope.spawn(blue, || 1).unwrap());
+/// });
+/// # }
+/// ```
+///
+/// What a job returned can:
+///
+/// ```
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) {
+/// let mut kept = None;
+/// executor.scope(|scope| {
+///     kept = Some(scope.spawn(blue, || 1).unwrap().join().unwrap());
+/// });
+/// # }
+/// ```
+///
+/// Two jobs cannot change the same thing:
+///
+/// ```compile_fail,E0499
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) {
+/// let mut count = 0;
+/// executor.scope(|scope| {
+///     scope.spawn(blue, || count += 1).unwrap();
+///     scope.spawn(blue, || count += 1).unwrap();
+/// });
+/// # }
+/// ```
+///
+/// They can when they agree on how:
+///
+/// ```
+/// # use netns_exec::{Executor, Netns};
+/// # use std::sync::atomic::{AtomicU32, Ordering};
+/// # fn f(executor: &Executor, blue: &Netns) {
+/// let count = AtomicU32::new(0);
+/// executor.scope(|scope| {
+///     scope.spawn(blue, || count.fetch_add(1, Ordering::Relaxed)).unwrap();
+///     scope.spawn(blue, || count.fetch_add(1, Ordering::Relaxed)).unwrap();
+/// });
+/// # }
+/// ```
+///
+/// What may not cross threads does not compile here either:
+///
+/// ```compile_fail,E0277
+/// # use netns_exec::{Executor, Netns};
+/// # fn f(executor: &Executor, blue: &Netns) {
+/// let counter = std::rc::Rc::new(1);
+/// executor.scope(|scope| {
+///     scope.spawn(blue, || *counter + 1).unwrap();
+/// });
+/// # }
+/// ```
 pub struct Scope<'s, 'env: 's> {
     executor: &'env Executor,
     tally: Arc<Tally>,

@@ -20,6 +20,9 @@ pub enum Alone {
     DetachedChildren,
     /// An ordinary user without any privilege.
     OrdinaryUser,
+    /// An ordinary user who is root of a user namespace of its own: to limits
+    /// on users it is still an ordinary one.
+    OrdinaryUserAsRoot,
 }
 
 const MARK: &str = "NETNS_EXEC_TEST_ALONE";
@@ -77,10 +80,13 @@ pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
             command.arg(&binary.path);
             command
         }
-        Alone::OrdinaryUser => {
+        Alone::OrdinaryUser | Alone::OrdinaryUserAsRoot => {
             let mut command = Command::new("setpriv");
             command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
             command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+            if matches!(how, Alone::OrdinaryUserAsRoot) {
+                command.args(["unshare", "--user", "--map-root-user", "--net"]);
+            }
             command.arg(&binary.path);
             command
         }

@@ -182,6 +182,16 @@ impl Executor {
     /// # }
     /// ```
     ///
+    /// The same is true of results:
+    ///
+    /// ```compile_fail,E0277
+    /// # use netns_exec::{Executor, Netns};
+    /// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+    /// executor.run(blue, || std::rc::Rc::new(1))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// The same with what may:
     ///
     /// ```

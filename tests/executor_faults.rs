@@ -1,0 +1,246 @@
+//! What happens when the kernel refuses: privileges, threads, descriptors.
+
+use std::os::fd::AsFd;
+use std::thread;
+
+use netns_exec::{Error, Executor, Guard, Netns, TrySpawnError};
+use netns_exec_tests::{Alone, Gate, alone, alone_with, eventually, fresh, here, note, within};
+use nix::libc::{EAGAIN, EMFILE, EPERM};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Lowers a limit of this process until it is dropped.
+struct Limit {
+    resource: Resource,
+    before: (u64, u64),
+}
+
+impl Limit {
+    fn new(resource: Resource, limit: u64) -> Limit {
+        let before = getrlimit(resource).unwrap();
+        setrlimit(resource, limit, before.1).unwrap();
+        Limit { resource, before }
+    }
+
+    /// No thread can be created: there is one at least already.
+    fn threads() -> Limit {
+        Limit::new(Resource::RLIMIT_NPROC, 1)
+    }
+
+    /// No descriptor can be opened.
+    fn fds() -> Limit {
+        Limit::new(Resource::RLIMIT_NOFILE, 0)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        setrlimit(self.resource, self.before.0, self.before.1).unwrap();
+    }
+}
+
+/// The errors of all the ways to ship a job to `netns`, which fail.
+fn refusals(executor: &Executor, netns: &Netns) -> Vec<Error> {
+    let by_try = match executor.try_spawn(netns, || 7) {
+        Err(TrySpawnError::Failed(error, f)) => {
+            assert_eq!(f(), 7, "the closure comes back");
+            error
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut ran = false;
+    let by_run = executor.run(netns, || ran = true).unwrap_err();
+    assert!(!ran);
+    vec![
+        by_run,
+        by_try,
+        executor.spawn(netns, || ()).unwrap_err(),
+        executor.pin(netns).unwrap_err(),
+        executor.scope(|scope| scope.spawn(netns, || ()).map(|_| ()).unwrap_err()),
+    ]
+}
+
+#[test]
+fn ordinary_user_is_told_which_privilege_is_missing_and_works_at_home() {
+    let test = "ordinary_user_is_told_which_privilege_is_missing_and_works_at_home";
+    if note().is_none() {
+        let theirs = fresh();
+        let stdin = theirs.as_fd().try_clone_to_owned().unwrap();
+        alone_with(test, Alone::OrdinaryUser, "there", stdin.into());
+        return;
+    }
+    let theirs = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let theirs = Netns::from_fd(theirs).unwrap();
+    assert!(theirs.check_enter().unwrap_err().is_permission_denied());
+
+    let executor = Executor::new().expect("needs no privilege");
+    let home = Netns::current().unwrap();
+    for _ in 0..3 {
+        for error in refusals(&executor, &theirs) {
+            assert!(error.is_permission_denied(), "{error}");
+            assert_eq!(error.raw_os_error(), Some(EPERM));
+            let text = error.to_string();
+            assert!(text.contains("CAP_SYS_ADMIN"), "{text}");
+            assert!(text.contains("run as root"), "{text}");
+            assert!(text.starts_with("cannot enter netns"), "{text}");
+        }
+        assert_eq!(executor.run(&home, here).unwrap(), home.id());
+    }
+    let stats = executor.stats();
+    assert_eq!((stats.workers, stats.queued), (1, 0));
+    executor.shutdown(None).unwrap();
+}
+
+#[test]
+fn limit_of_threads_is_an_error_with_errno_and_cure() {
+    let test = "limit_of_threads_is_an_error_with_errno_and_cure";
+    if !alone(test, Alone::OrdinaryUserAsRoot) {
+        return;
+    }
+    let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
+    let executor = Executor::new().unwrap();
+    executor.run(&a, || ()).unwrap();
+    let limit = Limit::threads();
+    for error in refusals(&executor, &b) {
+        assert_eq!(error.raw_os_error(), Some(EAGAIN), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("ulimit -u"), "{text}");
+        assert!(text.contains(b.label()), "{text}");
+    }
+    assert_eq!(
+        executor.run(&a, here).unwrap(),
+        a.id(),
+        "those that are there work"
+    );
+    drop(limit);
+    assert_eq!(executor.run(&b, here).unwrap(), b.id());
+    assert_eq!(executor.stats().workers, 2);
+    executor.shutdown(None).unwrap();
+}
+
+#[test]
+fn executor_can_be_made_after_the_home_thread_could_not() {
+    let test = "executor_can_be_made_after_the_home_thread_could_not";
+    if !alone(test, Alone::OrdinaryUserAsRoot) {
+        return;
+    }
+    let limit = Limit::threads();
+    let error = Executor::new().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(EAGAIN), "{error}");
+    drop(limit);
+    let executor = Executor::new().unwrap();
+    let netns = Netns::new().unwrap();
+    assert_eq!(executor.run(&netns, here).unwrap(), netns.id());
+}
+
+#[test]
+fn nested_call_whose_stand_in_cannot_start_fails_and_does_not_hang() {
+    let test = "nested_call_whose_stand_in_cannot_start_fails_and_does_not_hang";
+    if !alone(test, Alone::OrdinaryUserAsRoot) {
+        return;
+    }
+    within("a nested call at the limit of threads", || {
+        let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
+        let executor = Executor::builder().queue_depth(1).build().unwrap();
+        executor.run(&b, || ()).unwrap();
+        let back = || executor.run(&a, here);
+        let error = executor.run(&a, || {
+            executor.run(&b, || {
+                let _limit = Limit::threads();
+                let inner = back().unwrap_err();
+                let spawned = executor.spawn(&a, || ());
+                let spawned = spawned.and_then(|handle| handle.join()).unwrap_err();
+                assert_eq!(spawned.raw_os_error(), Some(EAGAIN), "{spawned}");
+                inner
+            })
+        });
+        let error = error.unwrap().unwrap();
+        assert_eq!(error.raw_os_error(), Some(EAGAIN), "{error}");
+        // The same again without the limit, on the same workers.
+        let id = executor.run(&a, || executor.run(&b, back).unwrap().unwrap());
+        assert_eq!(id.unwrap(), a.id());
+        executor.shutdown(None).unwrap();
+    });
+}
+
+#[test]
+fn senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start() {
+    let test = "senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start";
+    if !alone(test, Alone::OrdinaryUserAsRoot) {
+        return;
+    }
+    within("senders at the limit of threads", || {
+        let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
+        let executor = Executor::builder().queue_depth(1).build().unwrap();
+        executor.run(&b, || ()).unwrap();
+        thread::scope(|scope| {
+            let gate = Gate::new();
+            let pass = gate.pass();
+            let (executor, a, b) = (&executor, &a, &b);
+            let holder = scope.spawn(move || {
+                executor.run(a, || {
+                    pass.stop();
+                    // Blocks A's worker with its queue full, and nobody can
+                    // stand in.
+                    let _limit = Limit::threads();
+                    executor.run(b, here)
+                })
+            });
+            gate.wait_for(1);
+            let senders: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| executor.spawn(a, here)?.join()))
+                .collect();
+            eventually("the queue is full", || executor.stats().queued == 1);
+            gate.open();
+            assert_eq!(holder.join().unwrap().unwrap().unwrap(), b.id());
+            for sender in senders {
+                // Served by the worker when it was back, or told of the limit.
+                match sender.join().unwrap() {
+                    Ok(id) => assert_eq!(id, a.id()),
+                    Err(error) => assert_eq!(error.raw_os_error(), Some(EAGAIN), "{error}"),
+                }
+            }
+        });
+        assert_eq!(executor.run(&a, here).unwrap(), a.id());
+        executor.shutdown(None).unwrap();
+    });
+}
+
+#[test]
+fn limit_of_files_is_an_error_with_errno() {
+    let test = "limit_of_files_is_an_error_with_errno";
+    if !alone(test, Alone::AsIs) {
+        return;
+    }
+    let (a, b) = (fresh(), fresh());
+    let executor = Executor::builder().guard(Guard::Off).build().unwrap();
+    executor.run(&a, || ()).unwrap();
+    let limit = Limit::fds();
+    let errors = refusals(&executor, &b);
+    let open = Netns::from_path("/proc/self/ns/net").unwrap_err();
+    assert_eq!(
+        executor.run(&a, || 5).unwrap(),
+        5,
+        "those that are there work"
+    );
+    drop(limit);
+    for error in errors.into_iter().chain([open]) {
+        assert_eq!(error.raw_os_error(), Some(EMFILE), "{error}");
+        assert!(error.to_string().contains("too many open files"), "{error}");
+    }
+    assert_eq!(executor.run(&b, here).unwrap(), b.id());
+    executor.shutdown(None).unwrap();
+}
+
+#[test]
+fn sealed_worker_starts_and_serves_without_a_descriptor() {
+    let test = "sealed_worker_starts_and_serves_without_a_descriptor";
+    if !alone(test, Alone::AsIs) {
+        return;
+    }
+    let netns = fresh();
+    let executor = Executor::new().unwrap();
+    let limit = Limit::fds();
+    let answer = executor.run(&netns, || 42);
+    drop(limit);
+    assert_eq!(answer.unwrap(), 42);
+}
