@@ -7,9 +7,11 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::thread;
 
 use parking_lot::Mutex;
 
@@ -40,7 +42,7 @@ enum State {
 /// last reference drops it, and with it the lease.
 #[derive(Default)]
 struct Slot {
-    outcome: Option<Result<Lease, Error>>,
+    outcome: Option<thread::Result<Result<Lease, Error>>>,
     waker: Option<Waker>,
 }
 
@@ -64,8 +66,9 @@ fn start(request: Request) -> Result<Arc<Mutex<Slot>>, Error> {
     request.check()?;
     let slot = Arc::new(Mutex::new(Slot::default()));
     let reply = slot.clone();
-    let thread = move || {
-        let outcome = request.acquire();
+    let drive = move || {
+        // A panic is the poller's to see; without it the future would hang.
+        let outcome = catch_unwind(AssertUnwindSafe(|| request.acquire()));
         let waker = {
             let mut slot = reply.lock();
             slot.outcome = Some(outcome);
@@ -78,7 +81,7 @@ fn start(request: Request) -> Result<Arc<Mutex<Slot>>, Error> {
         }
     };
     let spawned = Home::get().and_then(|home| {
-        home.spawn_thread("netns-lease".to_owned(), STACK, thread)
+        home.spawn_thread("netns-lease".to_owned(), STACK, drive)
             .map_err(|cause| crate::Error::kernel("cannot start a thread", cause))
     });
     match spawned {
@@ -109,7 +112,7 @@ impl Future for Acquire {
             Some(outcome) => {
                 drop(slot);
                 this.state = State::Done;
-                Poll::Ready(outcome)
+                Poll::Ready(outcome.unwrap_or_else(|panic| resume_unwind(panic)))
             }
             None => {
                 slot.waker = Some(cx.waker().clone());
@@ -128,5 +131,19 @@ impl Drop for Acquire {
 impl fmt::Debug for Acquire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Acquire")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn future_and_lease_may_move_between_threads() {
+        fn check<T: Send + Unpin + 'static>() {}
+        check::<Acquire>();
+        check::<Lease>();
+        fn check_sync<T: Sync>() {}
+        check_sync::<Lease>();
     }
 }

@@ -141,6 +141,7 @@ impl Request {
     }
 
     /// Goes on trying an exact port while somebody else has it, for this long.
+    /// When the time has passed, the error is that of the last try.
     pub fn retry_for(mut self, time: Duration) -> Self {
         self.retry_for = Some(time);
         self

@@ -42,7 +42,7 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
     Granted(Generation),
-    /// A lease is in the way, at this one of the places asked for.
+    /// A lease is in the way, and this is its place.
     Leased(Place),
     /// A claim that is not decided yet is in the way.
     Pending,
@@ -60,7 +60,9 @@ impl Table {
         let mut pending = false;
         for &place in places {
             match self.in_the_way(protocol, port, place) {
-                Some(Entry { settled: true, .. }) => return Claim::Leased(place),
+                Some((addr, Entry { settled: true, .. })) => {
+                    return Claim::Leased(Place { addr, ..place });
+                }
                 Some(_) => pending = true,
                 None => {}
             }
@@ -130,31 +132,26 @@ impl Table {
             })
     }
 
-    /// An entry that conflicts with `place`; a settled one if there is any.
-    fn in_the_way(&self, protocol: Protocol, port: u16, place: Place) -> Option<Entry> {
-        let get = |addr| {
-            let place = Place { addr, ..place };
-            self.entries.get(&key(protocol, port, place)).copied()
-        };
+    /// An entry that conflicts with `place`, and its address; a settled one if
+    /// there is any.
+    fn in_the_way(&self, protocol: Protocol, port: u16, place: Place) -> Option<(IpAddr, Entry)> {
+        let at = |addr| key(protocol, port, Place { addr, ..place });
+        let settled = |(_, entry): &(IpAddr, Entry)| entry.settled;
         if !place.addr.is_unspecified() {
-            let same = get(place.addr);
-            let any = get(wildcard(place.addr));
-            return [same, any]
-                .into_iter()
-                .flatten()
-                .max_by_key(|entry| entry.settled);
+            let get = |addr| Some((addr, *self.entries.get(&at(addr))?));
+            let candidates = [get(place.addr), get(wildcard(place.addr))];
+            return candidates.into_iter().flatten().max_by_key(settled);
         }
         // The wildcard is the lowest address of its family, so the family runs
         // from it to the highest.
-        let (low, high) = match place.addr {
-            IpAddr::V4(low) => (low.into(), IpAddr::V4(Ipv4Addr::BROADCAST)),
-            IpAddr::V6(low) => (low.into(), IpAddr::V6(Ipv6Addr::from_bits(u128::MAX))),
+        let high = match place.addr {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::BROADCAST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)),
         };
-        let at = |addr| key(protocol, port, Place { addr, ..place });
         self.entries
-            .range(at(low)..=at(high))
-            .map(|(_, entry)| *entry)
-            .max_by_key(|entry| entry.settled)
+            .range(at(place.addr)..=at(high))
+            .map(|(key, entry)| (key.addr, *entry))
+            .max_by_key(settled)
     }
 }
 
@@ -214,7 +211,7 @@ mod tests {
             lease(&mut table, Tcp, 80, &[place(1, first)]);
             assert_eq!(
                 table.claim(Tcp, 80, &[place(1, second)]),
-                Claim::Leased(place(1, second))
+                Claim::Leased(place(1, first))
             );
         }
         for (first, second) in [("::", "::1"), ("::1", "::"), ("ffff::1", "::")] {

@@ -72,7 +72,7 @@ struct Failure {
 /// What became of one port.
 enum Step {
     Leased(Lease),
-    /// Another lease of this allocator has it, at this place.
+    /// Another lease of this allocator has it, here.
     Taken(Place),
     /// Another request is trying it.
     Pending,
@@ -175,12 +175,14 @@ impl Walk {
                 Step::Denied => return Err(self.last_error()),
                 Step::InUse => self.last_error(),
                 Step::Taken(place) => {
-                    let is_it = |seat: &&Seat| {
-                        seat.endpoint.addr == place.addr && seat.endpoint.netns == place.netns
+                    let is_there = |seat: &&Seat| seat.endpoint.netns == place.netns;
+                    let seat = self.seats.iter().find(is_there);
+                    let seat = seat.expect("the table answers about namespaces it was asked for");
+                    let leased = Endpoint {
+                        addr: place.addr,
+                        ..seat.endpoint.clone()
                     };
-                    let seat = self.seats.iter().find(is_it);
-                    let seat = seat.expect("the table answers with a place it was asked for");
-                    Error::already_leased(seat.endpoint.clone(), port)
+                    Error::already_leased(leased, port)
                 }
             };
             let left = (self.request.retry_for).map(|time| time.saturating_sub(started.elapsed()));

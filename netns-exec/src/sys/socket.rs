@@ -197,3 +197,58 @@ fn set<T>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::mem::MaybeUninit;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    #[test]
+    fn kernel_that_has_sctp_takes_its_options_and_another_says_so() {
+        let open = |domain| self::open(domain, libc::SOCK_STREAM, libc::IPPROTO_SCTP);
+        let socket = match open(libc::AF_INET) {
+            Ok(socket) => socket,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT));
+                return;
+            }
+        };
+        set_sctp_streams(&socket).expect("the option is as old as sctp");
+        let mut message = MaybeUninit::<SctpInitMsg>::zeroed();
+        let mut len = size_of::<SctpInitMsg>() as libc::socklen_t;
+        // SAFETY: `message` has room for `len` bytes; both outlive the call.
+        let rc = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_SCTP,
+                SCTP_INITMSG,
+                message.as_mut_ptr().cast(),
+                &mut len,
+            )
+        };
+        assert_eq!(rc, 0);
+        // SAFETY: it is four integers, zeroed first, so any content is valid.
+        let message = unsafe { message.assume_init() };
+        assert_eq!(message.num_ostreams, u16::MAX);
+        assert_eq!(message.max_instreams, u16::MAX);
+
+        let v6 = open(libc::AF_INET6).expect("both families");
+        for (socket, ip) in [
+            (&socket, Ipv4Addr::LOCALHOST.into()),
+            (&v6, Ipv6Addr::LOCALHOST.into()),
+        ] {
+            let addr = SocketAddr::new(ip, 33000);
+            sctp_bindx(socket, addr).expect("nobody has the port");
+            assert_eq!(local_addr(socket).expect("it is bound"), Some(addr));
+        }
+    }
+
+    #[test]
+    fn descriptor_is_closed_on_exec() {
+        let socket = open(libc::AF_INET, libc::SOCK_DGRAM, 0).expect("a socket");
+        let flags = nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_GETFD).expect("it is open");
+        assert_eq!(flags, libc::FD_CLOEXEC);
+    }
+}
