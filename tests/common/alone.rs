@@ -15,6 +15,9 @@ pub enum Alone {
     /// Root of a user namespace of its own, and of nothing outside it; with an
     /// empty `/run`, too.
     OwnUserNamespace,
+    /// Root of a user namespace of its own, which an ordinary user made: limits
+    /// that do not hold for root hold here. With an empty `/run`, too.
+    LimitedRoot,
     /// An ordinary user without any privilege.
     OrdinaryUser,
 }
@@ -61,9 +64,14 @@ pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
     let binary = Binary::reachable_by_all();
     let mut command = match how {
         Alone::AsIs => Command::new(&binary.path),
-        Alone::FreshRun | Alone::OwnUserNamespace => {
+        Alone::FreshRun | Alone::OwnUserNamespace | Alone::LimitedRoot => {
             let mut command = Command::new("unshare");
-            if matches!(how, Alone::OwnUserNamespace) {
+            if matches!(how, Alone::LimitedRoot) {
+                command = Command::new("setpriv");
+                command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+                command.arg("unshare");
+            }
+            if matches!(how, Alone::OwnUserNamespace | Alone::LimitedRoot) {
                 command.args(["--user", "--map-root-user", "--net"]);
             }
             let script = "mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";
