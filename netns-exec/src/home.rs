@@ -142,7 +142,7 @@ impl Home {
     }
 
     /// Starts a thread that is a child of the home thread: in the home
-    /// namespace, with every signal blocked.
+    /// namespace, with every signal blocked but those that its own faults raise.
     pub(crate) fn spawn_thread(
         &self,
         name: String,

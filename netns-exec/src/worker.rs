@@ -6,12 +6,13 @@
 //! their own, see [`blocking`], so that no nesting of calls can deadlock.
 
 use std::cell::{Cell, OnceCell};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
 use crate::executor::{Group, Role, Shared};
-use crate::guard::{Fence, Verdict};
+use crate::guard::{Fence, Place, Verdict};
 use crate::job::{After, Counters, JobRef, Site};
 use crate::lane::Serving;
 use crate::netns::Netns;
@@ -33,6 +34,17 @@ pub(crate) struct Record {
 pub(crate) struct Current {
     pub(crate) shared: Arc<Shared>,
     pub(crate) group: Arc<Group>,
+    /// Where the thread belongs, unless no job can take it elsewhere.
+    place: Option<Rc<Place>>,
+}
+
+impl Current {
+    /// Whether the thread is in its namespace: a job of a guard that lets it may
+    /// have moved it, and not be over.
+    #[inline]
+    pub(crate) fn is_in_place(&self) -> bool {
+        (self.place.as_ref()).is_none_or(|place| place.is_kept())
+    }
 }
 
 thread_local! {
@@ -131,6 +143,7 @@ impl Birth {
             let _ = current.set(Current {
                 shared: Arc::clone(&shared),
                 group: Arc::clone(&group),
+                place: fence.place(),
             });
         });
         let mut worker = Worker {

@@ -18,6 +18,9 @@ pub enum Alone {
     /// As that, but in the network namespace of everybody: where a rootless
     /// daemon is that detached only its children.
     DetachedChildren,
+    /// Root of a user namespace of its own, which an ordinary user made: limits
+    /// that do not hold for root hold here. With an empty `/run`, too.
+    LimitedRoot,
     /// An ordinary user without any privilege.
     OrdinaryUser,
     /// An ordinary user who is root of a user namespace of its own: to limits
@@ -67,12 +70,20 @@ pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
     let binary = Binary::reachable_by_all();
     let mut command = match how {
         Alone::AsIs => Command::new(&binary.path),
-        Alone::FreshRun | Alone::OwnUserNamespace | Alone::DetachedChildren => {
+        Alone::FreshRun
+        | Alone::OwnUserNamespace
+        | Alone::DetachedChildren
+        | Alone::LimitedRoot => {
             let mut command = Command::new("unshare");
+            if matches!(how, Alone::LimitedRoot) {
+                command = Command::new("setpriv");
+                command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+                command.arg("unshare");
+            }
             if !matches!(how, Alone::FreshRun) {
                 command.args(["--user", "--map-root-user"]);
             }
-            if matches!(how, Alone::OwnUserNamespace) {
+            if matches!(how, Alone::OwnUserNamespace | Alone::LimitedRoot) {
                 command.arg("--net");
             }
             let script = "mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";

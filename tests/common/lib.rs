@@ -3,6 +3,7 @@
 mod alone;
 pub mod ports;
 mod process;
+mod threads;
 mod wait;
 
 use std::ops::Deref;
@@ -16,6 +17,7 @@ pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
     netns_link_of_this_thread, threads_of_this_process,
 };
+pub use threads::RawThread;
 pub use wait::{Gate, Pass, eventually, within};
 
 /// Fails the test, with the cure in the message, where it cannot work.

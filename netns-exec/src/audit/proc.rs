@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 
 use crate::sys::mount_table::netns_inode;
+use crate::sys::thread::FAULTS;
 
 /// A process's folder in /proc, kept open: it stays that of this process, when
 /// its number has become another's.
@@ -164,8 +165,21 @@ impl Status {
     }
 }
 
-/// The classic signals without SIGKILL and SIGSTOP, which cannot be blocked.
-const ORDINARY: u64 = 0x7fff_ffff & !(1 << (libc::SIGKILL - 1)) & !(1 << (libc::SIGSTOP - 1));
+/// The classic signals that workers block: not SIGKILL and SIGSTOP, which cannot
+/// be, nor what a fault raises.
+const ORDINARY: u64 = {
+    let mut mask = 0x7fff_ffff & !bit(libc::SIGKILL) & !bit(libc::SIGSTOP);
+    let mut at = 0;
+    while at < FAULTS.len() {
+        mask &= !bit(FAULTS[at] as libc::c_int);
+        at += 1;
+    }
+    mask
+};
+
+const fn bit(signal: libc::c_int) -> u64 {
+    1 << (signal - 1)
+}
 
 #[cfg(test)]
 mod tests {
@@ -173,7 +187,7 @@ mod tests {
 
     #[test]
     fn status_says_what_a_sealed_worker_is_known_by() {
-        let worker = "Name:\tns:a:b/0\nTgid:\t77\nKthread:\t0\nSigBlk:\tfffffffe7ffbfeff\n\
+        let worker = "Name:\tns:a:b/0\nTgid:\t77\nKthread:\t0\nSigBlk:\tfffffffe3ffbfa27\n\
             CapPrm:\t000001fffedfffff\nCapEff:\t000001fffedfffff\nSeccomp_filters:\t1\n";
         let expected = Status {
             tgid: 77,

@@ -138,8 +138,9 @@ impl Executor {
     /// # What a job inherits
     ///
     /// It runs on another thread: thread-locals are that thread's. All signals
-    /// are blocked there, and a [`Command`](std::process::Command) started there
-    /// passes that mask on to the child, which then ignores SIGTERM;
+    /// are blocked there, except for those that a fault of its own raises (such
+    /// as SIGSEGV), and a [`Command`](std::process::Command) started there passes
+    /// that mask on to the child, which then ignores SIGTERM;
     /// [`CommandExt::spawn_in`](crate::CommandExt::spawn_in) does not. A child
     /// that asks to be killed with its parent (`PR_SET_PDEATHSIG`) dies when the
     /// worker ends, for instance because it was idle.

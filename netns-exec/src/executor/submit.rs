@@ -78,12 +78,14 @@ pub(crate) fn forget_cached() {
     let _ = CACHED.try_with(Cell::take);
 }
 
-/// Whether the calling thread is a worker of this namespace and executor.
+/// Whether the calling thread is a worker of this namespace and executor, and
+/// still in that namespace.
 #[inline]
 pub(crate) fn is_inline(shared: &Shared, netns: NetnsId) -> bool {
     worker::with_current(|current| {
-        current
-            .is_some_and(|current| current.group.id() == netns && current.shared.key == shared.key)
+        current.is_some_and(|current| {
+            current.group.id() == netns && current.shared.key == shared.key && current.is_in_place()
+        })
     })
 }
 

@@ -17,6 +17,7 @@
 //! is given [`GRACE`] to do so.
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -98,7 +99,7 @@ impl Detect {
     }
 
     pub(super) fn install(&self) -> io::Result<Watch> {
-        let place = Place::here()?;
+        let place = Rc::new(Place::here()?);
         let recorder = self.recording.start();
         if recorder.is_none() && self.recording != Recording::Nothing {
             // Each event locks two pages of memory; kernel.perf_event_mlock_kb
@@ -117,7 +118,7 @@ impl Detect {
 
 /// Watches one worker.
 pub(super) struct Watch {
-    place: Place,
+    place: Rc<Place>,
     recorder: Option<Recorder>,
     tasks: Arc<TaskDir>,
     home: NsLink,
@@ -134,6 +135,10 @@ struct Suspicion {
 }
 
 impl Watch {
+    pub(super) fn place(&self) -> Rc<Place> {
+        Rc::clone(&self.place)
+    }
+
     #[inline]
     pub(super) fn after_job(&mut self, registration: &Registration) -> Verdict {
         let nothing = (self.recorder.as_ref())

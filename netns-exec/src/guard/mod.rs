@@ -12,6 +12,7 @@ mod seal;
 use std::any::Any;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use crate::error::{Error, Result};
 use crate::roster::Registration;
@@ -221,7 +222,7 @@ impl Policy {
             Mechanism::Detect(detect) => {
                 FenceKind::Detect(Box::new(detect.install().map_err(failed)?))
             }
-            Mechanism::Off => FenceKind::Off(Place::here().map_err(failed)?),
+            Mechanism::Off => FenceKind::Off(Rc::new(Place::here().map_err(failed)?)),
         };
         Ok(Fence { kind, registration })
     }
@@ -236,7 +237,7 @@ pub(crate) struct Fence {
 enum FenceKind {
     Seal(seal::Sealed),
     Detect(Box<detect::Watch>),
-    Off(Place),
+    Off(Rc<Place>),
 }
 
 /// What was found when a job was over. All but `Clean` end the worker.
@@ -278,6 +279,15 @@ impl Fence {
         }
     }
 
+    /// Where the thread belongs, if a job could take it elsewhere.
+    pub(crate) fn place(&self) -> Option<Rc<Place>> {
+        match &self.kind {
+            FenceKind::Seal(_) => None,
+            FenceKind::Detect(watch) => Some(watch.place()),
+            FenceKind::Off(place) => Some(Rc::clone(place)),
+        }
+    }
+
     /// Puts right, before the worker sleeps, what a job may have changed.
     ///
     /// A job that unblocked signals would make its worker the one that runs
@@ -300,7 +310,7 @@ impl Fence {
 }
 
 /// Where a thread belongs.
-struct Place {
+pub(crate) struct Place {
     probe: NsProbe,
     link: NsLink,
     /// Keeps the inode number in `link` from being given to another namespace
@@ -318,6 +328,11 @@ impl Place {
             probe,
             _netns: netns,
         })
+    }
+
+    /// Tells whether the thread is known to be there.
+    pub(crate) fn is_kept(&self) -> bool {
+        matches!(self.verdict(), Verdict::Clean)
     }
 
     #[inline]

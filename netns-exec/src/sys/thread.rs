@@ -3,7 +3,7 @@
 use std::io;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::{Pid, getpid, gettid};
 
 /// The calling thread's id, as `ps -L` shows it.
@@ -11,10 +11,26 @@ pub(crate) fn tid() -> u32 {
     gettid().as_raw().unsigned_abs()
 }
 
-/// Blocks every signal on the calling thread, and returns the mask before.
+/// What a thread's own fault raises. When that is blocked the kernel ends the
+/// process at once, past every handler: a stack overflow would go unreported,
+/// and a runtime that handles its own page faults could not be used in a job.
+pub(crate) const FAULTS: [Signal; 6] = [
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGTRAP,
+    Signal::SIGSYS,
+];
+
+/// Blocks every signal on the calling thread but the [`FAULTS`], and returns the
+/// mask before.
 pub(crate) fn block_signals() -> io::Result<SigSet> {
-    SigSet::all()
-        .thread_swap_mask(SigmaskHow::SIG_SETMASK)
+    let mut mask = SigSet::all();
+    for fault in FAULTS {
+        mask.remove(fault);
+    }
+    mask.thread_swap_mask(SigmaskHow::SIG_SETMASK)
         .map_err(io::Error::from)
 }
 
