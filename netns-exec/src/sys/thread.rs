@@ -1,6 +1,7 @@
 //! What belongs to one thread: its signal mask, its CPUs, its id.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
@@ -79,11 +80,18 @@ pub(crate) fn bring(tid: u32, cpu: u32) -> io::Result<()> {
 /// its namespaces a moment later, and its entry in `/proc` after that.
 pub(crate) fn wait_gone(tid: u32) {
     let entry = format!("/proc/self/task/{tid}");
+    let entry = std::path::Path::new(&entry);
     // Bounded: the kernel may have given the number to another thread already.
-    for _ in 0..1000 {
-        if !std::path::Path::new(&entry).exists() {
-            return;
+    // In time and not in rounds, because on a busy machine the dying thread may
+    // have to wait for a CPU.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let mut rounds = 0;
+    while entry.exists() && Instant::now() < deadline {
+        rounds += 1;
+        if rounds < 100 {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(Duration::from_micros(50));
         }
-        std::thread::yield_now();
     }
 }
