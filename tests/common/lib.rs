@@ -76,6 +76,11 @@ impl TempNetns {
         &self.netns
     }
 
+    /// Drops the handle and keeps the name, which is the caller's from now on.
+    pub fn keep_name(mut self) {
+        self.name.clear();
+    }
+
     /// Deletes the name and drops the handle.
     pub fn delete(self) {
         Netns::delete(&self.name).expect("the name is there");
