@@ -40,6 +40,9 @@ static WATCH: Watch = Watch::new(&[Notification::MountEvents, Notification::Moun
 /// Calls `on_unmounted` each time the namespace is left without a bind mount in
 /// this process's mount namespace after it had one; not when it never had one.
 ///
+/// With `had_name` it is known that it once had one, so if that is gone already,
+/// the call comes at once.
+///
 /// While subscribed, the caller holds the namespace (a thread in it will do):
 /// its inode number, which is what the mount table shows, would otherwise come
 /// to mean another one. A call too many is possible when the number was another
@@ -57,9 +60,10 @@ static WATCH: Watch = Watch::new(&[Notification::MountEvents, Notification::Moun
 pub(crate) fn subscribe(
     inode: u64,
     id: NetnsId,
+    had_name: bool,
     on_unmounted: impl Fn() + Send + Sync + 'static,
 ) -> Result<Subscription> {
-    WATCH.subscribe(inode, id, Arc::new(on_unmounted))
+    WATCH.subscribe(inode, id, had_name, Arc::new(on_unmounted))
 }
 
 /// Returns once the watch's thread has ended, unless somebody still subscribes.
@@ -140,6 +144,7 @@ impl Watch {
         &'static self,
         inode: u64,
         id: NetnsId,
+        had_name: bool,
         on_unmounted: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<Subscription> {
         let mut state = self.state.lock();
@@ -148,7 +153,7 @@ impl Watch {
         let subscriber = Subscriber {
             inode,
             id,
-            mounted: false,
+            mounted: had_name,
             on_unmounted,
         };
         // Before the thread is there, which would end if nobody subscribed.
@@ -178,7 +183,7 @@ impl Watch {
         }
         // By now it may have been unmounted, and the watch may have heard of
         // that when nobody cared.
-        if mounted {
+        if mounted || had_name {
             state.wake();
         }
         Ok(subscription)
@@ -465,6 +470,7 @@ mod tests {
             .subscribe(
                 inode,
                 netns.id(),
+                false,
                 Arc::new(move || told.send(()).unwrap_or_default()),
             )
             .expect("the watch can be had");
@@ -598,7 +604,7 @@ mod tests {
                     let (told, calls) = channel();
                     let told = move || told.send(Instant::now()).unwrap_or_default();
                     let _subscription = watch
-                        .subscribe(inode, id, Arc::new(told))
+                        .subscribe(inode, id, false, Arc::new(told))
                         .expect("as above");
                     ip("del");
                     let deleted = Instant::now();
@@ -646,6 +652,30 @@ mod tests {
     }
 
     #[test]
+    fn name_that_was_lost_before_anybody_watched_is_reported_at_once() {
+        for kind in KINDS {
+            let (watch, dir) = (fresh_watch(kind), Dir::new());
+            let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
+            let inode = fstat(&netns).expect("an open file").st_ino;
+            let subscribe = || {
+                let (told, calls) = channel();
+                let callback = Arc::new(move || told.send(()).unwrap_or_default());
+                let subscription = watch.subscribe(inode, netns.id(), true, callback);
+                (subscription.expect("the watch can be had"), calls)
+            };
+            let (_subscription, calls) = subscribe();
+            calls.recv_timeout(LONG).expect("it has no name");
+
+            let target = dir.bind(&netns, "name");
+            let (_subscription, calls) = subscribe();
+            sync(watch, &dir);
+            assert!(calls.try_recv().is_err(), "{kind:?}: it has one");
+            unmount(&target);
+            calls.recv_timeout(LONG).expect("an unmount is reported");
+        }
+    }
+
+    #[test]
     fn callback_may_unsubscribe_subscribe_and_panic() {
         for kind in KINDS {
             let (watch, dir) = (fresh_watch(kind), Dir::new());
@@ -662,6 +692,7 @@ mod tests {
                     let next = watch.subscribe(
                         inode,
                         id,
+                        false,
                         Arc::new(move || told.send(()).unwrap_or_default()),
                     );
                     drop(own.lock().replace(next.expect("the watch is running")));
@@ -669,7 +700,7 @@ mod tests {
                 }
             };
             let subscription = watch
-                .subscribe(inode, id, Arc::new(callback))
+                .subscribe(inode, id, false, Arc::new(callback))
                 .expect("as above");
             *own.lock() = Some(subscription);
             unmount(&target);

@@ -3,6 +3,7 @@
 mod alone;
 pub mod ports;
 mod process;
+mod signals;
 mod threads;
 mod wait;
 
@@ -17,6 +18,7 @@ pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
     netns_link_of_this_thread, settle, sleeps_soundly, threads_of_this_process,
 };
+pub use signals::SignalLog;
 pub use threads::RawThread;
 pub use wait::{Gate, Pass, eventually, within};
 
@@ -72,6 +74,11 @@ impl TempNetns {
     /// The handle.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// Drops the handle and keeps the name, which is the caller's from now on.
+    pub fn keep_name(mut self) {
+        self.name.clear();
     }
 
     /// Deletes the name and drops the handle.

@@ -477,13 +477,19 @@ impl Group {
         let Some(netns) = self.state.lock().netns.clone() else {
             return;
         };
-        let (id, weak) = (self.id, Arc::downgrade(shared));
+        let (id, weak, named) = (self.id, Arc::downgrade(shared), netns.downgrade());
         let retire = move || {
+            // Calls that still come have workers that idle, as in a namespace
+            // that never had a name.
+            named.note_lost_name();
             if let Some(shared) = weak.upgrade() {
                 shared.retire(id);
             }
         };
-        let subscribed = (netns.inode()).and_then(|inode| watch::subscribe(inode, id, retire));
+        // A job that was quick to end may find its namespace deleted by now.
+        let had_name = netns.had_name();
+        let subscribed =
+            (netns.inode()).and_then(|inode| watch::subscribe(inode, id, had_name, retire));
         match subscribed {
             Ok(subscription) => {
                 let mut state = self.state.lock();

@@ -4,11 +4,13 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::stat::fstat;
 
 use super::NetnsId;
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// A cheap, clonable handle to one network namespace.
 ///
@@ -48,14 +50,40 @@ pub(super) struct Inner {
     fd: OwnedFd,
     pub(super) id: NetnsId,
     pub(super) label: Arc<str>,
+    /// This process gave it a name when it made it.
+    pub(super) named: bool,
+    /// It was found without a name since. Whoever holds it now wants it as it is.
+    pub(super) lost_name: AtomicBool,
 }
 
 impl Netns {
     /// `fd` must be an open network namespace and `id` its id.
-    pub(super) fn from_parts(fd: OwnedFd, id: NetnsId, label: Arc<str>) -> Netns {
+    pub(super) fn from_parts(fd: OwnedFd, id: NetnsId, label: Arc<str>, named: bool) -> Netns {
         Netns {
-            inner: Arc::new(Inner { fd, id, label }),
+            inner: Arc::new(Inner {
+                fd,
+                id,
+                label,
+                named,
+                lost_name: AtomicBool::new(false),
+            }),
         }
+    }
+
+    /// Notes that the namespace was given a name. To be called on the handle that
+    /// was just made.
+    pub(super) fn with_name(mut self) -> Netns {
+        let inner = Arc::get_mut(&mut self.inner);
+        inner.expect("nobody else has it yet").named = true;
+        self
+    }
+
+    /// Tells whether it is known that the namespace had a name, whether or not it
+    /// still has: this process named it, or it was opened by a name that is gone.
+    /// `false` when its loss was noted before.
+    pub(crate) fn had_name(&self) -> bool {
+        !self.inner.lost_name.load(Ordering::Relaxed)
+            && (self.inner.named || sys::netns::is_detached(self.as_fd()))
     }
 
     /// Wraps what is known to be a network namespace; without a label it is
@@ -69,7 +97,7 @@ impl Netns {
             Some(label) => label.into(),
             None => format!("netns:{id}").into(),
         };
-        Ok(Netns::from_parts(fd, id, label))
+        Ok(Netns::from_parts(fd, id, label, false))
     }
 
     /// Returns the namespace's never-reused id.

@@ -110,7 +110,7 @@ impl Netns {
             Home::get()?.visit(move || make(&path, &attempt))
         };
         let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
-        Netns::wrap(fd, Some(name), &attempt)
+        Netns::wrap(fd, Some(name), &attempt).map(Netns::with_name)
     }
 
     /// Takes the name away, as `ip netns del` does.

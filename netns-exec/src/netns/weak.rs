@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::{Inner, Netns, NetnsId};
@@ -34,6 +35,7 @@ pub struct WeakNetns {
     inner: Weak<Inner>,
     id: NetnsId,
     label: Arc<str>,
+    named: bool,
     /// `None` on kernels without file handles of namespaces.
     handle: Option<FileHandle>,
 }
@@ -55,6 +57,7 @@ impl Netns {
             inner: Arc::downgrade(&self.inner),
             id: self.inner.id,
             label: Arc::clone(&self.inner.label),
+            named: self.inner.named,
             handle: FileHandle::of(self.as_fd()).ok(),
         }
     }
@@ -83,7 +86,19 @@ impl WeakNetns {
             Err(_) => Home::get().ok()?.call(move || handle.open()).ok()?,
         };
         let id = NetnsId::of(fd.as_fd()).ok().filter(|id| *id == self.id)?;
-        Some(Netns::from_parts(fd, id, Arc::clone(&self.label)))
+        Some(Netns::from_parts(
+            fd,
+            id,
+            Arc::clone(&self.label),
+            self.named,
+        ))
+    }
+
+    /// Notes, for handles that exist now, that the namespace has no name any more.
+    pub(crate) fn note_lost_name(&self) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.lost_name.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Returns the namespace's never-reused id.

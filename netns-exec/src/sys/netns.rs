@@ -166,6 +166,16 @@ pub(crate) fn is_on_nsfs(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(fstatfs(fd)?.filesystem_type().0 as i64 == NSFS_MAGIC)
 }
 
+/// Tells whether a namespace was opened through a bind mount that has been taken
+/// away since. `false` also where that cannot be told.
+///
+/// What is not mounted anywhere is called `net:[4026532177]` by `/proc`, what is
+/// mounted by its path; and a detached mount is the root of its own small tree.
+pub(crate) fn is_detached(fd: BorrowedFd<'_>) -> bool {
+    let link = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
+    std::fs::read_link(link).is_ok_and(|path| path == Path::new("/"))
+}
+
 /// Tells what an open file is. `EBADF` for a namespace opened with `O_PATH`.
 pub(crate) fn inspect(fd: BorrowedFd<'_>) -> io::Result<Found> {
     if !is_on_nsfs(fd)? {
