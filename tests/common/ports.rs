@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use netns_exec::ports::Protocol;
+use netns_exec::ports::{Allocator, Error, Lease, Ports, Protocol, Start};
 use netns_exec::{Executor, Netns};
 use nix::libc;
 use nix::sys::socket::{
@@ -43,6 +43,83 @@ pub fn set_sysctl(executor: &Executor, netns: &Netns, name: &str, value: &str) {
         .run(netns, || fs::write(path, value))
         .expect("a thread in the namespace")
         .unwrap_or_else(|error| panic!("cannot write {value:?} to {name}: {error}"));
+}
+
+/// Two namespaces, and an allocator whose walks begin at the lowest port.
+pub struct World {
+    /// Whose workers open the sockets.
+    pub executor: Executor,
+    /// What is tested.
+    pub ports: Allocator,
+    /// The one.
+    pub host: Netns,
+    /// The other.
+    pub child: Netns,
+}
+
+impl World {
+    /// Makes them.
+    #[expect(clippy::new_without_default, reason = "it does a lot")]
+    pub fn new() -> World {
+        let executor = Executor::new().expect("an executor");
+        World {
+            ports: Allocator::starting_at(&executor, Start::Beginning),
+            host: netns(),
+            child: netns(),
+            executor,
+        }
+    }
+
+    /// Asks for a port of 127.0.0.1 in both namespaces.
+    pub fn both(&self, protocol: Protocol, ports: Ports<'_>) -> Result<Lease, Error> {
+        self.ports
+            .request(protocol)
+            .on(&self.host, [V4])
+            .on(&self.child, [V4])
+            .ports(ports)
+            .acquire()
+    }
+
+    /// Asks for a port in the host namespace only.
+    pub fn host(&self, protocol: Protocol, addr: IpAddr, ports: Ports<'_>) -> Result<Lease, Error> {
+        self.ports
+            .request(protocol)
+            .on(&self.host, [addr])
+            .ports(ports)
+            .acquire()
+    }
+
+    /// Takes a port of 127.0.0.1 in one of them, and listens.
+    pub fn rival(&self, netns: &Netns, port: u16) -> OwnedFd {
+        rival(&self.executor, netns, Protocol::Tcp, V4, port)
+    }
+
+    /// Connects from inside of one of them.
+    pub fn connect(&self, netns: &Netns, addr: SocketAddr) -> std::io::Result<TcpStream> {
+        self.executor
+            .run(netns, || TcpStream::connect(addr))
+            .expect("a thread in the namespace")
+    }
+
+    /// Neither the kernel nor the table has anything left.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        for netns in [&self.host, &self.child] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                assert_eq!(sockets(&self.executor, netns, protocol), []);
+            }
+        }
+        assert_eq!(self.ports.leased(), []);
+    }
+}
+
+/// The error of a request that must fail.
+#[track_caller]
+pub fn refused(outcome: Result<Lease, Error>) -> Error {
+    match outcome {
+        Ok(lease) => panic!("leased after all: {lease:?}"),
+        Err(error) => error,
+    }
 }
 
 /// How a [`rival`] takes its port.

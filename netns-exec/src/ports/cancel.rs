@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::worker;
+
 /// Gives up the requests it was handed to with
 /// [`Request::cancel`](super::Request::cancel), from any thread.
 #[derive(Clone, Debug, Default)]
@@ -55,10 +57,13 @@ impl Cancel {
         child
     }
 
-    /// Sleeps for `pause`, or less when cancelled.
+    /// Sleeps for `pause`, or less when cancelled. A worker that does this, in a
+    /// job that asks for a port, lets another one serve its namespace meanwhile.
     pub(crate) fn sleep(&self, pause: Duration) {
-        let mut state = self.0.state.lock();
-        (self.0.changed).wait_while_for(&mut state, |state| !state.cancelled, pause);
+        worker::blocking(|| {
+            let mut state = self.0.state.lock();
+            (self.0.changed).wait_while_for(&mut state, |state| !state.cancelled, pause);
+        });
     }
 }
 
