@@ -9,6 +9,7 @@ mod failure;
 mod lease;
 mod ls;
 mod output;
+mod setting;
 mod target;
 mod userns;
 
