@@ -539,7 +539,7 @@ fn completions_know_the_subcommands() {
 fn help_has_examples_that_begin_with_the_command() {
     let all = output(&["--help"]);
     assert!(all.status.success());
-    for subcommand in ["demo", "exec", "completions"] {
+    for subcommand in ["demo", "exec", "bench", "completions"] {
         assert!(text(&all.stdout).contains(subcommand));
         let help = output(&[subcommand, "--help"]);
         let help = text(&help.stdout);

@@ -1,6 +1,5 @@
 //! `netns-exec demo`: the executor at work, with proof.
 
-use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -15,12 +14,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use netns_exec::{Executor, Netns, NetnsId, audit};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::sys::utsname::uname;
-use nix::unistd::getuid;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::{output, userns};
+use crate::output;
+use crate::setting::Setting;
 
 /// Ship closures to threads in many namespaces, and prove that none got lost
 ///
@@ -81,7 +79,8 @@ const PORT: u16 = 4242;
 const FIRST_TTL: u8 = 65;
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let setting = Setting::prepare(args.threads)?;
+    let setting = Setting::prepare()?;
+    let threads = args.threads.unwrap_or_else(default_threads);
     // Said before the first thing that could fail.
     let say = |text: String| match args.json {
         true => Ok(()),
@@ -97,16 +96,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         "{} namespaces, each with a listener of its own on 127.0.0.1:{PORT}; {} closures from {} threads\n",
         sites.len(),
         grouped(args.jobs),
-        setting.threads,
+        threads,
     ))?;
 
     let began = Instant::now();
-    let (tallies, mut watch) = ship(&executor, &sites, args.jobs, setting.threads)?;
+    let (tallies, mut watch) = ship(&executor, &sites, args.jobs, threads)?;
     let seconds = began.elapsed().as_secs_f64();
     executor.shutdown(None)?;
     watch.look()?;
 
-    let report = Report::new(setting, &sites, tallies, &watch, seconds);
+    let report = Report::new(setting, threads, &sites, tallies, &watch, seconds);
     match args.json {
         true => output::json(&report)?,
         false => report.show()?,
@@ -114,40 +113,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(!report.ok)))
 }
 
-impl Setting {
-    /// Sees to it that this process may make namespaces.
-    fn prepare(threads: Option<u16>) -> Result<Setting, Failure> {
-        let uid = getuid().as_raw();
-        let user_namespace = !userns::has_sys_admin()?;
-        if user_namespace {
-            userns::enter_new()?;
-        }
-        let kernel =
-            uname().map_err(|errno| Failure::io("cannot tell the kernel's release", errno))?;
-        Ok(Setting {
-            kernel: kernel.release().to_string_lossy().into_owned(),
-            uid,
-            user_namespace,
-            threads: threads.unwrap_or_else(|| {
-                let cpus = thread::available_parallelism().map_or(2, usize::from);
-                u16::try_from(2 * cpus).unwrap_or(u16::MAX).clamp(4, 64)
-            }),
-        })
-    }
-}
-
-impl fmt::Display for Setting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Linux {}, ", self.kernel)?;
-        match (self.uid, self.user_namespace) {
-            (0, false) => f.write_str("as root"),
-            (uid, false) => write!(f, "as user {uid} with CAP_SYS_ADMIN"),
-            (uid, true) => write!(
-                f,
-                "as user {uid}, root in a user namespace entered for this"
-            ),
-        }
-    }
+/// Two for each CPU, within reason.
+fn default_threads() -> u16 {
+    let cpus = thread::available_parallelism().map_or(2, usize::from);
+    u16::try_from(2 * cpus).unwrap_or(u16::MAX).clamp(4, 64)
 }
 
 /// One namespace, and what tells it from the others.
@@ -381,19 +350,11 @@ impl Percentiles {
     }
 }
 
-/// Where and as whom the demo runs.
-#[derive(Serialize)]
-struct Setting {
-    kernel: String,
-    uid: u32,
-    user_namespace: bool,
-    threads: u16,
-}
-
 #[derive(Serialize)]
 struct Report {
     #[serde(flatten)]
     setting: Setting,
+    threads: u16,
     port: u16,
     jobs: u64,
     seconds: f64,
@@ -434,6 +395,7 @@ impl Latency {
 impl Report {
     fn new(
         setting: Setting,
+        threads: u16,
         sites: &[Site],
         tallies: Vec<Tally>,
         watch: &Watch,
@@ -453,6 +415,7 @@ impl Report {
         let namespaces: Vec<Row> = rows.collect();
         let mut report = Report {
             setting,
+            threads,
             port: PORT,
             jobs: all.calls.len() as u64,
             seconds,
@@ -585,10 +548,15 @@ mod tests {
                 kernel: String::new(),
                 uid: 0,
                 user_namespace: false,
-                threads: 1,
             };
-            let mut report =
-                Report::new(setting, &[], Vec::new(), &Watch { looks: 1, strays }, 1.0);
+            let mut report = Report::new(
+                setting,
+                1,
+                &[],
+                Vec::new(),
+                &Watch { looks: 1, strays },
+                1.0,
+            );
             report.misplaced_jobs = misplaced;
             report.ok()
         };

@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod audit;
+mod bench;
 mod completions;
 mod demo;
 mod exec;
@@ -9,6 +10,7 @@ mod failure;
 mod lease;
 mod ls;
 mod output;
+mod setting;
 mod target;
 mod userns;
 
@@ -46,6 +48,7 @@ enum Command {
     Audit(audit::Args),
     Ls(ls::Args),
     Lease(lease::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
 }
 
@@ -57,6 +60,7 @@ impl Command {
             Command::Audit(args) => audit::run(args),
             Command::Ls(args) => ls::run(args),
             Command::Lease(args) => lease::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Completions(args) => completions::run(args),
         }
     }

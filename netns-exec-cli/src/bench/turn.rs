@@ -1,0 +1,235 @@
+//! One turn: one way to call into a namespace, timed in one regime.
+//!
+//! Every turn has a calling thread of its own, that ends with it. setns there
+//! and back needs that, for a way back that fails must leave nobody else's thread
+//! astray; and the others get the same.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::panic::resume_unwind;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netns_exec::{Executor, Netns, Pinned};
+use nix::sched::{CloneFlags, setns};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// How a closure gets into the namespace.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Way {
+    /// To a resident worker, through the handle that knows it.
+    PinnedRun,
+    /// To the same worker, looked up by its namespace.
+    ExecutorRun,
+    /// With the calling thread, which goes there and comes back.
+    SetnsInPlace,
+    /// On a thread that is made for it, goes there and ends.
+    ThreadPerCall,
+}
+
+impl Way {
+    pub(super) const ALL: [Way; 4] = [
+        Way::PinnedRun,
+        Way::ExecutorRun,
+        Way::SetnsInPlace,
+        Way::ThreadPerCall,
+    ];
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Way::PinnedRun => "Pinned::run",
+            Way::ExecutorRun => "Executor::run",
+            Way::SetnsInPlace => "setns in place",
+            Way::ThreadPerCall => "thread per call",
+        }
+    }
+}
+
+/// What the caller does between two calls.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Regime {
+    /// Nothing: it calls back to back.
+    Hot,
+    /// It sleeps for [`GAP`], so that the worker does too.
+    Parked,
+}
+
+impl Regime {
+    pub(super) const ALL: [Regime; 2] = [Regime::Hot, Regime::Parked];
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Regime::Hot => "hot",
+            Regime::Parked => "parked",
+        }
+    }
+}
+
+/// Between two calls of [`Regime::Parked`], and before each turn: time for a
+/// worker that still spins after its last turn to fall asleep.
+const GAP: Duration = Duration::from_millis(1);
+
+/// Calls before the clock counts in [`Regime::Parked`]: enough for caches, and
+/// for a worker to see that calls have become rare.
+const WARM_UP: u32 = 4;
+
+/// A sample of [`Regime::Hot`] lasts at least this long, so that reading the
+/// clock is lost in it.
+const SAMPLE: Duration = Duration::from_micros(4);
+const MAX_BATCH: u32 = 256;
+
+/// A namespace, and all that is needed to get there each way.
+pub(super) struct Course {
+    ns: Netns,
+    /// Where the calling threads are born.
+    back: File,
+    executor: Executor,
+    pinned: Pinned,
+}
+
+impl Course {
+    /// Starts the worker, and sees that every way leads to the namespace.
+    pub(super) fn open(ns: Netns) -> Result<Course, Failure> {
+        ns.check_enter()?;
+        let own = "/proc/thread-self/ns/net";
+        let back =
+            File::open(own).map_err(|error| Failure::io(format!("cannot open {own}"), error))?;
+        let executor = Executor::new()?;
+        let pinned = executor.pin(&ns)?;
+        let course = Course {
+            ns,
+            back,
+            executor,
+            pinned,
+        };
+        for way in Way::ALL {
+            let place = || course.call(way, Netns::current);
+            let place = on_a_thread_of_its_own(place)??;
+            if place != course.ns {
+                return Err(Failure::new(format!(
+                    "{} called into netns `{place}` instead of `{}`",
+                    way.label(),
+                    course.ns
+                )));
+            }
+        }
+        Ok(course)
+    }
+
+    /// Takes one turn of about this length, and returns the nanoseconds a call:
+    /// one sample at least.
+    pub(super) fn turn(
+        &self,
+        way: Way,
+        regime: Regime,
+        length: Duration,
+    ) -> Result<Vec<f64>, Failure> {
+        on_a_thread_of_its_own(|| {
+            thread::sleep(GAP);
+            match regime {
+                Regime::Hot => self.back_to_back(way, length),
+                Regime::Parked => self.apart(way, length),
+            }
+        })
+    }
+
+    /// Ends the worker and waits for it.
+    pub(super) fn close(self) -> Result<(), Failure> {
+        drop(self.pinned);
+        Ok(self.executor.shutdown(None)?)
+    }
+
+    fn back_to_back(&self, way: Way, length: Duration) -> Result<Vec<f64>, Failure> {
+        let warm_up = length / 4;
+        let mut batch = 1;
+        let began = Instant::now();
+        while began.elapsed() < warm_up {
+            if self.timed(way, batch)? < SAMPLE {
+                batch = (batch * 2).min(MAX_BATCH);
+            }
+        }
+        let mut samples = Vec::new();
+        while samples.is_empty() || began.elapsed() < length {
+            samples.push(nanoseconds(self.timed(way, batch)?) / f64::from(batch));
+        }
+        Ok(samples)
+    }
+
+    fn apart(&self, way: Way, length: Duration) -> Result<Vec<f64>, Failure> {
+        let began = Instant::now();
+        let call = || {
+            thread::sleep(GAP);
+            self.timed(way, 1)
+        };
+        for _ in 0..WARM_UP {
+            call()?;
+        }
+        let mut samples = Vec::new();
+        while samples.is_empty() || began.elapsed() < length {
+            samples.push(nanoseconds(call()?));
+        }
+        Ok(samples)
+    }
+
+    fn timed(&self, way: Way, calls: u32) -> Result<Duration, Failure> {
+        let began = Instant::now();
+        for _ in 0..calls {
+            self.call(way, || ())?;
+        }
+        Ok(began.elapsed())
+    }
+
+    /// Calls `f` in the namespace. Only on a thread that ends afterwards.
+    fn call<T: Send>(&self, way: Way, f: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+        match way {
+            Way::PinnedRun => Ok(self.pinned.run(f)?),
+            Way::ExecutorRun => Ok(self.executor.run(&self.ns, f)?),
+            Way::SetnsInPlace => {
+                self.enter()?;
+                let result = f();
+                self.come_back()?;
+                Ok(result)
+            }
+            Way::ThreadPerCall => on_a_thread_of_its_own(|| {
+                self.enter()?;
+                Ok(f())
+            }),
+        }
+    }
+
+    fn enter(&self) -> Result<(), Failure> {
+        setns(self.ns.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| {
+            Failure::io(format!("cannot enter netns `{}` in place", self.ns), errno)
+                .hint("setns(2) takes CAP_SYS_ADMIN, even to where one is: run this as root")
+        })
+    }
+
+    fn come_back(&self) -> Result<(), Failure> {
+        setns(&self.back, CloneFlags::CLONE_NEWNET).map_err(|errno| {
+            let attempt = format!("cannot come back from netns `{}`", self.ns);
+            Failure::io(attempt, errno).hint(
+                "setns in place takes CAP_SYS_ADMIN over the own namespace too, which a worker \
+                 does not: bring one of your own, `unshare --net netns-exec bench`",
+            )
+        })
+    }
+}
+
+/// Calls `f` on a thread that is made for it, and waits until that has ended.
+fn on_a_thread_of_its_own<T: Send>(
+    f: impl FnOnce() -> Result<T, Failure> + Send,
+) -> Result<T, Failure> {
+    thread::scope(|scope| {
+        let thread = (thread::Builder::new().spawn_scoped(scope, f))
+            .map_err(|error| Failure::io("cannot start a thread", error))?;
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+fn nanoseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e9
+}
