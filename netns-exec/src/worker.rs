@@ -254,6 +254,7 @@ impl Worker<'_> {
         if self.group.wants_leave(self.record.role) {
             return self.leave(lane, Leaving::Told);
         }
+        self.group.note_idle(self.shared);
         let parked = Instant::now();
         // On a CPU that both share, the caller is woken only to wait for this.
         if lane.sleep(Some(SETTLE)) {
@@ -267,7 +268,6 @@ impl Worker<'_> {
         }
         lane.note_cpus();
         self.group.watch_for_deletion(self.shared);
-        self.group.note_idle(self.shared);
         if lane.sleep(self.idle_timeout()) {
             return None;
         }
