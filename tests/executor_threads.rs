@@ -43,11 +43,21 @@ fn blocked_signals() -> u64 {
     u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
 }
 
-/// All that a thread can block: not SIGKILL, not SIGSTOP, and not the two that
-/// libc keeps for itself.
+/// What the threads of the library block, as `/proc` shows it: all but SIGKILL
+/// and SIGSTOP, which nobody can, the signals libc keeps to itself, and those
+/// that a thread's own faults raise.
 fn all_signals() -> u64 {
-    let keep = [9, 19, 32, 33].map(|signal| 1_u64 << (signal - 1));
-    !keep.iter().sum::<u64>()
+    let unblockable = [9, 19, 32, 33];
+    let faults = [
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGILL,
+        Signal::SIGFPE,
+        Signal::SIGTRAP,
+        Signal::SIGSYS,
+    ];
+    let kept = unblockable.into_iter().chain(faults.map(|fault| fault as i32));
+    !kept.map(|signal| 1_u64 << (signal - 1)).sum::<u64>()
 }
 
 #[test]
