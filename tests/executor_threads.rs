@@ -56,7 +56,9 @@ fn all_signals() -> u64 {
         Signal::SIGTRAP,
         Signal::SIGSYS,
     ];
-    let kept = unblockable.into_iter().chain(faults.map(|fault| fault as i32));
+    let kept = unblockable
+        .into_iter()
+        .chain(faults.map(|fault| fault as i32));
     !kept.map(|signal| 1_u64 << (signal - 1)).sum::<u64>()
 }
 
