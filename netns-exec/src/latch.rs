@@ -16,6 +16,7 @@
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::pace;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, futex_wait, futex_wake};
 
 const SET: u32 = 1;
@@ -97,6 +98,9 @@ impl Latch {
 
     /// Blocks until the latch is set or `deadline` has passed; tells which.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        if pace::look_if_it_pays(|| self.is_set()) {
+            return true;
+        }
         let mut state = self.state.load(Ordering::Acquire);
         loop {
             if state & SET != 0 {

@@ -12,6 +12,9 @@
 //! the same rule. Never when the worker last ran on the caller's own CPU: one of
 //! the two has to leave it.
 //!
+//! Whoever waits for a job's latch or for room in a queue does as callers do, with
+//! a credit of its thread's own ([`look_if_it_pays`]).
+//!
 //! **How is a parked worker woken?** [`Wakes`] measures the three ways and takes
 //! the fastest, apart for each order of magnitude of the time the worker has slept
 //! (a CPU that has idled for longer takes longer to come back):
@@ -25,6 +28,9 @@
 //! A followed worker takes its own CPUs back before it touches the job, so nothing
 //! that a job starts inherits the detour.
 
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long anybody looks for something before sleeping. Long enough for whatever
@@ -59,33 +65,75 @@ pub(crate) fn look(mut found: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// With one CPU whoever looks keeps the other from working.
+pub(crate) fn may_look() -> bool {
+    static MAY: OnceLock<bool> = OnceLock::new();
+    *MAY.get_or_init(|| thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
+}
+
+/// Looks, if that has paid on this thread lately.
+pub(crate) fn look_if_it_pays(found: impl FnMut() -> bool) -> bool {
+    thread_local! {
+        static CREDIT: Cell<Credit> = const { Cell::new(Credit::new()) };
+    }
+    let mut credit = CREDIT.get();
+    let mut seen = false;
+    if may_look() && credit.allows() {
+        seen = look(found);
+        if seen {
+            credit.gain();
+        } else {
+            credit.lose();
+        }
+    }
+    CREDIT.set(credit);
+    seen
+}
+
 /// Whether looking has paid lately.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Credit(u8);
+pub(crate) struct Credit {
+    level: u8,
+    /// How often it was refused since the level is 0.
+    refused: u8,
+}
 
 impl Credit {
     const MAX: u8 = 8;
+    /// Without credit one look in so many is allowed all the same.
+    const PROBE: u8 = 64;
 
     pub(crate) const fn new() -> Credit {
-        Credit(1)
+        Credit {
+            level: 1,
+            refused: 0,
+        }
     }
 
     #[inline]
-    pub(crate) fn allows(self) -> bool {
-        self.0 > 0
+    pub(crate) fn allows(&mut self) -> bool {
+        if self.level > 0 {
+            return true;
+        }
+        self.refused += 1;
+        let probe = self.refused == Credit::PROBE;
+        if probe {
+            self.refused = 0;
+        }
+        probe
     }
 
     /// It paid, or would have.
     #[inline]
     pub(crate) fn gain(&mut self) {
-        if self.0 < Credit::MAX {
-            self.0 += 1;
+        if self.level < Credit::MAX {
+            self.level += 1;
         }
     }
 
-    /// It did not. One miss after many hits changes nothing; three in a row do.
+    /// It did not. One miss after many hits changes nothing; four in a row do.
     pub(crate) fn lose(&mut self) {
-        self.0 /= 2;
+        self.level /= 2;
     }
 }
 
@@ -238,7 +286,8 @@ mod tests {
         for _ in 0..3 {
             credit.lose();
         }
-        assert!(!credit.allows());
+        let allowed = (0..1280).filter(|_| credit.allows()).count();
+        assert_eq!(allowed, 1280 / usize::from(Credit::PROBE));
         credit.gain();
         assert!(credit.allows());
     }

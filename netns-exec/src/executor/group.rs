@@ -30,6 +30,7 @@ use crate::home::Home;
 use crate::job::JobRef;
 use crate::lane::{Claim, Lane, Serving};
 use crate::netns::{Netns, NetnsId};
+use crate::pace;
 use crate::watch;
 use crate::worker;
 use crate::worker::{Birth, Leaving, Record};
@@ -52,6 +53,8 @@ pub(crate) struct Group {
     receiver: Receiver<JobRef>,
     /// Workers, born or being born, that are not blocked in a call of their own.
     runnable: AtomicU32,
+    /// `state.live.len()`, for those who only want to know that it is not 0.
+    alive: AtomicU32,
     /// Set once: no worker stays when it has nothing to do.
     retiring: AtomicBool,
     /// Set once: the deletion watch has been asked.
@@ -108,6 +111,7 @@ impl Group {
             sender,
             receiver,
             runnable: AtomicU32::new(0),
+            alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
             watch_asked: AtomicBool::new(false),
             evictions: AtomicU32::new(0),
@@ -204,6 +208,12 @@ impl Group {
         }
     }
 
+    /// Whether there is a worker just now. It may leave before a job is pushed:
+    /// [`notify`](Group::notify) sees to that.
+    pub(crate) fn is_served(&self) -> bool {
+        self.alive.load(Ordering::Relaxed) > 0
+    }
+
     /// Puts a job in the queue, if there is room.
     pub(crate) fn try_push(&self, job: JobRef) -> Result<(), JobRef> {
         self.sender.try_send(job).map_err(|error| match error {
@@ -213,11 +223,16 @@ impl Group {
 
     /// Puts a job in the queue, and waits for room when there is none.
     pub(crate) fn push(&self, job: JobRef) {
-        let Err(job) = self.try_push(job) else {
+        let Err(mut job) = self.try_push(job) else {
             return;
         };
         worker::blocking(|| {
-            let mut job = job;
+            if pace::look_if_it_pays(|| !self.sender.is_full()) {
+                match self.try_push(job) {
+                    Ok(()) => return,
+                    Err(back) => job = back,
+                }
+            }
             let mut guard = self.room_lock.lock();
             loop {
                 self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -367,6 +382,7 @@ impl Group {
         let mut state = self.state.lock();
         state.starting -= 1;
         state.live.push(record);
+        self.alive.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_all();
     }
 
@@ -545,6 +561,7 @@ impl Group {
             return false;
         }
         state.live.retain(|live| live.number != record.number);
+        self.alive.fetch_sub(1, Ordering::Relaxed);
         state.done += record.counters.done();
         state.panicked += record.counters.panicked();
         if let Role::Lane(index) = record.role {

@@ -16,7 +16,7 @@ use super::submit::{Patience, Target};
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
 use crate::netns::NetnsId;
-use crate::{sys, worker};
+use crate::{pace, sys, worker};
 
 /// Keyed by the id, which is never reused. Only groups that may still get a
 /// worker are here.
@@ -53,7 +53,7 @@ impl Shared {
             capacity: Capacity::new(config.max_workers),
             config,
             policy,
-            may_spin: thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
+            may_spin: pace::may_look(),
             registry: RwLock::new(Registry::default()),
             leaving: Mutex::new(Vec::new()),
             next_group: AtomicU64::new(0),

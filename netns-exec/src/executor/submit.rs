@@ -68,7 +68,7 @@ struct Cached {
 }
 
 thread_local! {
-    /// The group of the calling thread's last `run`. It pins nothing: a group
+    /// The group of the calling thread's last `run` or `spawn`. It pins nothing: a group
     /// without workers holds no namespace.
     static CACHED: Cell<Option<Cached>> = const { Cell::new(None) };
 }
@@ -98,7 +98,20 @@ where
     if is_inline(shared, netns.id()) {
         return Ok(f());
     }
-    let cached = CACHED.take().filter(|cached| {
+    with_group(shared, netns, |group| run_on(shared, group, netns, f))?
+}
+
+/// Calls `f` with the group of a namespace, which this thread remembers.
+#[inline]
+fn with_group<R>(
+    shared: &Arc<Shared>,
+    netns: &impl Target,
+    f: impl FnOnce(&Arc<Group>) -> R,
+) -> Result<R> {
+    // Taken out meanwhile: `f` may get here again.
+    // Gone already when a thread-local's destructor calls.
+    let cached = CACHED.try_with(Cell::take).ok().flatten();
+    let cached = cached.filter(|cached| {
         cached.executor == shared.key
             && cached.group.id() == netns.id()
             && !cached.group.is_retiring()
@@ -107,12 +120,10 @@ where
         Some(cached) => cached.group,
         None => shared.group(netns)?,
     };
-    let result = run_on(shared, &group, netns, f);
-    CACHED.set(Some(Cached {
-        executor: shared.key,
-        group,
-    }));
-    result
+    let result = f(&group);
+    let executor = shared.key;
+    let _ = CACHED.try_with(|cached| cached.set(Some(Cached { executor, group })));
+    Ok(result)
 }
 
 /// Runs `f` in a namespace whose group is known, and has not to be alive any more.
@@ -149,10 +160,19 @@ pub(crate) fn queue(
     netns: &impl Target,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
+    let push = |group: &Arc<Group>, job| {
+        group.push(job);
+        settle(shared, netns, group);
+    };
+    if let Some(group) = known
+        && group.is_served()
+    {
+        push(group, job);
+        return Ok(());
+    }
     match started(shared, known, netns, Patience::Endless) {
         Ok(group) => {
-            group.push(job);
-            settle(shared, netns, &group);
+            push(&group, job);
             Ok(())
         }
         Err(error) => Err((job, error)),
@@ -202,9 +222,12 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    job::spawn(f, |job| queue(shared, known, netns, job))
-        .map(JoinHandle::new)
-        .map_err(|(error, _f)| error)
+    let spawn = |group: &Arc<Group>| job::spawn(f, |job| queue(shared, Some(group), netns, job));
+    let spawned = match known {
+        Some(group) => spawn(group),
+        None => with_group(shared, netns, spawn)?,
+    };
+    spawned.map(JoinHandle::new).map_err(|(error, _f)| error)
 }
 
 pub(crate) fn try_spawn<F, T>(
