@@ -9,7 +9,7 @@
 //!
 //! [`Guard::Detect`]: crate::Guard::Detect
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -20,13 +20,14 @@ use crate::sys;
 
 static ROSTER: Mutex<Roster> = Mutex::new(Roster {
     seats: BTreeMap::new(),
-    strays: BTreeSet::new(),
+    strays: BTreeMap::new(),
 });
 
 struct Roster {
     seats: BTreeMap<u32, Arc<Seat>>,
-    /// Threads that some job was already blamed for: each is reported once.
-    strays: BTreeSet<u32>,
+    /// Threads that some job was already blamed for, and when they started: each
+    /// is reported once, and another one that gets its number is another one.
+    strays: BTreeMap<u32, u64>,
 }
 
 #[derive(Debug)]
@@ -71,10 +72,7 @@ fn register(netns: Option<NetnsId>) -> Registration {
         netns,
         state: AtomicU8::new(FREE),
     });
-    let mut roster = ROSTER.lock();
-    roster.seats.insert(tid, Arc::clone(&seat));
-    // The kernel gave a dead stray's number out again.
-    roster.strays.remove(&tid);
+    ROSTER.lock().seats.insert(tid, Arc::clone(&seat));
     Registration { tid, seat }
 }
 
@@ -89,22 +87,29 @@ pub(crate) fn netns_of(tid: u32) -> Option<NetnsId> {
     ROSTER.lock().seats.get(&tid).and_then(|seat| seat.netns)
 }
 
-/// Keeps of `alive`, all the threads there are, those that are neither
-/// workers nor reported before.
+/// Keeps of `alive`, all the threads there are, those that are no workers.
 pub(crate) fn unknown(alive: &[u32]) -> Vec<u32> {
     let roster = ROSTER.lock();
     (alive.iter().copied())
-        .filter(|tid| !roster.seats.contains_key(tid) && !roster.strays.contains(tid))
+        .filter(|tid| !roster.seats.contains_key(tid))
         .collect()
 }
 
-/// Blames the calling job for those of `tids` that no job was blamed for yet,
-/// and returns them. `alive` is what forgets the dead.
-pub(crate) fn claim(tids: &[u32], alive: &[u32]) -> Vec<u32> {
+/// Tells whether some job was already blamed for the thread that got this
+/// number at this time.
+pub(crate) fn is_reported(tid: u32, started: u64) -> bool {
+    ROSTER.lock().strays.get(&tid) == Some(&started)
+}
+
+/// Blames the calling job for those of `threads`, with the times they started,
+/// that no job was blamed for yet, and returns them. `alive` is what forgets the
+/// dead.
+pub(crate) fn claim(threads: &[(u32, u64)], alive: &[u32]) -> Vec<u32> {
     let mut roster = ROSTER.lock();
-    roster.strays.retain(|tid| alive.contains(tid));
-    (tids.iter().copied())
-        .filter(|&tid| roster.strays.insert(tid))
+    roster.strays.retain(|tid, _| alive.contains(tid));
+    (threads.iter().copied())
+        .filter(|&(tid, started)| roster.strays.insert(tid, started) != Some(started))
+        .map(|(tid, _)| tid)
         .collect()
 }
 

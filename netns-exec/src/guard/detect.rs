@@ -82,7 +82,7 @@ impl Detect {
         let tasks = TaskDir::open()?;
         let home = NsProbe::of_this_thread()?.read()?;
         // What will be needed later must be known to work.
-        tasks.is_exiting(crate::sys::thread::tid())?;
+        tasks.alive_since(crate::sys::thread::tid())?;
         Ok(Detect {
             tasks: Arc::new(tasks),
             home,
@@ -251,8 +251,11 @@ impl Watch {
                 } else {
                     link == self.place.link
                 };
-                if astray && !self.tasks.is_exiting(tid)? {
-                    if mine { &mut known } else { &mut unclear }.push(tid);
+                if astray
+                    && let Some(started) = self.tasks.alive_since(tid)?
+                    && !roster::is_reported(tid, started)
+                {
+                    if mine { &mut known } else { &mut unclear }.push((tid, started));
                 }
             }
             if known.is_empty() && unclear.is_empty() {

@@ -402,6 +402,25 @@ mod detect {
     }
 
     #[test]
+    fn thread_with_the_number_of_one_reported_before_is_reported() {
+        watched(|fence| {
+            let mut lingering = None;
+            let verdict = job(fence, || {
+                let thread = Lingering::named("namesake");
+                // As if a thread of this number had been reported and had ended.
+                crate::roster::claim(&[(thread.tid, 0)], &[thread.tid]);
+                lingering = Some(thread);
+            });
+            let lingering = lingering.expect("the job ran");
+            assert!(
+                matches!(&verdict, Verdict::LeftThreads(left) if left[0].tid == lingering.tid),
+                "{verdict:?}"
+            );
+            lingering.end();
+        });
+    }
+
+    #[test]
     fn thread_of_a_thread_that_is_gone_is_reported() {
         watched(|fence| {
             let mut lingering = None;

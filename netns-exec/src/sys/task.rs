@@ -112,25 +112,30 @@ impl TaskDir {
         }
     }
 
-    /// Tells whether the kernel is already taking the thread down. It does so
-    /// for a moment after a join has returned.
-    pub(crate) fn is_exiting(&self, tid: u32) -> io::Result<bool> {
+    /// Tells when the thread started, in the kernel's clock ticks, which tells it
+    /// from earlier owners of its number. `None` when it has ended, or the kernel
+    /// is already taking it down, as it does for a moment after a join has
+    /// returned.
+    pub(crate) fn alive_since(&self, tid: u32) -> io::Result<Option<u64>> {
         /// `PF_EXITING`, see linux/sched.h.
         const EXITING: u32 = 0x4;
 
         let stat = match self.read(&format!("{tid}/stat")) {
             Ok(stat) => stat,
             Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ESRCH) => return Ok(true),
+                Some(libc::ENOENT | libc::ESRCH) => return Ok(None),
                 _ => return Err(error),
             },
         };
-        // The name, in parentheses, may hold anything; the flags are the
-        // seventh field behind it, see proc_pid_stat(5).
-        let flags = (stat.rsplit(')').next())
-            .and_then(|fields| fields.split_ascii_whitespace().nth(6))
-            .and_then(|flags| flags.parse::<u32>().ok());
-        Ok(flags.is_some_and(|flags| flags & EXITING != 0))
+        // The name, in parentheses, may hold anything; behind it the flags are
+        // the seventh field and the start the twentieth, see proc_pid_stat(5).
+        let mut fields = (stat.rsplit(')').next().unwrap_or_default()).split_ascii_whitespace();
+        let flags = fields.nth(6).and_then(|flags| flags.parse::<u32>().ok());
+        let started = fields.nth(12).and_then(|started| started.parse().ok());
+        match (flags, started) {
+            (Some(flags), started) if flags & EXITING == 0 => Ok(started),
+            _ => Ok(None),
+        }
     }
 
     /// The thread's name, as far as it can be told.
