@@ -138,7 +138,11 @@ fn table_equals_the_kernels_list_after_many_leases_from_many_threads() {
     let lease_500 = |thread: usize| {
         let mut kept = Vec::new();
         for n in 0..500 {
-            let protocol = if (thread + n).is_multiple_of(3) { Udp } else { Tcp };
+            let protocol = if (thread + n).is_multiple_of(3) {
+                Udp
+            } else {
+                Tcp
+            };
             let addr = if n % 5 == 0 { V4_ANY } else { V4 };
             let request = ports.request(protocol).on(&first, [addr]);
             let request = request.on(&second, [V4]);

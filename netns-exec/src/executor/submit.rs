@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::handle::{JoinHandle, run_result};
 use crate::job::{self, JobRef};
 use crate::netns::{Netns, NetnsId, WeakNetns};
-use crate::worker;
+use crate::{sync, worker};
 
 /// What names the namespace of a call.
 pub(crate) trait Target {
@@ -67,10 +67,10 @@ struct Cached {
     group: Arc<Group>,
 }
 
-thread_local! {
+sync::local! {
     /// The group of the calling thread's last `run`. It pins nothing: a group
     /// without workers holds no namespace.
-    static CACHED: Cell<Option<Cached>> = const { Cell::new(None) };
+    static CACHED: Cell<Option<Cached>> = Cell::new(None);
 }
 
 /// Drops what the calling thread remembers of its last call.
@@ -98,7 +98,7 @@ where
     if is_inline(shared, netns.id()) {
         return Ok(f());
     }
-    let cached = CACHED.take().filter(|cached| {
+    let cached = CACHED.with(Cell::take).filter(|cached| {
         cached.executor == shared.key
             && cached.group.id() == netns.id()
             && !cached.group.is_retiring()
@@ -108,10 +108,11 @@ where
         None => shared.group(netns)?,
     };
     let result = run_on(shared, &group, netns, f);
-    CACHED.set(Some(Cached {
+    let cached = Some(Cached {
         executor: shared.key,
         group,
-    }));
+    });
+    CACHED.with(|cell| cell.set(cached));
     result
 }
 
