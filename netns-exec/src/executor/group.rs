@@ -438,7 +438,8 @@ impl Group {
 
     /// Says that a worker is about to wait for a job elsewhere.
     pub(crate) fn worker_blocks(self: &Arc<Self>, shared: &Arc<Shared>) {
-        self.runnable.fetch_sub(1, Ordering::SeqCst);
+        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
         if self.runnable.load(Ordering::Relaxed) == 0 && self.has_queued() {
             let orphans = self.rescue(shared);
@@ -538,7 +539,8 @@ impl Group {
                 lane.refuse();
             }
         }
-        self.runnable.fetch_sub(1, Ordering::SeqCst);
+        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
         if self.has_queued() && !spoiled {
             self.runnable.fetch_add(1, Ordering::SeqCst);
@@ -577,7 +579,8 @@ impl Group {
     ) -> Option<Leaving> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
-        self.runnable.fetch_sub(1, Ordering::SeqCst);
+        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
         if self.has_queued() && self.runnable.load(Ordering::Relaxed) == 0 {
             self.runnable.fetch_add(1, Ordering::SeqCst);
