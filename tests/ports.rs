@@ -478,6 +478,25 @@ fn revoked_lease_owns_nothing_though_a_copy_of_its_socket_lives() {
 
 // Dynamic ranges
 
+/// What std reads first are 32 bytes, and these files are read only once.
+#[test]
+fn long_list_of_reserved_ports_is_read_whole() {
+    let w = World::new();
+    let even = (40000..40020).step_by(2).map(|port: u16| port.to_string());
+    let even = even.collect::<Vec<_>>().join(",");
+    let sysctl = [
+        ("ip_local_port_range", "40000 40019"),
+        ("ip_local_reserved_ports", &even),
+    ];
+    for (name, value) in sysctl {
+        set_sysctl(&w.executor, &w.host, &format!("net/ipv4/{name}"), value);
+    }
+    let lease = || w.host(Tcp, V4, Ports::Dynamic { of: &w.host });
+    let leases: Vec<_> = (0..10).map(|_| lease().unwrap()).collect();
+    assert!(leases.iter().all(|lease| lease.port() % 2 == 1));
+    assert_eq!(refused(lease()).counts().reserved, 10);
+}
+
 #[test]
 fn dynamic_range_is_that_of_the_named_namespace_less_what_any_member_reserves() {
     let w = World::new();

@@ -1,9 +1,12 @@
 //! The port settings of a namespace, as its own files under /proc/sys show
 //! them to a thread that is in it.
 
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::str;
 
 /// What IANA leaves to everybody, for where the kernel does not say.
 const FALLBACK: RangeInclusive<u16> = 49152..=65535;
@@ -16,21 +19,69 @@ pub(crate) struct LocalPorts {
 }
 
 impl LocalPorts {
-    /// Reads the settings of the calling thread's namespace: /proc/sys/net
-    /// follows the thread that opens the file.
+    /// Reads the settings of the calling thread's namespace.
     pub(crate) fn read() -> LocalPorts {
-        LocalPorts::parse(
-            fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range"),
-            fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports"),
-        )
+        Files::open().read(&mut vec![0; ROOM])
     }
+}
 
-    fn parse(range: io::Result<String>, reserved: io::Result<String>) -> LocalPorts {
-        LocalPorts {
-            range: (range.ok().as_deref().and_then(parse_range)).unwrap_or(FALLBACK),
-            reserved: reserved.as_deref().map(parse_list).unwrap_or_default(),
+/// A list of every other port has less than 200,000 characters.
+pub(crate) const ROOM: usize = 256 * 1024;
+
+/// The files with the settings of one namespace: that of the thread that opens
+/// them, whoever reads them then. The kernel may have none.
+#[derive(Debug)]
+pub(crate) struct Files {
+    range: Option<File>,
+    reserved: Option<File>,
+}
+
+impl Files {
+    /// Opens those of the calling thread's namespace.
+    pub(crate) fn open() -> Files {
+        let open = |name| File::open(Path::new("/proc/sys/net/ipv4").join(name)).ok();
+        Files {
+            range: open("ip_local_port_range"),
+            reserved: open("ip_local_reserved_ports"),
         }
     }
+
+    fn read(&self, room: &mut [u8]) -> LocalPorts {
+        LocalPorts {
+            range: self.range(room),
+            reserved: self.reserved(room).collect(),
+        }
+    }
+
+    /// Reads the range, by way of `room`.
+    pub(crate) fn range(&self, room: &mut [u8]) -> RangeInclusive<u16> {
+        let text = read_at_once(self.range.as_ref(), room);
+        parse_range(text).unwrap_or(FALLBACK)
+    }
+
+    /// Reads the reserved ports, by way of `room`, which is [`ROOM`] long.
+    pub(crate) fn reserved<'a>(
+        &self,
+        room: &'a mut [u8],
+    ) -> impl Iterator<Item = RangeInclusive<u16>> + use<'a> {
+        parse_list(read_at_once(self.reserved.as_ref(), room))
+    }
+}
+
+/// Reads a file of /proc/sys by a single call: a second one would find the end,
+/// however little the first had room for, and what std reads first are 32 bytes.
+fn read_at_once<'a>(file: Option<&File>, room: &'a mut [u8]) -> &'a str {
+    let len = file.map_or(Ok(0), |file| {
+        loop {
+            match file.read_at(room, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        }
+    });
+    let text = len.ok().and_then(|len| room.get(..len));
+    text.and_then(|text| str::from_utf8(text).ok())
+        .unwrap_or_default()
 }
 
 /// "32768\t60999\n"
@@ -42,39 +93,35 @@ fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
 }
 
 /// "8080,9000-9010\n"
-fn parse_list(text: &str) -> Vec<RangeInclusive<u16>> {
-    text.trim()
-        .split(',')
-        .filter_map(|part| {
-            let (low, high) = part.split_once('-').unwrap_or((part, part));
-            Some(low.parse().ok()?..=high.parse().ok()?)
-        })
-        .collect()
+fn parse_list(text: &str) -> impl Iterator<Item = RangeInclusive<u16>> {
+    text.trim().split(',').filter_map(|part| {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        Some(low.parse().ok()?..=high.parse().ok()?)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(range: &str, reserved: &str) -> LocalPorts {
-        LocalPorts::parse(Ok(range.to_owned()), Ok(reserved.to_owned()))
-    }
-
     #[test]
     fn settings_read_as_the_kernel_writes_them() {
-        let ports = parse("32768\t60999\n", "8080,9000-9010\n");
-        assert_eq!(ports.range, 32768..=60999);
-        assert_eq!(ports.reserved, [8080..=8080, 9000..=9010]);
-        assert_eq!(parse("1\t65535\n", "\n").reserved, []);
+        assert_eq!(parse_range("32768\t60999\n"), Some(32768..=60999));
+        let reserved: Vec<_> = parse_list("8080,9000-9010\n").collect();
+        assert_eq!(reserved, [8080..=8080, 9000..=9010]);
+        assert_eq!(parse_list("\n").count(), 0);
     }
 
     #[test]
     fn unreadable_settings_fall_back() {
-        let missing = || Err(io::Error::from(io::ErrorKind::NotFound));
-        let ports = LocalPorts::parse(missing(), missing());
+        let missing = Files {
+            range: None,
+            reserved: None,
+        };
+        let ports = missing.read(&mut [0; 100]);
         assert_eq!(ports.range, FALLBACK);
         assert_eq!(ports.reserved, []);
-        assert_eq!(parse("60999 32768", "").range, FALLBACK);
-        assert_eq!(parse("what", "").range, FALLBACK);
+        assert_eq!(parse_range("60999 32768"), None);
+        assert_eq!(parse_range("what"), None);
     }
 }
