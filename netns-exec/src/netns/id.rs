@@ -41,8 +41,7 @@ impl NetnsId {
         self.0
     }
 
-    /// The id of no namespace in particular.
-    #[cfg(test)]
+    /// An id that was passed on as a number.
     pub(crate) fn from_raw(id: u64) -> NetnsId {
         NetnsId(id)
     }

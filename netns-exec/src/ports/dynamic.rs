@@ -46,6 +46,11 @@ impl Files {
         }
     }
 
+    /// The open files.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &File> {
+        self.range.iter().chain(&self.reserved)
+    }
+
     fn read(&self, room: &mut [u8]) -> LocalPorts {
         LocalPorts {
             range: self.range(room),

@@ -90,7 +90,7 @@ pub enum ErrorKind {
     Socket,
     /// The time ran out first.
     Deadline,
-    /// The broker did not do its part.
+    /// A socket could not be had from a broker.
     Broker,
     /// No thread could be had in the namespace.
     Namespace,
@@ -198,7 +198,11 @@ impl Error {
         stage: Stage,
         cause: io::Error,
     ) -> Self {
-        let mut error = Error::new(ErrorKind::Socket, "");
+        let kind = match stage {
+            Stage::Transfer => ErrorKind::Broker,
+            _ => ErrorKind::Socket,
+        };
+        let mut error = Error::new(kind, "");
         error.0.endpoint = Some(endpoint);
         error.0.port = port;
         error.0.stage = Some(stage);
@@ -259,6 +263,14 @@ impl Error {
     pub(crate) fn thread(cause: crate::Error) -> Self {
         let mut error = Error::new(ErrorKind::Namespace, "cannot wait for a port");
         error.0.cause = Cause::Enter(cause);
+        error
+    }
+
+    /// A broker that cannot be started or reached.
+    pub(crate) fn broker(attempt: impl Into<Cow<'static, str>>, cause: io::Error) -> Self {
+        let mut error = Error::new(ErrorKind::Broker, attempt);
+        error.0.stage = Some(Stage::Transfer);
+        error.0.cause = Cause::Os(cause);
         error
     }
 
@@ -334,7 +346,14 @@ impl Error {
             (ErrorKind::Socket, _, Errno::EPROTONOSUPPORT) => {
                 Some("this kernel was built without the protocol")
             }
-            (ErrorKind::Socket, _, Errno::EMFILE) => {
+            (ErrorKind::Broker, _, Errno::EPIPE | Errno::ECONNRESET) => {
+                Some("the broker is gone, and with it the way to its namespace")
+            }
+            (ErrorKind::Broker, _, Errno::ETOOMANYREFS) => Some(
+                "too many descriptors are on their way between processes, see getrlimit(2) and \
+                 RLIMIT_NOFILE",
+            ),
+            (ErrorKind::Socket | ErrorKind::Broker, _, Errno::EMFILE) => {
                 Some("the limit on open files of this process is reached, see `ulimit -n`")
             }
             _ => None,
@@ -357,7 +376,7 @@ impl fmt::Display for Error {
                 endpoint.addr,
                 endpoint.label
             )?,
-            (ErrorKind::Socket, Some(endpoint)) => {
+            (ErrorKind::Socket | ErrorKind::Broker, Some(endpoint)) => {
                 let what = match inner.stage {
                     Some(Stage::Socket) | None => "open a socket for",
                     Some(Stage::Option) => "set an option of",

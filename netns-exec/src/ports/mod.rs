@@ -52,6 +52,13 @@
 //! need `CAP_NET_BIND_SERVICE`, and the default [`Gate`] for TCP needs
 //! `CAP_NET_ADMIN`, both over the namespace.
 //!
+//! # Rootless
+//!
+//! A process that is inside a user and a network namespace of its own cannot
+//! enter the host's any more. It spawns a [`Broker`] before it goes in, and
+//! names it as a member. One that keeps to the host's network namespace, and has
+//! a detached one besides, needs none: its threads can enter that.
+//!
 //! # Limits
 //!
 //! A link-local IPv6 address cannot be asked for, for want of its scope.
@@ -59,6 +66,7 @@
 //! copy of a UDP socket that was handed on owns its port until it is closed.
 
 mod acquire;
+mod broker;
 mod cancel;
 mod dynamic;
 mod error;
@@ -78,6 +86,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use acquire::Acquire;
+pub use broker::Broker;
 pub use cancel::Cancel;
 pub use error::{Counts, Endpoint, Error, ErrorKind, Stage};
 pub use gate::{Fallback, Gate, GateState};

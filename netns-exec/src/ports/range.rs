@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 
-use super::Protocol;
+use super::{Broker, Protocol};
 use crate::netns::{Netns, NetnsId};
 
 /// Which ports a request may have.
@@ -23,6 +23,11 @@ pub enum Ports<'a> {
     Dynamic {
         /// The namespace whose range it is; it need not be a member.
         of: &'a Netns,
+    },
+    /// As `Dynamic`, with the range of the namespace that a broker is in.
+    DynamicOfBroker {
+        /// The broker; it need not be a member.
+        of: &'a Broker,
     },
 }
 

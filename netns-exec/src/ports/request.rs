@@ -11,7 +11,7 @@ use super::lease::{Book, Lease};
 use super::opener::{Opener, Pinned};
 use super::table::overlap;
 use super::walk::Walk;
-use super::{Error, Gate, Ports, Protocol};
+use super::{Broker, Error, Gate, Ports, Protocol};
 use crate::executor::Executor;
 use crate::netns::Netns;
 
@@ -93,6 +93,11 @@ impl Request {
         self.on_opener(opener, addrs)
     }
 
+    /// Adds one member for each address, in the namespace of a broker.
+    pub fn on_broker(self, broker: &Broker, addrs: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.on_opener(Arc::new(broker.clone()), addrs)
+    }
+
     fn pinned(&self, netns: &Netns) -> Arc<dyn Opener> {
         Arc::new(Pinned {
             executor: self.executor.clone(),
@@ -123,6 +128,9 @@ impl Request {
             Ports::Range(range) => Choice::Range(range),
             Ports::Dynamic { of } => Choice::Dynamic {
                 of: self.pinned(of),
+            },
+            Ports::DynamicOfBroker { of } => Choice::Dynamic {
+                of: Arc::new(of.clone()),
             },
         });
         self

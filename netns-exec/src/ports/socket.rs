@@ -9,8 +9,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
+use super::broker::Client;
 use super::dynamic::LocalPorts;
 use super::{Fallback, Gate, GateState, Protocol, Stage};
 use crate::sys::socket as sys;
@@ -52,6 +54,8 @@ pub(crate) struct Fresh {
     fd: OwnedFd,
     spec: Spec,
     gate: GateState,
+    /// The broker that it came from.
+    broker: Option<Arc<Client>>,
 }
 
 /// A socket whose bind succeeded.
@@ -73,16 +77,28 @@ pub(crate) struct Unbound {
     pub(crate) fresh: Option<Fresh>,
 }
 
+impl Spec {
+    /// The family, type and protocol of such a socket.
+    pub(crate) fn kind(&self) -> [libc::c_int; 3] {
+        let domain = match self.addr {
+            IpAddr::V4(_) => libc::AF_INET,
+            IpAddr::V6(_) => libc::AF_INET6,
+        };
+        match self.protocol {
+            Protocol::Tcp => [domain, libc::SOCK_STREAM, libc::IPPROTO_TCP],
+            Protocol::Udp => [domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP],
+            Protocol::Sctp => [domain, libc::SOCK_STREAM, libc::IPPROTO_SCTP],
+        }
+    }
+}
+
+// A broker opens and binds sockets, and it can allocate no memory: these steps
+// must not.
 impl Fresh {
     /// Opens a socket in the namespace of the calling thread.
     pub(crate) fn open(spec: Spec) -> Result<Fresh, Fault> {
         let v6 = spec.addr.is_ipv6();
-        let domain = if v6 { libc::AF_INET6 } else { libc::AF_INET };
-        let (kind, protocol) = match spec.protocol {
-            Protocol::Tcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
-            Protocol::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
-            Protocol::Sctp => (libc::SOCK_STREAM, libc::IPPROTO_SCTP),
-        };
+        let [domain, kind, protocol] = spec.kind();
         let fd = sys::open(domain, kind, protocol).map_err(Fault::at(Stage::Socket))?;
 
         let option = Fault::at(Stage::Option);
@@ -97,6 +113,7 @@ impl Fresh {
                 Gate::Queue => GateState::Queueing,
                 Gate::Refuse => GateState::Refusing,
             },
+            broker: None,
         };
         match spec.protocol {
             Protocol::Tcp => {
@@ -151,11 +168,25 @@ impl Fresh {
             Protocol::Tcp | Protocol::Udp => sys::bind(&self.fd, addr),
         };
         if let Err(cause) = bound {
+            let fault = Fault {
+                stage: Stage::Bind,
+                cause,
+            };
+            match &self.broker {
+                // It may have a privilege over its namespace that we lack.
+                Some(broker) if fault.is_denied() && broker.binds_privileged_ports() => {
+                    return match broker.bind(self.spec, &(port..=port)) {
+                        Ok((bound, _)) => Ok(bound),
+                        Err(fault) => Err(Unbound {
+                            fault,
+                            fresh: Some(self),
+                        }),
+                    };
+                }
+                _ => {}
+            }
             return Err(Unbound {
-                fault: Fault {
-                    stage: Stage::Bind,
-                    cause,
-                },
+                fault,
                 fresh: self.is_reusable().then_some(self),
             });
         }
@@ -167,11 +198,18 @@ impl Fresh {
     }
 
     /// Binds to a port of `range` that the kernel finds free, and returns it.
+    /// A broker tries them all, at the cost of one message.
     ///
     /// The kernel honours the range only within the namespace's own
     /// (`ip_local_port_range`), and skips what the namespace reserves, so this
     /// can fail or miss where [`bind`](Self::bind) would not.
     pub(crate) fn bind_any_of(self, range: &RangeInclusive<u16>) -> Result<(Bound, u16), Unbound> {
+        if let Some(broker) = &self.broker {
+            return broker.bind(self.spec, range).map_err(|fault| Unbound {
+                fault,
+                fresh: Some(self),
+            });
+        }
         if let Err(cause) = sys::set_local_port_range(&self.fd, *range.start(), *range.end()) {
             return Err(Unbound {
                 fault: Fault {
@@ -194,6 +232,29 @@ impl Fresh {
         }
     }
 
+    /// Wraps a socket that a broker opened.
+    pub(crate) fn vended(
+        fd: OwnedFd,
+        spec: Spec,
+        gate: GateState,
+        broker: Option<Arc<Client>>,
+    ) -> Fresh {
+        Fresh {
+            fd,
+            spec,
+            gate,
+            broker,
+        }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn gate(&self) -> GateState {
+        self.gate
+    }
+
     /// Whether a failed bind leaves the socket as it was.
     fn is_reusable(&self) -> bool {
         // Known of the others; SCTP keeps a list of addresses on the side.
@@ -202,9 +263,22 @@ impl Fresh {
 }
 
 impl Bound {
+    /// Wraps a socket that a broker bound.
+    pub(crate) fn vended(fd: OwnedFd, spec: Spec, gate: GateState) -> Bound {
+        Bound(Fresh::vended(fd, spec, gate, None))
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+
+    pub(crate) fn gate(&self) -> GateState {
+        self.0.gate
+    }
+
     /// Takes the step that makes the port ours.
     pub(crate) fn own(self) -> Result<Owned, Fault> {
-        let Fresh { fd, spec, gate } = self.0;
+        let Fresh { fd, spec, gate, .. } = self.0;
         if spec.protocol != Protocol::Udp && gate != GateState::Refusing {
             sys::listen(&fd).map_err(Fault::at(Stage::Listen))?;
         }

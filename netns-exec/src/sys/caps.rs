@@ -62,6 +62,29 @@ pub(crate) fn has_sys_admin() -> io::Result<bool> {
     Ok(get()?[0].effective & BIT != 0)
 }
 
+/// May bind ports below `ip_unprivileged_port_start`.
+pub(crate) const NET_BIND_SERVICE: u64 = 1 << 10;
+/// May set up networks, and filter the packets of TCP sockets.
+pub(crate) const NET_ADMIN: u64 = 1 << 12;
+
+/// The effective capabilities of the calling thread.
+pub(crate) fn effective() -> io::Result<u64> {
+    let [low, high] = get()?;
+    Ok(u64::from(high.effective) << 32 | u64::from(low.effective))
+}
+
+/// Takes every capability from the calling thread but those in `kept`, which it
+/// keeps as far as it has them; no program that it executes inherits any.
+pub(crate) fn keep_only(kept: u64) -> io::Result<()> {
+    let mut sets = get()?;
+    for (word, kept) in sets.iter_mut().zip([kept as u32, (kept >> 32) as u32]) {
+        word.permitted &= kept;
+        word.effective &= kept;
+        word.inheritable = 0;
+    }
+    set(&sets)
+}
+
 /// Takes `CAP_SYS_ADMIN` from the calling thread, for good, and from no other;
 /// every other capability stays.
 ///

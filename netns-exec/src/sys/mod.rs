@@ -1,6 +1,7 @@
 //! Every raw system call, one file per kernel area. Functions here return
 //! [`std::io::Result`]; what was attempted on whose behalf is said above.
 
+pub(crate) mod apart;
 pub(crate) mod caps;
 pub(crate) mod futex;
 pub(crate) mod mount;
@@ -9,6 +10,7 @@ pub(crate) mod netns;
 pub(crate) mod perf;
 pub(crate) mod pidfd;
 pub(crate) mod process;
+pub(crate) mod scm;
 pub(crate) mod seccomp;
 pub(crate) mod socket;
 pub(crate) mod task;

@@ -65,6 +65,33 @@ pub(crate) fn local_addr(fd: impl AsFd) -> io::Result<Option<SocketAddr>> {
     Ok(v4.or_else(v6))
 }
 
+/// The family, type and protocol that the socket was opened with.
+pub(crate) fn kind(fd: impl AsFd) -> io::Result<[libc::c_int; 3]> {
+    let get = |name| {
+        let mut value: libc::c_int = 0;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes to a live variable.
+        let rc = unsafe {
+            libc::getsockopt(
+                fd.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                name,
+                (&raw mut value).cast(),
+                &mut len,
+            )
+        };
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(value)
+    };
+    Ok([
+        get(libc::SO_DOMAIN)?,
+        get(libc::SO_TYPE)?,
+        get(libc::SO_PROTOCOL)?,
+    ])
+}
+
 /// Ends listening in every copy of this descriptor.
 pub(crate) fn shut_down(fd: impl AsFd) -> io::Result<()> {
     socket::shutdown(fd.as_fd().as_raw_fd(), Shutdown::Both).map_err(io::Error::from)

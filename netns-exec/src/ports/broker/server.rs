@@ -1,0 +1,281 @@
+//! The broker's side: a process with one socket, serving it until it closes.
+//!
+//! It is forked from a process that may have other threads, one of which may
+//! have been allocating memory at that moment, so it can never allocate any:
+//! the lock would stay locked. Re-executing the program instead would take its
+//! cooperation, and refusing to start beside other threads would keep out
+//! programs that do their part in a child. So all buffers are made before the
+//! fork, and the loop consists of system calls.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libc::sock_filter;
+use nix::unistd::getpid;
+
+use super::protocol::{self, Hello, Malformed, Request};
+use crate::ports::Stage;
+use crate::ports::dynamic::{self, Files};
+use crate::ports::socket::{Bound, Fault, Fresh, Spec};
+use crate::sys::apart::{self, Allowed, Child};
+use crate::sys::{caps, netns, scm};
+
+/// What a broker keeps if it has it: to bind ports below 1024, and to filter
+/// the packets of TCP sockets.
+const CAPABILITIES: u64 = caps::NET_BIND_SERVICE | caps::NET_ADMIN;
+
+/// The state of a broker, made by the process that is about to fork.
+struct Server {
+    socket: OwnedFd,
+    files: Files,
+    hello: Hello,
+    filter: Vec<sock_filter>,
+    buffers: Buffers,
+    /// The number that the next request has, once there was a `Hello`.
+    next: Option<u32>,
+}
+
+/// Large enough from the start.
+struct Buffers {
+    request: Vec<u8>,
+    reply: Vec<u8>,
+    /// For the text of the port settings.
+    text: Vec<u8>,
+    reserved: Box<protocol::Bitmap>,
+    sockets: Box<[Option<Fresh>; protocol::MAX_SPECS]>,
+}
+
+/// Starts a broker in the namespace of the calling thread, that serves the
+/// other end of `socket`.
+// The one place outside of `sys` that has to vouch for something: that the loop
+// below is what a forked copy may run.
+#[allow(unsafe_code)]
+pub(super) fn start(socket: OwnedFd) -> io::Result<Child> {
+    let mut server = Server::new(socket)?;
+    // SAFETY: `serve` makes system calls and no others, and neither allocates
+    // nor frees: its buffers are large enough from the start, its errors are
+    // bare errnos, and it only borrows the server. A test of the broker runs
+    // under an allocator that kills it at the first attempt.
+    unsafe { apart::fork(|| server.serve()) }
+}
+
+/// The calls that the loop is made of.
+fn allowed(socket: BorrowedFd<'_>) -> [Allowed; 9] {
+    let any = |call| Allowed { call, only: None };
+    let only = |call, argument, values| Allowed {
+        call,
+        only: Some((argument, values)),
+    };
+    let ours = || vec![socket.as_raw_fd()];
+    [
+        only(libc::SYS_recvmsg, 0, ours()),
+        only(libc::SYS_sendmsg, 0, ours()),
+        only(libc::SYS_socket, 0, vec![libc::AF_INET, libc::AF_INET6]),
+        any(libc::SYS_setsockopt),
+        any(libc::SYS_bind),
+        any(libc::SYS_close),
+        any(libc::SYS_pread64),
+        // What std asks before it closes a descriptor, in debug builds.
+        only(libc::SYS_fcntl, 1, vec![libc::F_GETFD]),
+        any(libc::SYS_exit_group),
+    ]
+}
+
+impl Server {
+    fn new(socket: OwnedFd) -> io::Result<Server> {
+        Ok(Server {
+            hello: Hello {
+                // Of the calling thread's namespace, where the pair was made.
+                netns: netns::id_by_socket(socket.as_fd())?,
+                pid: 0,
+                capabilities: caps::effective()? & CAPABILITIES,
+            },
+            filter: apart::program(&allowed(socket.as_fd())),
+            files: Files::open(),
+            buffers: Buffers {
+                request: vec![0; protocol::MAX_REQUEST],
+                reply: Vec::with_capacity(protocol::MAX_REPLY),
+                text: vec![0; dynamic::ROOM],
+                reserved: Box::new(protocol::NOTHING_RESERVED),
+                sockets: Box::new([const { None }; protocol::MAX_SPECS]),
+            },
+            socket,
+            next: None,
+        })
+    }
+
+    fn serve(&mut self) -> i32 {
+        self.hello.pid = getpid().as_raw().unsigned_abs();
+        let confined = self.confine();
+        loop {
+            let received = scm::receive_bytes(self.socket.as_fd(), &mut self.buffers.request);
+            let Ok(received) = received else {
+                return libc::EXIT_FAILURE;
+            };
+            if received.len == 0 {
+                return libc::EXIT_SUCCESS;
+            }
+            if let Err(cause) = &confined {
+                // It is an answer to whatever was asked. Nobody hears it if
+                // even this cannot be sent.
+                let seq = protocol::seq_of(&self.buffers.request);
+                protocol::put_failed(seq, cause, &mut self.buffers.reply);
+                let _ = self.buffers.send(self.socket.as_fd(), None);
+                return libc::EXIT_FAILURE;
+            }
+            let sent = self.answer(received);
+            self.buffers.sockets.fill_with(|| None);
+            if sent.is_err() {
+                return libc::EXIT_FAILURE;
+            }
+        }
+    }
+
+    fn confine(&self) -> io::Result<()> {
+        let mut kept = [-1; 3];
+        let files = self.files.iter().map(AsRawFd::as_raw_fd);
+        let fds = files.chain([self.socket.as_raw_fd()]);
+        for (place, fd) in kept.iter_mut().zip(fds) {
+            *place = fd;
+        }
+        kept.sort_unstable();
+        let missing = kept.partition_point(|&fd| fd < 0);
+        apart::confine(kept.split_at(missing).1, CAPABILITIES, &self.filter)
+    }
+
+    /// Serves one request; fails when the answer cannot be sent.
+    fn answer(&mut self, received: scm::Received) -> io::Result<()> {
+        let Server {
+            socket,
+            files,
+            hello,
+            buffers,
+            next,
+            ..
+        } = self;
+        let message = buffers.request.get(..received.len).unwrap_or_default();
+        let seq = protocol::seq_of(message);
+        let request = if received.lost_fds {
+            Err(Malformed::Descriptors)
+        } else if received.is_cut {
+            Err(Malformed::Oversized)
+        } else {
+            protocol::decode_request(message)
+        };
+        let request = request.and_then(|(seq, request)| match request {
+            Request::Hello => Ok(request),
+            _ if *next == Some(seq) => Ok(request),
+            _ => Err(Malformed::Order),
+        });
+        match request {
+            Ok(_) => *next = Some(seq.wrapping_add(1)),
+            Err(reason) => {
+                protocol::put_malformed(seq, reason, &mut buffers.reply);
+                return buffers.send(socket.as_fd(), None);
+            }
+        }
+        match request {
+            Ok(Request::Hello) => {
+                protocol::put_hello_reply(seq, hello, &mut buffers.reply);
+                buffers.send(socket.as_fd(), None)
+            }
+            Ok(Request::Vend { specs, local_ports }) => {
+                let mut fault = None;
+                for (place, spec) in buffers.sockets.iter_mut().zip(specs.iter()) {
+                    match Fresh::open(spec) {
+                        Ok(fresh) => *place = Some(fresh),
+                        Err(refused) => {
+                            fault = Some(refused);
+                            break;
+                        }
+                    }
+                }
+                let range = local_ports.then(|| files.range(&mut buffers.text));
+                if local_ports {
+                    buffers.reserved.fill(0);
+                    for range in files.reserved(&mut buffers.text) {
+                        protocol::reserve(&mut buffers.reserved, range);
+                    }
+                }
+                buffers.send_vended(socket.as_fd(), seq, fault, range)
+            }
+            Ok(Request::Bind { spec, range }) => match bind_one_of(spec, range) {
+                Ok((bound, port)) => {
+                    protocol::put_bound(seq, bound.gate(), port, &mut buffers.reply);
+                    match buffers.send(socket.as_fd(), Some(&bound)) {
+                        Err(cause) => {
+                            let stage = Stage::Transfer;
+                            buffers.send_unbound(socket.as_fd(), seq, &Fault { stage, cause })
+                        }
+                        sent => sent,
+                    }
+                }
+                Err(fault) => buffers.send_unbound(socket.as_fd(), seq, &fault),
+            },
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Buffers {
+    fn send(&self, socket: BorrowedFd<'_>, bound: Option<&Bound>) -> io::Result<()> {
+        scm::send(socket, &self.reply, bound.into_iter().map(Bound::fd))
+    }
+
+    fn send_unbound(&mut self, socket: BorrowedFd<'_>, seq: u32, fault: &Fault) -> io::Result<()> {
+        protocol::put_unbound(seq, fault, &mut self.reply);
+        self.send(socket, None)
+    }
+
+    /// Sends the sockets with all that belongs to them. If they cannot be sent,
+    /// for too many are on their way, the rest still is.
+    fn send_vended(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        seq: u32,
+        fault: Option<Fault>,
+        range: Option<RangeInclusive<u16>>,
+    ) -> io::Result<()> {
+        let local_ports = range.as_ref().map(|range| (range, &*self.reserved));
+        let gates = self.sockets.iter().flatten().map(Fresh::gate);
+        protocol::put_vended(seq, gates, fault.as_ref(), local_ports, &mut self.reply);
+        let fds = self.sockets.iter().flatten().map(Fresh::fd);
+        let Err(cause) = scm::send(socket, &self.reply, fds) else {
+            return Ok(());
+        };
+        let fault = Fault {
+            stage: Stage::Transfer,
+            cause,
+        };
+        let none = self.sockets.iter().take(0).flatten().map(Fresh::gate);
+        protocol::put_vended(seq, none, Some(&fault), local_ports, &mut self.reply);
+        self.send(socket, None)
+    }
+}
+
+/// Walks over a range as a client would, which would take a message for each
+/// port.
+fn bind_one_of(spec: Spec, range: RangeInclusive<u16>) -> Result<(Bound, u16), Fault> {
+    let mut spare = None;
+    let mut last = None;
+    for port in range {
+        let fresh = match spare.take() {
+            Some(fresh) => fresh,
+            None => Fresh::open(spec)?,
+        };
+        match fresh.bind(port) {
+            Ok(bound) => return Ok((bound, port)),
+            Err(unbound) if unbound.fault.is_in_use() || unbound.fault.is_denied() => {
+                spare = unbound.fresh;
+                last = Some(unbound.fault);
+            }
+            Err(unbound) => return Err(unbound.fault),
+        }
+    }
+    Err(last.unwrap_or(Fault {
+        stage: Stage::Bind,
+        // For a range without ports, which no request has.
+        cause: io::Error::from_raw_os_error(libc::EADDRINUSE),
+    }))
+}
