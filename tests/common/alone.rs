@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What the process of its own is like.
@@ -67,7 +67,8 @@ pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
         return true;
     }
     super::require_root();
-    let binary = Binary::reachable_by_all();
+    let this = env::current_exe().expect("this program has a path");
+    let binary = Binary::reachable_by_all(&this);
     let mut command = match how {
         Alone::AsIs => Command::new(&binary.path),
         Alone::FreshRun
@@ -123,20 +124,26 @@ pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
     false
 }
 
-/// A copy of this program: the build's own folder may be closed to others.
-struct Binary {
-    path: PathBuf,
+/// A copy of a program: the build's own folder may be closed to others. It is
+/// removed on drop.
+pub struct Binary {
+    /// Where it is.
+    pub path: PathBuf,
 }
 
 impl Binary {
-    fn reachable_by_all() -> Binary {
+    /// Copies a program to where everybody may execute it.
+    ///
+    /// # Panics
+    ///
+    /// When that fails.
+    pub fn reachable_by_all(program: &Path) -> Binary {
         let path = env::temp_dir().join(super::unique_name());
-        let this = env::current_exe().expect("this program has a path");
         // Written by another process: a child that a test running beside this one
         // forks would hold a file that we write open, and then it cannot be
         // executed (ETXTBSY).
         let status = (Command::new("install").args(["-m", "755"]))
-            .args([&this, &path])
+            .args([program, &path])
             .status();
         assert!(
             status.is_ok_and(|status| status.success()),

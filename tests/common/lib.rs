@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use netns_exec::{Netns, NetnsId};
 
-pub use alone::{Alone, alone, alone_with, note};
+pub use alone::{Alone, Binary, alone, alone_with, note};
 pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
-    netns_link_of_this_thread, settle, sleeps_soundly, threads_of_this_process,
+    netns_link_of_this_thread, settle, sleeps_soundly, threads_of_this_process, wait_for_exit,
 };
 pub use signals::SignalLog;
 pub use threads::RawThread;

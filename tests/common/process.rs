@@ -1,7 +1,7 @@
 //! Looking at this process from inside.
 
 use std::fs;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Where the calling thread is: `net:[4026532177]`.
 pub fn netns_link_of_this_thread() -> String {
@@ -122,4 +122,22 @@ pub fn settle() {
         let mut tids = others.filter_map(|name| name.to_str()?.parse().ok());
         tids.all(sleeps_soundly)
     });
+}
+
+/// Waits until a process has ended, whoever its parent is; whether it has been
+/// reaped is another matter.
+#[allow(unsafe_code)]
+pub fn wait_for_exit(pid: u32) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    // SAFETY: the call takes two integers.
+    let fd = unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_open, pid, 0) };
+    match nix::errno::Errno::result(fd) {
+        Err(nix::errno::Errno::ESRCH) => return,
+        result => result.expect("a process can be opened"),
+    };
+    // SAFETY: the kernel just made this descriptor, and nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    let ended = poll(&mut fds, PollTimeout::from(10_000_u16)).expect("a wait");
+    assert_eq!(ended, 1, "process {pid} goes on");
 }
