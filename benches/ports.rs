@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use netns_exec::__private::fill_and_empty_port_table;
-use netns_exec::ports::{Allocator, Budget, Gate, Ports, Protocol, Start};
+use netns_exec::ports::{Allocator, Broker, Budget, Gate, Ports, Protocol, Start};
 use netns_exec::{Executor, Netns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -119,5 +119,32 @@ fn table(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lease, nearly_full, table);
+/// The same as `lease` and `nearly_full`, with the sockets from another process.
+fn broker(criterion: &mut Criterion) {
+    let executor = executor();
+    let host = netns();
+    let broker = executor.run(&host, Broker::spawn);
+    let broker = broker.expect("a worker").expect("a process");
+    let lease = |ports: &Allocator, range: RangeInclusive<u16>| {
+        let request = ports.request(Protocol::Tcp).on_broker(&broker, [ADDR]);
+        let request = request.gate(Gate::Queue).ports(Ports::Range(range));
+        request.acquire().expect("ports are free")
+    };
+    let mut group = criterion.benchmark_group("ports/broker");
+    group.bench_function("lease", |bencher| {
+        let ports = Allocator::new(&executor);
+        bencher.iter(|| lease(&ports, 33000..=33999));
+    });
+    let full = 20_000..=20_999;
+    let _busy = fill(&executor, &host, full.clone());
+    group.bench_function(BenchmarkId::new("one free of", 1_000), |bencher| {
+        bencher.iter(|| {
+            let ports = Allocator::starting_at(&executor, Start::Beginning);
+            lease(&ports, full.clone())
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, lease, nearly_full, table, broker);
 criterion_main!(benches);
