@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns, TrySpawnError};
 use netns_exec_tests::{
-    Gate, Pass, TempNetns, eventually, fresh, here, ip, sleeps_soundly, try_ip, within,
+    Alone, Gate, Pass, TempNetns, alone, eventually, fresh, here, ip, sleeps_soundly, try_ip,
+    within,
 };
 
 fn with_idle(timeout: Option<Duration>) -> Executor {
@@ -18,6 +19,12 @@ fn with_idle(timeout: Option<Duration>) -> Executor {
 }
 
 const SOON: Option<Duration> = Some(Duration::from_millis(1));
+
+/// In a process of its own: a child that another test starts has all our
+/// descriptors until it executes its program, and so keeps namespaces alive.
+fn alone_to_see_it_gone(test: &str) -> bool {
+    alone(test, Alone::AsIs)
+}
 
 /// Sends a message when it is dropped.
 struct Bell(mpsc::Sender<&'static str>, &'static str);
@@ -381,6 +388,9 @@ fn many_callers_share_few_workers() {
 
 #[test]
 fn namespace_is_gone_after_retire_and_so_is_its_veth_peer() {
+    if !alone_to_see_it_gone("namespace_is_gone_after_retire_and_so_is_its_veth_peer") {
+        return;
+    }
     let outer = TempNetns::new();
     let inner = TempNetns::new();
     ip(&[
@@ -576,10 +586,65 @@ fn name_made_anew_is_served_by_others_and_the_old_handle_means_the_old_one() {
     assert_ne!(before, new.id());
 }
 
+// Statistics of what comes and goes
+
+#[test]
+fn totals_are_exact_while_workers_come_and_go() {
+    let executor = with_idle(Some(Duration::from_micros(1)));
+    let netns = fresh();
+    let made = AtomicU32::new(0);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..1000 {
+                executor.run(&netns, || ()).unwrap();
+                made.fetch_add(1, Ordering::SeqCst);
+            }
+            over.store(true, Ordering::SeqCst);
+        });
+        while !over.load(Ordering::SeqCst) {
+            let at_least = u64::from(made.load(Ordering::SeqCst));
+            let done = executor.stats().done;
+            // The caller is one call ahead of its count at most.
+            let at_most = u64::from(made.load(Ordering::SeqCst)) + 1;
+            assert!(
+                (at_least..=at_most).contains(&done),
+                "{at_least} {done} {at_most}"
+            );
+        }
+    });
+    assert_eq!(executor.stats().done, 1000);
+}
+
+#[test]
+fn jobs_of_a_namespace_on_its_way_out_are_in_the_totals() {
+    let executor = Executor::new().unwrap();
+    let netns = fresh();
+    let gate = Gate::new();
+    executor.run(&netns, || ()).unwrap();
+    let running = busy(&executor, &netns, gate.pass());
+    gate.wait_for(1);
+    thread::scope(|scope| {
+        scope.spawn(|| executor.retire(&netns).unwrap());
+        eventually("retiring has begun", || {
+            executor.stats().per_netns.is_empty()
+        });
+        let stats = executor.stats();
+        assert_eq!((stats.workers, stats.running, stats.done), (1, 1, 1));
+        gate.open();
+    });
+    running.join().unwrap();
+    let stats = executor.stats();
+    assert_eq!((stats.workers, stats.running, stats.done), (0, 0, 2));
+}
+
 // The end of an executor
 
 #[test]
 fn dropping_the_last_handle_drains_and_joins() {
+    if !alone_to_see_it_gone("dropping_the_last_handle_drains_and_joins") {
+        return;
+    }
     let netns = fresh();
     let count = Arc::new(AtomicU32::new(0));
     let executor = Executor::builder().queue_depth(1000).build().unwrap();
@@ -909,6 +974,9 @@ fn sender_that_waits_for_room_at_shutdown_gets_an_answer() {
 
 #[test]
 fn many_executors_come_and_go_without_a_trace() {
+    if !alone_to_see_it_gone("many_executors_come_and_go_without_a_trace") {
+        return;
+    }
     let netns = fresh();
     for _ in 0..50 {
         let executor = Executor::builder().workers_per_netns(2).build().unwrap();

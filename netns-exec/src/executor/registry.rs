@@ -196,13 +196,19 @@ impl Shared {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let groups: Vec<_> = self.registry.read().values().cloned().collect();
-        let per_netns: Vec<_> = groups.iter().map(|group| group.stats()).collect();
-        Stats::of(
+        // Locked all the time: a group that dies moves its figures to the totals.
+        let registry = self.registry.read();
+        let per_netns = registry.values().map(|group| group.stats()).collect();
+        let leaving = self.leaving.lock().clone();
+        let leaving: Vec<_> = leaving.iter().map(|group| group.stats()).collect();
+        let mut stats = Stats {
+            done: self.done.load(Ordering::Relaxed),
+            panicked: self.panicked.load(Ordering::Relaxed),
             per_netns,
-            self.done.load(Ordering::Relaxed),
-            self.panicked.load(Ordering::Relaxed),
-        )
+            ..Stats::default()
+        };
+        stats.add_up(&leaving);
+        stats
     }
 }
 

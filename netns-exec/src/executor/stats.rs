@@ -20,7 +20,8 @@ pub struct Stats {
     pub done: u64,
     /// Jobs that have panicked.
     pub panicked: u64,
-    /// The same by namespace, for those that have workers now.
+    /// The same by namespace, for those that have workers now. What is being
+    /// [retired](crate::Executor::retire) is in the totals only.
     pub per_netns: Vec<NetnsStats>,
 }
 
@@ -46,21 +47,14 @@ pub struct NetnsStats {
 }
 
 impl Stats {
-    /// `done` and `panicked` are those of namespaces that have no workers now.
-    pub(crate) fn of(per_netns: Vec<NetnsStats>, done: u64, panicked: u64) -> Stats {
-        let mut stats = Stats {
-            done,
-            panicked,
-            ..Stats::default()
-        };
-        for netns in &per_netns {
-            stats.workers += netns.workers;
-            stats.queued += netns.queued;
-            stats.running += netns.running;
-            stats.done += netns.done;
-            stats.panicked += netns.panicked;
+    /// Adds the figures of `per_netns` and of `leaving` to the totals.
+    pub(crate) fn add_up(&mut self, leaving: &[NetnsStats]) {
+        for netns in self.per_netns.iter().chain(leaving) {
+            self.workers += netns.workers;
+            self.queued += netns.queued;
+            self.running += netns.running;
+            self.done += netns.done;
+            self.panicked += netns.panicked;
         }
-        stats.per_netns = per_netns;
-        stats
     }
 }
