@@ -137,6 +137,10 @@ impl Home {
 
     /// Queues `task` for the home thread, and does not wait for it.
     pub(crate) fn post(&self, task: Task) {
+        if cfg!(loom) {
+            // To a model it does not matter which thread does it.
+            return task();
+        }
         self.queue.lock().push_back(task);
         self.ready.notify_one();
     }

@@ -25,7 +25,6 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +37,7 @@ use std::time::Instant;
 use crate::error::Error;
 use crate::guard::{Fence, LeftThread, Verdict};
 use crate::latch::{FIRST_FLAG, Latch, WakerLatch};
+use crate::sync::UnsafeCell;
 
 const STARTED: u32 = FIRST_FLAG;
 const CANCELLED: u32 = FIRST_FLAG << 1;
@@ -232,7 +232,8 @@ where
     F: FnOnce() -> T + Send,
     T: Send,
 {
-    let job = StackJob {
+    #[cfg_attr(not(loom), expect(unused_mut, reason = "only models check"))]
+    let mut job = StackJob {
         header: Header {
             vtable: &StackJob::<F, T>::VTABLE,
         },
@@ -250,9 +251,13 @@ where
         job.latch.wait();
     }
     std::mem::forget(stay);
+    #[cfg(loom)]
+    job.latch.check_unused();
     match sent {
         Ok(()) => {
-            (job.ending.into_inner()).expect("whoever sets the latch stores the ending first")
+            // SAFETY: the latch is set, so the worker has left the cell to us.
+            let ending = job.ending.with_mut(|ending| unsafe { (*ending).take() });
+            ending.expect("whoever sets the latch stores the ending first")
         }
         Err((_never_sent, why)) => Ending::Aborted(why),
     }
@@ -281,11 +286,11 @@ where
         // SAFETY: the caller waits, so the job is live until its latch is set.
         let job = unsafe { job.cast::<Self>().as_ref() };
         // SAFETY: the `JobRef` that was consumed is the only way to the cells.
-        let f = unsafe { (*job.f.get()).take() };
+        let f = job.f.with_mut(|f| unsafe { (*f).take() });
         let ending = call(f.expect("a job runs once"), site);
         let after = After::of(&ending);
         // SAFETY: as above.
-        unsafe { *job.ending.get() = Some(ending) };
+        (job.ending).with_mut(|cell| unsafe { *cell = Some(ending) });
         let latch = &raw const job.latch;
         // SAFETY: live until this very call, the last touch.
         unsafe { Latch::set(latch) };
@@ -296,7 +301,7 @@ where
         // SAFETY: as in `execute`.
         let job = unsafe { job.cast::<Self>().as_ref() };
         // SAFETY: as in `execute`. The closure stays: its caller drops it.
-        unsafe { *job.ending.get() = Some(Ending::Aborted(why)) };
+        (job.ending).with_mut(|cell| unsafe { *cell = Some(Ending::Aborted(why)) });
         let latch = &raw const job.latch;
         // SAFETY: as in `execute`.
         unsafe { Latch::set(latch) };
@@ -366,7 +371,7 @@ impl<F, T, E: OnEnd> Packet<T> for HeapJob<F, T, E> {
 
     unsafe fn take_ending(&self) -> Option<Ending<T>> {
         // SAFETY: set and not detached: the cell belongs to the handle.
-        unsafe { (*self.ending.get()).take() }
+        (self.ending).with_mut(|ending| unsafe { (*ending).take() })
     }
 
     fn pack(&self) -> Pack<T> {
@@ -394,7 +399,8 @@ where
         // `spawn` made with `Arc::into_raw`.
         let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
         // SAFETY: only the queue's side touches the closure, and that is us.
-        let f = unsafe { (*job.f.get()).take() }.expect("a job runs once");
+        let f = job.f.with_mut(|f| unsafe { (*f).take() });
+        let f = f.expect("a job runs once");
         if !job.latch.try_flag(STARTED, CANCELLED) {
             drop_quietly(f);
             job.on_end.job_over(false);
@@ -410,7 +416,7 @@ where
         // SAFETY: as in `execute`.
         let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
         // SAFETY: as in `execute`.
-        drop_quietly(unsafe { (*job.f.get()).take() });
+        drop_quietly(job.f.with_mut(|f| unsafe { (*f).take() }));
         if job.latch.try_flag(STARTED, CANCELLED) {
             job.end(Ending::Aborted(why));
         } else {
@@ -422,12 +428,12 @@ where
     fn end(&self, ending: Ending<T>) {
         let panicked = matches!(ending, Ending::Panicked(_));
         // SAFETY: STARTED and not set: the cell belongs to the worker.
-        unsafe { *self.ending.get() = Some(ending) };
+        (self.ending).with_mut(|cell| unsafe { *cell = Some(ending) });
         let unclaimed = self.latch.complete() & DETACHED != 0;
         if unclaimed {
             // SAFETY: the handle was gone before the latch was set, so the cell
             // is still the worker's.
-            drop_quietly(unsafe { (*self.ending.get()).take() });
+            drop_quietly((self.ending).with_mut(|ending| unsafe { (*ending).take() }));
         }
         self.on_end.job_over(panicked && unclaimed);
     }
@@ -483,7 +489,7 @@ where
                 // SAFETY: the reference that came back owns what into_raw gave.
                 drop(unsafe { Arc::from_raw(raw) });
                 // SAFETY: no worker has ever seen the job.
-                let f = unsafe { (*self.job.f.get()).take() };
+                let f = self.job.f.with_mut(|f| unsafe { (*f).take() });
                 Err((why, f.expect("the job has not run")))
             }
         }

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use crate::job::{self, After, Ending, NoWayOut, Site};
 use crate::pace::{self, Credit, Wakes, Way};
-use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake};
+use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake, yield_now};
 use crate::sys::thread::{self, Cpus};
 
 const OWNED: u32 = 1;
@@ -516,7 +516,7 @@ pub(crate) struct Serving<'a> {
 }
 
 impl Serving<'_> {
-    /// Whether a call waits, or is just being posted.
+    /// Whether a call waits.
     #[inline]
     pub(crate) fn has_call(&self) -> bool {
         self.lane.there.0.posted.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
@@ -561,13 +561,20 @@ impl Serving<'_> {
         }
     }
 
+    /// Waits for the job of a caller that has claimed the lane.
+    ///
+    /// It follows within a few instructions, unless the caller was interrupted:
+    /// with a single CPU it is this thread that keeps it from going on.
+    pub(crate) fn await_post(&self) {
+        while !self.has_call() {
+            yield_now();
+        }
+    }
+
     /// Gives a call that came too late back to its caller.
     pub(crate) fn refuse(&mut self) {
         let number = self.served.wrapping_add(CALL);
-        // Claimed already; the post follows within a few instructions.
-        while self.lane.there.0.posted.load(Ordering::Acquire) != number {
-            std::thread::yield_now();
-        }
+        self.await_post();
         self.done(number | REFUSED);
     }
 

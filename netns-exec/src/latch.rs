@@ -132,6 +132,15 @@ impl Latch {
     }
 }
 
+#[cfg(loom)]
+impl Latch {
+    /// Fails the model if another thread may still touch the latch: its memory
+    /// is about to be used for something else.
+    pub(crate) fn check_unused(&mut self) {
+        self.state.with_mut(|_| ());
+    }
+}
+
 /// A latch that a thread waits on or a future polls, one at a time.
 #[derive(Debug)]
 pub(crate) struct WakerLatch {

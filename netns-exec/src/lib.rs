@@ -84,6 +84,8 @@
 //! * In a child made by fork(2) without exec the crate cannot be used if the
 //!   parent has used it.
 #![cfg(target_os = "linux")]
+// The models leave the kernel out.
+#![cfg_attr(loom, allow(dead_code))]
 
 pub mod audit;
 mod error;
@@ -94,6 +96,8 @@ mod home;
 mod job;
 mod lane;
 mod latch;
+#[cfg(all(test, loom))]
+mod models;
 mod netns;
 mod pace;
 pub mod ports;

@@ -1,17 +1,31 @@
-//! The atomics that hand-written synchronisation is made of: the standard ones,
-//! or loom's when the models run (`--cfg loom`).
-#![allow(unsafe_code)]
+//! What hand-written synchronisation is made of: the standard library's parts,
+//! crossbeam's and parking_lot's, or loom's when the models run (`--cfg loom`).
+//!
+//! Only what takes part in a protocol comes from here. Counters that nobody
+//! waits on, and locks that are not held across any of this, are the real ones
+//! even in a model.
+
+#[cfg(not(loom))]
+pub(crate) use native::*;
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, Ordering, fence};
-#[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, Ordering, fence};
-
-pub(crate) use cell::UnsafeCell;
-pub(crate) use futex::{futex_wait, futex_wake};
+mod model;
+#[cfg(loom)]
+pub(crate) use model::*;
 
 #[cfg(not(loom))]
-mod cell {
+mod native {
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    pub(crate) use std::thread;
+    pub(crate) use std::thread::yield_now;
+
+    use std::time::Duration;
+
+    pub(crate) use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+    pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
+
+    use crate::sys;
+
     /// The standard cell behind the interface of loom's, which sees every
     /// access and fails the model on a race.
     #[derive(Debug)]
@@ -22,23 +36,11 @@ mod cell {
             UnsafeCell(std::cell::UnsafeCell::new(value))
         }
 
+        #[inline]
         pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
             f(self.0.get())
         }
     }
-}
-
-#[cfg(loom)]
-mod cell {
-    pub(crate) use loom::cell::UnsafeCell;
-}
-
-#[cfg(not(loom))]
-mod futex {
-    use std::time::Duration;
-
-    use super::AtomicU32;
-    use crate::sys;
 
     /// Sleeps while `word` is `expected`; `false` when `timeout` ran out.
     pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) -> bool {
@@ -49,32 +51,14 @@ mod futex {
     pub(crate) fn futex_wake(word: *const AtomicU32) {
         sys::futex::wake(word, 1);
     }
-}
 
-#[cfg(loom)]
-mod futex {
-    use std::time::Duration;
-
-    use loom::sync::{Condvar, Mutex};
-
-    use super::{AtomicU32, Ordering};
-
-    loom::lazy_static! {
-        /// One lock and one condition for all words: every wake-up is a
-        /// spurious one for the others, which futex(2) allows.
-        static ref WAITERS: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+    /// As the standard one; loom's has no `const` initialisers.
+    macro_rules! local {
+        ($($(#[$doc:meta])* static $name:ident: $ty:ty = $init:expr;)*) => {
+            ::std::thread_local! {
+                $($(#[$doc])* static $name: $ty = const { $init };)*
+            }
+        };
     }
-
-    pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, _timeout: Option<Duration>) -> bool {
-        let guard = WAITERS.0.lock().unwrap();
-        if word.load(Ordering::Relaxed) == expected {
-            drop(WAITERS.1.wait(guard).unwrap());
-        }
-        true
-    }
-
-    pub(crate) fn futex_wake(_word: *const AtomicU32) {
-        let _guard = WAITERS.0.lock().unwrap();
-        WAITERS.1.notify_all();
-    }
+    pub(crate) use local;
 }

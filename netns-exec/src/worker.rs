@@ -17,7 +17,7 @@ use crate::job::{After, Counters, JobRef, Site};
 use crate::lane::Serving;
 use crate::netns::Netns;
 use crate::pace::{self, Credit};
-use crate::roster;
+use crate::{roster, sync};
 
 /// A worker that slept for so long is idle, and sees to itself: nobody waits for
 /// its CPU any more.
@@ -47,18 +47,18 @@ impl Current {
     }
 }
 
-thread_local! {
+sync::local! {
     /// Cheaper to ask than `CURRENT`, and enough for all but workers.
-    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
-    static CURRENT: OnceCell<Current> = const { OnceCell::new() };
+    static IS_WORKER: Cell<bool> = Cell::new(false);
+    static CURRENT: OnceCell<Current> = OnceCell::new();
     /// Whether the calling thread is inside [`blocking`].
-    static WAITS: Cell<bool> = const { Cell::new(false) };
+    static WAITS: Cell<bool> = Cell::new(false);
 }
 
 /// Calls `f` with the worker that the calling thread is, if it is one.
 #[inline]
 pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Current>) -> R) -> R {
-    if !IS_WORKER.get() {
+    if !IS_WORKER.with(Cell::get) {
         return f(None);
     }
     CURRENT.with(|current| f(current.get()))
@@ -67,7 +67,7 @@ pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Current>) -> R) -> R {
 /// Whether the calling thread is a worker, of whatever executor.
 #[inline]
 pub(crate) fn is_worker() -> bool {
-    IS_WORKER.get()
+    IS_WORKER.with(Cell::get)
 }
 
 /// Surrounds whatever makes a thread wait for a job.
@@ -78,16 +78,16 @@ pub(crate) fn is_worker() -> bool {
 pub(crate) fn blocking<R>(wait: impl FnOnce() -> R) -> R {
     // One wait can be part of another (for room in a queue, as part of a call):
     // the thread counts once.
-    if !IS_WORKER.get() || WAITS.get() {
+    if !IS_WORKER.with(Cell::get) || WAITS.with(Cell::get) {
         return wait();
     }
     with_current(|current| match current {
         Some(current) => {
-            WAITS.set(true);
+            WAITS.with(|it| it.set(true));
             current.group.worker_blocks(&current.shared);
             let result = wait();
             current.group.worker_goes_on();
-            WAITS.set(false);
+            WAITS.with(|it| it.set(false));
             result
         }
         None => wait(),
@@ -138,7 +138,7 @@ impl Birth {
             role,
             counters: Arc::clone(&counters),
         });
-        IS_WORKER.set(true);
+        IS_WORKER.with(|it| it.set(true));
         CURRENT.with(|current| {
             let _ = current.set(Current {
                 shared: Arc::clone(&shared),
@@ -229,6 +229,8 @@ impl Worker<'_> {
                         }
                     }
                     lane.end_busy();
+                } else {
+                    lane.await_post();
                 }
             } else if self.shared.may_spin && credit.allows() {
                 if pace::look(|| lane.has_call() || self.group.has_queued()) {
@@ -245,6 +247,7 @@ impl Worker<'_> {
     /// Sleeps until there may be work; says so when the worker has left instead.
     fn park(&mut self, lane: &mut Serving<'_>, credit: &mut Credit) -> Option<Leaving> {
         if !lane.begin_park() {
+            lane.await_post();
             return None;
         }
         if self.group.has_queued() {

@@ -16,11 +16,8 @@
 //! | last worker left         | let go of the namespace; the group is never used again |
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, Sender, TrySendError};
-use parking_lot::{Condvar, Mutex};
 
 use super::registry::{Registry, Shared};
 use super::stats::NetnsStats;
@@ -31,6 +28,10 @@ use crate::job::JobRef;
 use crate::lane::{Claim, Lane, Serving};
 use crate::netns::{Netns, NetnsId};
 use crate::pace;
+use crate::sync::{
+    self, AtomicBool, AtomicU32, Condvar, Mutex, Ordering, Receiver, Sender, TrySendError, fence,
+    thread,
+};
 use crate::watch;
 use crate::worker;
 use crate::worker::{Birth, Leaving, Record};
@@ -58,7 +59,7 @@ pub(crate) struct Group {
     /// Set once: no worker stays when it has nothing to do.
     retiring: AtomicBool,
     /// Set once: the deletion watch has been asked.
-    watch_asked: AtomicBool,
+    watch_asked: std::sync::atomic::AtomicBool,
     /// How many workers are asked to make room for another namespace's.
     evictions: AtomicU32,
     pins: AtomicU32,
@@ -102,7 +103,7 @@ pub(crate) struct Dead;
 
 impl Group {
     pub(crate) fn new(netns: &impl Target, serial: u64, lanes: usize, queue_depth: usize) -> Group {
-        let (sender, receiver) = crossbeam_channel::bounded(queue_depth);
+        let (sender, receiver) = sync::bounded(queue_depth);
         Group {
             id: netns.id(),
             serial,
@@ -113,7 +114,7 @@ impl Group {
             runnable: AtomicU32::new(0),
             alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
-            watch_asked: AtomicBool::new(false),
+            watch_asked: false.into(),
             evictions: AtomicU32::new(0),
             pins: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
@@ -181,6 +182,7 @@ impl Group {
             if state.dead || (self.is_retiring() && state.starting == 0) {
                 return Ok(Err(Dead));
             }
+            let mut failures = state.failures;
             if state.starting == 0 {
                 let netns = netns.netns()?;
                 if !shared.capacity.try_reserve() {
@@ -197,10 +199,13 @@ impl Group {
                     }
                 }
                 state.netns = Some(netns);
+                failures = state.failures;
                 self.begin_start(shared, &mut state, Role::Lane(0));
             }
-            let failures = state.failures;
-            self.changed.wait(&mut state);
+            // Without a home thread it has failed already.
+            if state.failures == failures {
+                self.changed.wait(&mut state);
+            }
             if state.failures != failures && state.live.is_empty() {
                 let failure = state.last_failure.as_ref();
                 return Err(failure.expect("counted with its error").duplicate());
@@ -358,7 +363,7 @@ impl Group {
         home.post(Box::new(move || {
             let (shared, group) = (Arc::clone(&birth.shared), Arc::clone(&birth.group));
             let spawned = shared.threads.spawn(number, group.id, group.serial, || {
-                std::thread::Builder::new()
+                thread::Builder::new()
                     .name(name)
                     .stack_size(shared.config.stack_size)
                     .spawn(move || birth.live())
@@ -449,7 +454,8 @@ impl Group {
 
     /// Says that a worker is about to wait for a job elsewhere.
     pub(crate) fn worker_blocks(self: &Arc<Self>, shared: &Arc<Shared>) {
-        self.runnable.fetch_sub(1, Ordering::SeqCst);
+        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
         if self.runnable.load(Ordering::Relaxed) == 0 && self.has_queued() {
             let orphans = self.rescue(shared);
@@ -485,6 +491,10 @@ impl Group {
     ///
     /// Called before a worker parks; only the first call does something.
     pub(crate) fn watch_for_deletion(&self, shared: &Arc<Shared>) {
+        if cfg!(loom) {
+            // Takes a thread of its own, and is told of by `retire` alone.
+            return;
+        }
         if self.watch_asked.load(Ordering::Relaxed)
             || self.watch_asked.swap(true, Ordering::Relaxed)
         {
@@ -551,7 +561,8 @@ impl Group {
                 lane.refuse();
             }
         }
-        self.runnable.fetch_sub(1, Ordering::SeqCst);
+        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
         if self.has_queued() && !spoiled {
             self.runnable.fetch_add(1, Ordering::SeqCst);
@@ -591,7 +602,8 @@ impl Group {
     ) -> Option<Leaving> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
-        self.runnable.fetch_sub(1, Ordering::SeqCst);
+        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
         if self.has_queued() && self.runnable.load(Ordering::Relaxed) == 0 {
             self.runnable.fetch_add(1, Ordering::SeqCst);

@@ -5,13 +5,15 @@ mod group;
 mod pinned;
 mod registry;
 mod stats;
-mod submit;
+pub(crate) mod submit;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use builder::Builder;
+#[cfg(all(test, loom))]
+pub(crate) use builder::Config;
 pub(crate) use group::{Group, Role};
 pub use pinned::Pinned;
 pub(crate) use registry::Shared;

@@ -1,13 +1,10 @@
 //! What the handles of one executor share: the groups of all namespaces in use,
 //! the threads, the room that is left for more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-
-use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::builder::Config;
 use super::group::Group;
@@ -16,6 +13,7 @@ use super::submit::{Patience, Target};
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
 use crate::netns::NetnsId;
+use crate::sync::{Condvar, Mutex, RwLock, thread};
 use crate::{pace, sys, worker};
 
 /// Keyed by the id, which is never reused. Only groups that may still get a
@@ -289,7 +287,8 @@ pub(crate) struct Threads {
 #[derive(Default)]
 struct ThreadsState {
     /// By the worker's number, from birth until joined.
-    handles: HashMap<u64, Thread>,
+    /// In that order, so that a model does the same each time.
+    handles: BTreeMap<u64, Thread>,
     /// Those that have nothing left to do but to end, with their thread ids.
     ended: Vec<(u64, u32)>,
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::handle::{JoinHandle, run_result};
 use crate::job::{self, JobRef};
 use crate::netns::{Netns, NetnsId, WeakNetns};
-use crate::worker;
+use crate::{sync, worker};
 
 /// What names the namespace of a call.
 pub(crate) trait Target {
@@ -67,10 +67,10 @@ struct Cached {
     group: Arc<Group>,
 }
 
-thread_local! {
+sync::local! {
     /// The group of the calling thread's last `run` or `spawn`. It pins nothing: a group
     /// without workers holds no namespace.
-    static CACHED: Cell<Option<Cached>> = const { Cell::new(None) };
+    static CACHED: Cell<Option<Cached>> = Cell::new(None);
 }
 
 /// Drops what the calling thread remembers of its last call.

@@ -1,0 +1,289 @@
+//! The executor as it is, with one namespace: the queue, the coming and going
+//! of workers, and calls that wait for others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{STACK, check_deep, spawn_deep};
+use crate::executor::submit::{self, Patience};
+use crate::executor::{Config, Group, Shared};
+use crate::guard::{Guard, Policy};
+use crate::handle::JoinHandle;
+use crate::netns::Netns;
+use crate::sync::{Condvar, Mutex, yield_now};
+use crate::worker;
+
+/// An executor and the only namespace it serves.
+#[derive(Clone)]
+struct Fixture {
+    shared: Arc<Shared>,
+    netns: Netns,
+}
+
+impl Fixture {
+    fn new(adjust: impl FnOnce(&mut Config)) -> Fixture {
+        let mut config = Config {
+            workers_per_netns: 1,
+            max_workers: None,
+            queue_depth: 4,
+            idle_timeout: None,
+            stack_size: STACK,
+            name_prefix: String::new(),
+        };
+        adjust(&mut config);
+        let policy = Policy::prepare(Guard::Off).unwrap();
+        let mut shared = Shared::new(config, policy);
+        shared.may_spin = false;
+        Fixture {
+            shared: Arc::new(shared),
+            netns: Netns::current().unwrap(),
+        }
+    }
+
+    /// The group, with its first worker started.
+    fn group(&self) -> Arc<Group> {
+        submit::started(&self.shared, None, &self.netns, Patience::Endless).unwrap()
+    }
+
+    fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        submit::run(&self.shared, &self.netns, f).unwrap()
+    }
+
+    fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        submit::spawn(&self.shared, None, &self.netns, f).unwrap()
+    }
+
+    /// Ends the workers, which loom would call a deadlock otherwise, and with
+    /// them whatever they had left undone.
+    fn close(self) {
+        for group in self.shared.close() {
+            group.wait_empty(None);
+        }
+        self.shared.threads.join_all();
+    }
+}
+
+/// Waits, without telling the executor, until there is something to wait for.
+fn wait_for<T>(handle: &Mutex<Option<T>>) -> T {
+    loop {
+        if let Some(handle) = handle.lock().take() {
+            return handle;
+        }
+        yield_now();
+    }
+}
+
+#[test]
+fn first_call_starts_a_worker() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        assert_eq!(fixture.run(|| 7), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn job_in_the_queue_finds_a_worker_that_is_about_to_park() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        assert_eq!(fixture.spawn(|| 7).join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn call_meets_a_worker_that_leaves_for_being_idle() {
+    check_deep(1, || {
+        // Time is up as soon as a worker has nothing to do.
+        let fixture = Fixture::new(|config| config.idle_timeout = Some(Duration::ZERO));
+        let group = fixture.group();
+        let n = submit::run_on(&fixture.shared, &group, &fixture.netns, || 7);
+        assert_eq!(n.unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn queued_job_meets_a_worker_that_leaves_for_being_idle() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.idle_timeout = Some(Duration::ZERO));
+        fixture.group();
+        assert_eq!(fixture.spawn(|| 7).join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn call_meets_retirement() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let caller = spawn_deep({
+            let fixture = fixture.clone();
+            move || fixture.run(|| 7)
+        });
+        for group in fixture.shared.retire(fixture.netns.id()).groups {
+            group.wait_empty(None);
+        }
+        assert_eq!(caller.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn queued_job_meets_retirement() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let caller = spawn_deep({
+            let fixture = fixture.clone();
+            move || fixture.spawn(|| 7).join().unwrap()
+        });
+        for group in fixture.shared.retire(fixture.netns.id()).groups {
+            group.wait_empty(None);
+        }
+        assert_eq!(caller.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn contended_lane_sends_the_other_caller_to_the_queue() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let other = spawn_deep({
+            let fixture = fixture.clone();
+            move || fixture.run(|| 1)
+        });
+        assert_eq!(fixture.run(|| 2), 2);
+        assert_eq!(other.join().unwrap(), 1);
+        fixture.close();
+    });
+}
+
+#[test]
+fn sender_waits_for_room_until_a_job_is_taken() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.queue_depth = 1);
+        fixture.group();
+        let handles = [1, 2, 3].map(|n| fixture.spawn(move || n));
+        assert_eq!(handles.map(|handle| handle.join().unwrap()), [1, 2, 3]);
+        fixture.close();
+    });
+}
+
+#[test]
+fn spare_stands_in_for_a_worker_that_waits_for_its_own_queue() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let inner = fixture.clone();
+        // Pushed by the worker itself, which then waits.
+        let n = fixture.run(move || inner.spawn(|| 7).join().unwrap());
+        assert_eq!(n, 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn worker_that_begins_to_wait_meets_a_job_being_queued() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let handle = Arc::new(Mutex::new(None::<JoinHandle<i32>>));
+        let outer = spawn_deep({
+            let (fixture, handle) = (fixture.clone(), Arc::clone(&handle));
+            // Waits, as a job, for whatever is queued meanwhile.
+            move || fixture.run(move || wait_for(&handle).join().unwrap())
+        });
+        *handle.lock() = Some(fixture.spawn(|| 7));
+        assert_eq!(outer.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn parked_spare_is_called_again() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        for _ in 0..2 {
+            let inner = fixture.clone();
+            assert_eq!(fixture.run(move || inner.spawn(|| 7).join().unwrap()), 7);
+        }
+        fixture.close();
+    });
+}
+#[test]
+fn job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.workers_per_netns = 2);
+        fixture.group();
+        // The second worker starts because the first is busy.
+        let inner = fixture.clone();
+        let second = fixture.run(move || inner.spawn(|| ()));
+        second.join().unwrap();
+        let queued = fixture.spawn(|| 7);
+        assert_eq!(fixture.run(move || queued.join().unwrap()), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn job_in_the_queue_is_not_left_behind_another_one_that_waits_for_it() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.workers_per_netns = 2);
+        fixture.group();
+        // Not told to the executor: only a second worker helps.
+        let done = Arc::new((Mutex::new(false), Condvar::new()));
+        let outer = fixture.spawn({
+            let done = Arc::clone(&done);
+            move || {
+                let mut is_done = done.0.lock();
+                while !*is_done {
+                    done.1.wait(&mut is_done);
+                }
+            }
+        });
+        let inner = fixture.spawn(move || {
+            *done.0.lock() = true;
+            done.1.notify_one();
+        });
+        outer.join().unwrap();
+        inner.join().unwrap();
+        fixture.close();
+    });
+}
+
+#[test]
+fn job_is_not_left_behind_workers_that_begin_to_wait() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let done = Arc::new((Mutex::new(false), Condvar::new()));
+        let outer = spawn_deep({
+            let (fixture, done) = (fixture.clone(), Arc::clone(&done));
+            // Knows nothing of the job that it waits for, not even that it is
+            // in the queue by then.
+            move || {
+                fixture.run(move || {
+                    worker::blocking(|| {
+                        let mut is_done = done.0.lock();
+                        while !*is_done {
+                            done.1.wait(&mut is_done);
+                        }
+                    });
+                });
+            }
+        });
+        let inner = fixture.spawn(move || {
+            *done.0.lock() = true;
+            done.1.notify_one();
+        });
+        inner.join().unwrap();
+        outer.join().unwrap();
+        fixture.close();
+    });
+}

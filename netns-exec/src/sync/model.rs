@@ -1,0 +1,288 @@
+//! The same parts for the models: loom tries every interleaving of them, and
+//! every value that a weaker memory model lets a load return.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(crate) use crossbeam_channel::TrySendError;
+pub(crate) use loom::cell::UnsafeCell;
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+pub(crate) use loom::thread::yield_now;
+pub(crate) use loom::thread_local as local;
+
+// futex(2).
+
+/// A thread that sleeps on a word.
+struct Sleeper {
+    word: usize,
+    woken: Arc<loom::sync::Condvar>,
+}
+
+loom::lazy_static! {
+    /// In the order in which they fell asleep. The lock is the kernel's: it makes
+    /// looking at the word and falling asleep one step for whoever wakes.
+    static ref SLEEPERS: loom::sync::Mutex<Vec<Sleeper>> = loom::sync::Mutex::new(Vec::new());
+}
+
+loom::lazy_static! {
+    /// Not loom's: what happens first is not to be tried both ways.
+    static ref TIMES_UP: std::sync::atomic::AtomicU32 = 0.into();
+}
+
+/// Whether a wait with a limit ends now because time is up: the first two do, at
+/// once (a worker waits twice before it leaves), and the others never. If all did,
+/// workers would come and go for ever.
+fn time_is_up() -> bool {
+    TIMES_UP.fetch_add(1, Ordering::Relaxed) < 2
+}
+
+/// Sleeps until it is woken through the very same word, so that a wake-up that
+/// is lost is a deadlock, which loom reports.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) -> bool {
+    let mut sleepers = SLEEPERS.lock().unwrap();
+    if word.load(Ordering::Relaxed) != expected {
+        return true;
+    }
+    if timeout.is_some() && time_is_up() {
+        return false;
+    }
+    let woken = Arc::new(loom::sync::Condvar::new());
+    sleepers.push(Sleeper {
+        word: std::ptr::from_ref(word).addr(),
+        woken: Arc::clone(&woken),
+    });
+    loop {
+        sleepers = woken.wait(sleepers).unwrap();
+        if !(sleepers.iter()).any(|sleeper| Arc::ptr_eq(&sleeper.woken, &woken)) {
+            return true;
+        }
+    }
+}
+
+pub(crate) fn futex_wake(word: *const AtomicU32) {
+    let mut sleepers = SLEEPERS.lock().unwrap();
+    if let Some(at) = (sleepers.iter()).position(|sleeper| sleeper.word == word.addr()) {
+        sleepers.remove(at).woken.notify_one();
+    }
+}
+
+// crossbeam-channel, as far as it is used.
+
+/// A bounded queue whose counter orders nothing: a thread that finds it empty
+/// has no reason to see what others did before they looked at it, nor they what
+/// it did. What crossbeam adds to that, by its use of sequential consistency,
+/// it does not promise.
+struct Queue<T> {
+    room: u32,
+    len: AtomicU32,
+    jobs: loom::sync::Mutex<VecDeque<T>>,
+}
+
+pub(crate) struct Sender<T>(Arc<Queue<T>>);
+pub(crate) struct Receiver<T>(Arc<Queue<T>>);
+
+pub(crate) fn bounded<T>(room: usize) -> (Sender<T>, Receiver<T>) {
+    let queue = Arc::new(Queue {
+        room: room.try_into().unwrap(),
+        len: AtomicU32::new(0),
+        jobs: loom::sync::Mutex::new(VecDeque::new()),
+    });
+    (Sender(Arc::clone(&queue)), Receiver(queue))
+}
+
+impl<T> Sender<T> {
+    pub(crate) fn try_send(&self, job: T) -> Result<(), TrySendError<T>> {
+        let queue = &*self.0;
+        // Whether there is room is seen as weakly as whether it is empty.
+        if queue.len.load(Ordering::Relaxed) >= queue.room {
+            return Err(TrySendError::Full(job));
+        }
+        let mut jobs = queue.jobs.lock().unwrap();
+        if jobs.len() >= queue.room as usize {
+            return Err(TrySendError::Full(job));
+        }
+        jobs.push_back(job);
+        drop(jobs);
+        queue.len.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl<T> Receiver<T> {
+    pub(crate) fn try_recv(&self) -> Result<T, ()> {
+        let queue = &*self.0;
+        if queue.len.load(Ordering::Relaxed) == 0 {
+            return Err(());
+        }
+        let mut jobs = queue.jobs.lock().unwrap();
+        let job = jobs.pop_front().ok_or(())?;
+        // Locked, so that nobody is told of a job that cannot be had.
+        queue.len.fetch_sub(1, Ordering::Relaxed);
+        Ok(job)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len.load(Ordering::Relaxed) as usize
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+// parking_lot, as far as it is used.
+
+#[derive(Default)]
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+pub(crate) struct MutexGuard<'a, T> {
+    /// Away only inside a wait.
+    guard: Option<loom::sync::MutexGuard<'a, T>>,
+    mutex: &'a Mutex<T>,
+}
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Mutex(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard {
+            guard: Some(self.0.lock().unwrap()),
+            mutex: self,
+        }
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.guard.as_ref().unwrap()
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.guard.as_mut().unwrap()
+    }
+}
+
+pub(crate) struct Condvar(loom::sync::Condvar);
+
+pub(crate) struct TimedOut(bool);
+
+impl TimedOut {
+    pub(crate) fn timed_out(&self) -> bool {
+        self.0
+    }
+}
+
+impl Condvar {
+    pub(crate) fn new() -> Self {
+        Condvar(loom::sync::Condvar::new())
+    }
+
+    pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        let inner = guard.guard.take().unwrap();
+        guard.guard = Some(self.0.wait(inner).unwrap());
+    }
+
+    pub(crate) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _: Instant) -> TimedOut {
+        if !time_is_up() {
+            self.wait(guard);
+            return TimedOut(false);
+        }
+        drop(guard.guard.take());
+        guard.guard = Some(guard.mutex.0.lock().unwrap());
+        TimedOut(true)
+    }
+
+    pub(crate) fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
+pub(crate) struct RwLock<T>(loom::sync::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        RwLock(loom::sync::RwLock::new(value))
+    }
+
+    pub(crate) fn read(&self) -> loom::sync::RwLockReadGuard<'_, T> {
+        self.0.read().unwrap()
+    }
+
+    pub(crate) fn write(&self) -> loom::sync::RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap()
+    }
+}
+
+// Threads. Joining through a condition variable: loom's own join trips over
+// wake-ups of others.
+
+pub(crate) mod thread {
+    use std::io;
+    use std::sync::Arc;
+
+    type Result<T> = (loom::sync::Mutex<Option<T>>, loom::sync::Condvar);
+
+    pub(crate) struct JoinHandle<T>(Arc<Result<T>>);
+
+    impl<T> JoinHandle<T> {
+        pub(crate) fn join(self) -> std::thread::Result<T> {
+            let (result, ended) = &*self.0;
+            let mut result = result.lock().unwrap();
+            loop {
+                match result.take() {
+                    Some(value) => return Ok(value),
+                    None => result = ended.wait(result).unwrap(),
+                }
+            }
+        }
+    }
+
+    pub(crate) struct Builder(loom::thread::Builder);
+
+    impl Builder {
+        pub(crate) fn new() -> Builder {
+            Builder(loom::thread::Builder::new())
+        }
+
+        pub(crate) fn name(self, name: String) -> Builder {
+            Builder(self.0.name(name))
+        }
+
+        pub(crate) fn stack_size(self, words: usize) -> Builder {
+            Builder(self.0.stack_size(words))
+        }
+
+        pub(crate) fn spawn<T: Send + 'static>(
+            self,
+            f: impl FnOnce() -> T + Send + 'static,
+        ) -> io::Result<JoinHandle<T>> {
+            let result = (loom::sync::Mutex::new(None), loom::sync::Condvar::new());
+            let handle = JoinHandle(Arc::new(result));
+            let result = Arc::clone(&handle.0);
+            self.0.spawn(move || {
+                let value = f();
+                *result.0.lock().unwrap() = Some(value);
+                result.1.notify_one();
+            })?;
+            Ok(handle)
+        }
+    }
+
+    pub(crate) fn spawn<T: Send + 'static>(
+        f: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        Builder::new().spawn(f).unwrap()
+    }
+}
