@@ -3,8 +3,40 @@
 //! return under the memory model of the language.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test -p netns-exec --lib --release models
+//! RUSTFLAGS="--cfg loom" cargo test -p netns-exec --lib --release models -- --nocapture
 //! ```
+//!
+//! `--nocapture` because a caller whose worker may still use its frame ends the
+//! process, and takes what the test had to say with it. `LOOM_MAX_PREEMPTIONS`
+//! overrides how often a thread is interrupted where it could have gone on: three
+//! times in models of latches and jobs, two of lanes, one of whole calls.
+//!
+//! # What they notice
+//!
+//! Each was weakened to `Relaxed`, or taken out, by itself:
+//!
+//! | ordering                                   | model that fails, of several                     |
+//! |--------------------------------------------|--------------------------------------------------|
+//! | `Latch::set`, AcqRel                       | `latch::waiter_may_free_the_latch_once_it_is_set` |
+//! | `Latch::wait_until`, Acquire               | the same                                         |
+//! | `WakerLatch::poll`, AcqRel of `WAKER`      | `latch::completion_wakes_the_last_waker`         |
+//! | `Latch::flag`, AcqRel of `DETACHED`        | `job::ending_of_a_detached_job_is_dropped_once`  |
+//! | lane: post, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
+//! | lane: done, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
+//! | lane: let go, Release; claim, Acquire      | `lane::caller_has_read_its_result_before_the_next_one_takes_the_lane` |
+//! | fence of `begin_park`, of `notify`         | `executor::job_in_the_queue_finds_a_worker_that_is_about_to_park` |
+//! | fence of `push`, of `take`                 | `executor::sender_waits_for_room_until_a_job_is_taken` |
+//! | fence of `leave`                           | `executor::queued_job_meets_a_worker_that_leaves_for_being_idle` |
+//! | fence of `pass_on`                         | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
+//! | fence of `park_spare`                      | `executor::parked_spare_is_called_again`         |
+//! | fence of `wake_all`                        | `executor::call_meets_retirement`                |
+//!
+//! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
+//! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
+//! users need: nobody reads a cell because of them alone.
+//!
+//! Loom makes no difference between an access of sequential consistency and such a
+//! fence, so the protocols use fences, and nothing stronger than AcqRel beside them.
 
 mod executor;
 mod job;
