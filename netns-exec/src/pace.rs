@@ -33,6 +33,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::sync;
+
 /// How long anybody looks for something before sleeping. Long enough for whatever
 /// a hot peer does in between; 5 and 50 microseconds measured the same.
 pub(crate) const LOOK: Duration = Duration::from_micros(20);
@@ -73,10 +75,10 @@ pub(crate) fn may_look() -> bool {
 
 /// Looks, if that has paid on this thread lately.
 pub(crate) fn look_if_it_pays(found: impl FnMut() -> bool) -> bool {
-    thread_local! {
-        static CREDIT: Cell<Credit> = const { Cell::new(Credit::new()) };
+    sync::local! {
+        static CREDIT: Cell<Credit> = Cell::new(Credit::new());
     }
-    let mut credit = CREDIT.get();
+    let mut credit = CREDIT.with(Cell::get);
     let mut seen = false;
     if may_look() && credit.allows() {
         seen = look(found);
@@ -86,7 +88,7 @@ pub(crate) fn look_if_it_pays(found: impl FnMut() -> bool) -> bool {
             credit.lose();
         }
     }
-    CREDIT.set(credit);
+    CREDIT.with(|it| it.set(credit));
     seen
 }
 

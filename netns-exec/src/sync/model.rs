@@ -96,7 +96,7 @@ impl<T> Sender<T> {
     pub(crate) fn try_send(&self, job: T) -> Result<(), TrySendError<T>> {
         let queue = &*self.0;
         // Whether there is room is seen as weakly as whether it is empty.
-        if queue.len.load(Ordering::Relaxed) >= queue.room {
+        if self.is_full() {
             return Err(TrySendError::Full(job));
         }
         let mut jobs = queue.jobs.lock().unwrap();
@@ -104,9 +104,13 @@ impl<T> Sender<T> {
             return Err(TrySendError::Full(job));
         }
         jobs.push_back(job);
-        drop(jobs);
+        // Locked, so that it is never taken before it is counted.
         queue.len.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len.load(Ordering::Relaxed) >= self.0.room
     }
 }
 
