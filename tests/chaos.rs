@@ -321,7 +321,7 @@ impl Arena {
             let gate = Arc::clone(&gate);
             move || {
                 token.begin(&weak);
-                thread::spawn(move || drop(gate.wait()))
+                thread::spawn(move || gate.wait())
             }
         };
         let error = (self.detecting.spawn(netns, job).expect("a job"))

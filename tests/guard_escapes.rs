@@ -24,10 +24,11 @@ fn executor(guard: Guard, workers: usize) -> Executor {
     executor
 }
 
+/// What moves the thread that calls it, or tries to.
+type Move = Box<dyn Fn() -> nix::Result<()> + Send + Sync>;
+
 /// The ways out of a namespace.
-fn ways_out(
-    elsewhere: &Netns,
-) -> [(&'static str, Box<dyn Fn() -> nix::Result<()> + Send + Sync>); 2] {
+fn ways_out(elsewhere: &Netns) -> [(&'static str, Move); 2] {
     let elsewhere = elsewhere.clone();
     [
         ("setns", Box::new(move || setns(&elsewhere, NET))),
