@@ -67,7 +67,7 @@ fn calls_race_with_workers_that_leave_and_none_is_lost() {
                         let job = || count.fetch_add(1, Ordering::Relaxed);
                         match (number + round) % 3 {
                             0 => drop(executor.run(netns, job).unwrap()),
-                            1 => drop(executor.spawn(netns, || ()).unwrap().join().unwrap()),
+                            1 => executor.spawn(netns, || ()).unwrap().join().unwrap(),
                             _ => executor.scope(|scope| drop(scope.spawn(netns, job).unwrap())),
                         }
                     }
