@@ -7,10 +7,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::dir::Dir;
-use nix::fcntl::{OFlag, open, openat, readlinkat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::sys::stat::{Mode, fstatat};
 
 use crate::sys::mount_table::netns_inode;
+use crate::sys::task;
 use crate::sys::thread::FAULTS;
 
 /// A process's folder in /proc, kept open: it stays that of this process, when
@@ -75,8 +76,10 @@ impl ProcDir {
         self.pid
     }
 
+    /// Lists the threads there are.
     pub(super) fn tids(&self) -> io::Result<Vec<u32>> {
-        self.list("task")
+        let stat = || fstatat(&self.dir, "task", AtFlags::empty());
+        task::list(|| self.list("task"), stat)
     }
 
     pub(super) fn fds(&self) -> io::Result<Vec<u32>> {

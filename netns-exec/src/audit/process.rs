@@ -339,7 +339,12 @@ impl Look {
             Ok(inode) => Some(inode),
             // It is there no more, or far enough on its way out.
             Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) if is_denied(&error) => None,
+            Err(error) if is_denied(&error) => match self.dir.is_exiting(tid) {
+                // What the kernel also says of one that ended just now.
+                Ok(true) => return Ok(None),
+                Err(error) if is_gone(&error) => return Ok(None),
+                Ok(false) | Err(_) => None,
+            },
             Err(error) => return Err(error),
         };
         let verdict = match inode {

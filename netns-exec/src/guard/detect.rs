@@ -236,7 +236,13 @@ impl Watch {
         let deadline = Instant::now() + GRACE;
         let mut pause = Duration::from_micros(50);
         loop {
-            let alive = self.tasks.tids()?;
+            let mut alive = self.tasks.tids()?;
+            // These are asked for by number: no list is needed to find them.
+            for tid in created {
+                if !alive.contains(tid) {
+                    alive.push(*tid);
+                }
+            }
             let mut known = Vec::new();
             let mut unclear = Vec::new();
             for tid in roster::unknown(&alive) {

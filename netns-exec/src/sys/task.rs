@@ -1,6 +1,7 @@
 //! The threads of this process, as `/proc/self/task` shows them.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FileStat, Mode, fstat};
 use parking_lot::Mutex;
 
 /// What a link such as `/proc/thread-self/ns/net` says: `net:[4026531840]`.
@@ -65,6 +66,44 @@ impl NsProbe {
     }
 }
 
+/// Lists threads by reading a `/proc/PID/task` again and again with `read`, until
+/// that can be trusted. A thread that was there all the time is in the list; one
+/// that came or went meanwhile may be.
+///
+/// The kernel finds its way through this folder by counting. A thread that ends
+/// while the folder is read shifts those behind it, and any of them may be passed
+/// over. So one reading proves nothing unless the next says the same, and as many
+/// as `stat` of the folder does.
+pub(crate) fn list(
+    mut read: impl FnMut() -> io::Result<Vec<u32>>,
+    stat: impl Fn() -> nix::Result<FileStat>,
+) -> io::Result<Vec<u32>> {
+    /// Where threads come and go all the time no two readings agree. Whatever
+    /// was passed over in all of so many has not been there for long.
+    const READINGS: usize = 16;
+
+    let mut all = BTreeSet::new();
+    let mut last = Vec::new();
+    for _ in 0..READINGS {
+        let listed = read()?;
+        all.extend(listed.iter().copied());
+        if listed == last && folders_in(&stat()?) == listed.len() as u64 {
+            break;
+        }
+        last = listed;
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// How many folders are in the one that `stat` is of: its links are its own two
+/// and one for each of them.
+fn folders_in(stat: &FileStat) -> u64 {
+    // The width of the field differs between targets.
+    #[allow(clippy::unnecessary_cast)]
+    let links = stat.st_nlink as u64;
+    links.saturating_sub(2)
+}
+
 /// The directory of the process's threads, kept open, so that looking into it
 /// needs no descriptor: a job may have used them all up.
 pub(crate) struct TaskDir {
@@ -84,18 +123,21 @@ impl TaskDir {
         })
     }
 
-    /// Lists the threads there are, without those that come or go meanwhile.
+    /// Lists the threads there are, see [`list`].
     pub(crate) fn tids(&self) -> io::Result<Vec<u32>> {
-        let mut tids = Vec::new();
-        // The iterator rewinds when it is dropped.
-        for entry in self.entries.lock().iter() {
-            let name = entry?;
-            let name = name.file_name().to_bytes();
-            if let Some(tid) = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()) {
-                tids.push(tid);
+        let read = || {
+            let mut tids = Vec::new();
+            // The iterator rewinds when it is dropped.
+            for entry in self.entries.lock().iter() {
+                let name = entry?;
+                let name = name.file_name().to_bytes();
+                if let Some(tid) = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()) {
+                    tids.push(tid);
+                }
             }
-        }
-        Ok(tids)
+            Ok(tids)
+        };
+        list(read, || fstat(&self.dir))
     }
 
     /// The namespace that `tid` is in; `None` when the thread is gone, or so
@@ -103,12 +145,21 @@ impl TaskDir {
     pub(crate) fn ns_link(&self, tid: u32) -> io::Result<Option<NsLink>> {
         let path = format!("{tid}/ns/net\0");
         let path = CStr::from_bytes_with_nul(path.as_bytes()).expect("ends with its only nul");
-        match NsLink::read(&self.dir, path) {
-            Ok(link) => Ok(Some(link)),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ESRCH) => Ok(None),
-                _ => Err(error),
-            },
+        let mut refused = false;
+        loop {
+            let error = match NsLink::read(&self.dir, path) {
+                Ok(link) => return Ok(Some(link)),
+                Err(error) => error,
+            };
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ESRCH) => return Ok(None),
+                // What the kernel also says of a thread that ended between the
+                // look-up and the reading. Its number may have a new owner, so
+                // being refused counts only the second time.
+                Some(libc::EACCES) if self.alive_since(tid)?.is_none() => return Ok(None),
+                Some(libc::EACCES) if !refused => refused = true,
+                _ => return Err(error),
+            }
         }
     }
 
@@ -152,5 +203,64 @@ impl TaskDir {
         let mut bytes = Vec::new();
         File::from(file).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+    use crate::sys::thread::tid;
+
+    #[test]
+    fn resident_thread_is_listed_while_others_come_and_go() {
+        let tasks = TaskDir::open().expect("procfs");
+        let (over, born) = (AtomicBool::new(false), Barrier::new(2));
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        thread::spawn(|| ()).join().expect("no panic");
+                    }
+                });
+            }
+            for _ in 0..2_000 {
+                // Born last: whatever goes is before it in the kernel's list.
+                let resident = scope.spawn(|| {
+                    born.wait();
+                    born.wait();
+                    tid()
+                });
+                born.wait();
+                let listed = tasks.tids();
+                born.wait();
+                let resident = resident.join().expect("no panic");
+                if !listed
+                    .as_ref()
+                    .is_ok_and(|listed| listed.contains(&resident))
+                {
+                    over.store(true, Ordering::Relaxed);
+                    panic!("{resident} is not in {listed:?}");
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn thread_that_has_ended_is_nowhere_and_was_not_refused() {
+        let tasks = TaskDir::open().expect("procfs");
+        let (tid, probe) = thread::spawn(|| (tid(), NsProbe::of_this_thread()))
+            .join()
+            .expect("no panic");
+        crate::sys::thread::wait_gone(tid);
+        assert!(tasks.ns_link(tid).expect("no error").is_none());
+        assert!(tasks.alive_since(tid).expect("no error").is_none());
+        // Where it was found before it ended, the kernel speaks of privilege.
+        let error = probe.expect("procfs").read().err().expect("it has ended");
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
     }
 }
