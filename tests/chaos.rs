@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Guard, JoinHandle, Netns, WeakNetns};
 use netns_exec_tests::{
-    eventually, fds_of_this_process, here, require_root, threads_of_this_process, unique_name,
+    TempName, eventually, fds_of_this_process, here, require_root, threads_of_this_process,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -121,7 +121,8 @@ impl Drop for Token {
 
 /// A name, and what it stands for just now.
 struct Place {
-    name: String,
+    /// Deleted on drop, also when a run has failed.
+    name: TempName,
     netns: RwLock<Netns>,
 }
 
@@ -143,7 +144,7 @@ impl Arena {
             builder.build().expect("root may have every guard")
         };
         let place = |_| {
-            let name = unique_name();
+            let name = TempName::new();
             let netns = RwLock::new(Netns::create(&name).expect("a new name"));
             Place { name, netns }
         };
@@ -321,7 +322,9 @@ impl Arena {
             let gate = Arc::clone(&gate);
             move || {
                 token.begin(&weak);
-                thread::spawn(move || gate.wait())
+                thread::spawn(move || {
+                    gate.wait();
+                })
             }
         };
         let error = (self.detecting.spawn(netns, job).expect("a job"))
