@@ -39,7 +39,8 @@ pub fn note() -> Option<String> {
 /// Runs the calling test again in a process of its own, and returns `true`
 /// there; here it waits for that, and returns `false`.
 ///
-/// ```ignore
+/// ```
+/// # use netns_exec_tests::{Alone, alone};
 /// #[test]
 /// fn some_fact() {
 ///     if !alone("some_fact", Alone::FreshRun) {

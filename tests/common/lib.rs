@@ -9,7 +9,9 @@ mod wait;
 
 use std::ops::Deref;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use netns_exec::{Netns, NetnsId};
 
@@ -47,7 +49,11 @@ pub fn here() -> NetnsId {
 pub fn unique_name() -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-    format!("nxt-{}-{n}", std::process::id())
+    // The time too: a run that was killed leaves its names to whoever gets its pid.
+    static TIME: OnceLock<u32> = OnceLock::new();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH);
+    let time = TIME.get_or_init(|| now().map_or(0, |time| time.subsec_micros()));
+    format!("nxt-{}-{time:x}-{n}", std::process::id())
 }
 
 /// A named namespace that is deleted on drop.
