@@ -3,7 +3,7 @@
 //! return under the memory model of the language.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test -p netns-exec --lib --release models -- --nocapture
+//! RUSTFLAGS="--cfg loom" cargo test -p netns-exec --lib --profile loom models -- --nocapture
 //! ```
 //!
 //! `--nocapture` because a caller whose worker may still use its frame ends the
