@@ -582,9 +582,14 @@ impl Group {
             evictions.checked_sub(1)
         });
         shared.capacity.release();
-        if self.has_queued() && self.runnable.load(Ordering::SeqCst) == 0 {
-            shared.capacity.reserve_anyway();
-            self.begin_start(shared, &mut state, record.role);
+        if self.has_queued() {
+            if self.runnable.load(Ordering::SeqCst) == 0 {
+                shared.capacity.reserve_anyway();
+                self.begin_start(shared, &mut state, record.role);
+            } else {
+                // The sender may have relied on us, and a sibling be asleep.
+                self.lanes.iter().any(Lane::wake);
+            }
         }
         let watched = self.die_if_empty(&mut state, &mut registry, shared);
         self.changed.notify_all();

@@ -138,15 +138,17 @@ where
     F: FnOnce() -> T + Send,
     T: Send,
 {
-    let f = match group.claim() {
-        None => f,
-        Some(claim) => match worker::blocking(|| claim.run(f, shared.may_spin)) {
-            Ok(ending) => return run_result(ending),
-            Err(f) => f,
-        },
-    };
-    let ending =
-        worker::blocking(|| job::run_on_stack(f, |job| queue(shared, Some(group), netns, job)));
+    // Blocked before the lane is claimed: from then on its worker waits for us.
+    let ending = worker::blocking(|| {
+        let f = match group.claim() {
+            None => f,
+            Some(claim) => match claim.run(f, shared.may_spin) {
+                Ok(ending) => return ending,
+                Err(f) => f,
+            },
+        };
+        job::run_on_stack(f, |job| queue(shared, Some(group), netns, job))
+    });
     run_result(ending)
 }
 
