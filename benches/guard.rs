@@ -1,16 +1,20 @@
-//! What does the guard cost a call, and what does it cost the start of a worker?
+//! What does the guard cost a call, what does it cost the start of a worker, and
+//! what does an audit cost?
 //!
 //! The baseline is `Guard::Off`. `hot` is back to back; `parked` waits a
 //! millisecond before each call, so that the worker sleeps; `start` is the first
 //! call into a namespace that has no worker yet, together with its retirement.
+//! An audit has no baseline but itself with a tenth of the threads.
 //! `cargo bench -p benches --bench guard`; needs root.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
 use std::hint::black_box;
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use netns_exec::audit::Process;
 use netns_exec::{Executor, Guard, Netns};
 
 const GUARDS: [(&str, Guard); 3] = [
@@ -70,5 +74,27 @@ fn start(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, call, start);
+/// A look at every thread of the process, with this many more than it has.
+fn audit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("guard/audit");
+    for threads in [10, 100, 1000] {
+        let (over, waiting) = (Barrier::new(threads + 1), Barrier::new(threads + 1));
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    waiting.wait();
+                    over.wait();
+                });
+            }
+            waiting.wait();
+            group.bench_function(threads.to_string(), |bencher| {
+                bencher.iter(|| Process::this().expect(POSSIBLE));
+            });
+            over.wait();
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, call, start, audit);
 criterion_main!(benches);
