@@ -54,6 +54,7 @@
 //!   parallel, and [`Pinned`] keeps a namespace's workers at hand.
 //! * [`Guard`] keeps jobs from moving their thread and from leaving threads behind.
 //! * [`CommandExt`] starts child processes in a namespace.
+//! * [`ports`] leases port numbers that are held in several namespaces at once.
 //! * [`audit`] tells which thread is where, in this process or another one, and
 //!   what keeps a namespace alive.
 //!
