@@ -39,15 +39,13 @@ pub fn note() -> Option<String> {
 /// Runs the calling test again in a process of its own, and returns `true`
 /// there; here it waits for that, and returns `false`.
 ///
-/// ```
-/// # use netns_exec_tests::{Alone, alone};
-/// #[test]
-/// fn some_fact() {
-///     if !alone("some_fact", Alone::FreshRun) {
-///         return;
-///     }
-///     // Only here `/run` is empty.
+/// ```no_run
+/// use netns_exec_tests::{Alone, alone};
+///
+/// if !alone("name_of_the_test", Alone::FreshRun) {
+///     return;
 /// }
+/// // Only here `/run` is empty.
 /// ```
 ///
 /// # Panics

@@ -143,7 +143,8 @@ impl Executor {
     /// are blocked there, except for those that a fault of its own raises (such
     /// as SIGSEGV), and a [`Command`](std::process::Command) started there passes
     /// that mask on to the child, which then ignores SIGTERM;
-    /// [`CommandExt::spawn_in`](crate::CommandExt::spawn_in) does not. A child
+    /// [`CommandExt::spawn_in`](crate::CommandExt::spawn_in) does not. A job that
+    /// unblocks signals has them until its worker is idle. A child
     /// that asks to be killed with its parent (`PR_SET_PDEATHSIG`) dies when the
     /// worker ends, for instance because it was idle.
     ///
