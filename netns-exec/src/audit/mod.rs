@@ -4,7 +4,7 @@
 //! that is neither in the namespace of its process's main thread nor a worker
 //! is a *stray*, and what it does happens in a network nobody meant. That is
 //! what `ls -l /proc/PID/task/*/ns/net` would show, told by ids that are never
-//! reused. [`holders`] says why a namespace that was deleted is still there;
+//! reused. [`holders()`] says why a namespace that was deleted is still there;
 //! [`namespaces`] finds all of them.
 //!
 //! An audit is read from /proc while everything goes on. Threads that end
