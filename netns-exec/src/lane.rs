@@ -33,7 +33,7 @@
 
 use std::mem::{self, MaybeUninit};
 // Hints are no part of the protocol, and not of its models.
-use std::sync::atomic::{AtomicBool, AtomicU32 as AtomicCpu, AtomicU32 as AtomicTid, AtomicU64};
+use std::sync::atomic::{AtomicU32 as AtomicCpu, AtomicU32 as AtomicTid, AtomicU64};
 use std::time::{Duration, Instant};
 
 use crate::job::{self, After, Ending, NoWayOut, Site};
@@ -111,8 +111,8 @@ pub(crate) struct Lane {
 struct ThereLine {
     posted: AtomicU32,
     job: UnsafeCell<There>,
-    /// The caller has brought the worker to its own CPU. Belongs to the job.
-    followed: AtomicBool,
+    /// Where the caller runs, and [`FOLLOWED`]. Belongs to the job.
+    from: AtomicCpu,
 }
 
 struct BackLine {
@@ -136,7 +136,9 @@ struct Worker {
 }
 
 /// No CPU's number.
-const NO_CPU: u32 = u32::MAX;
+const NO_CPU: u32 = FOLLOWED - 1;
+/// In *there*: the caller has brought the worker to its own CPU.
+const FOLLOWED: u32 = 1 << 31;
 
 impl Worker {
     fn now(&self) -> u64 {
@@ -162,7 +164,7 @@ impl Lane {
                     call: None,
                     closure: Room::new(),
                 }),
-                followed: AtomicBool::new(false),
+                from: AtomicCpu::new(NO_CPU),
             }),
             back: Line(BackLine {
                 done: AtomicU32::new(0),
@@ -343,8 +345,10 @@ impl Claim<'_> {
         let word = if self.parked {
             self.wake_and_wait(may_spin)
         } else {
+            let here = thread::cpu().unwrap_or(NO_CPU);
+            (self.lane.there.0.from).store(here, Ordering::Relaxed);
             self.post();
-            self.wait_awake(may_spin)
+            self.wait_awake(may_spin, here)
         };
         mem::forget(stay);
         word & (BOXED | REFUSED)
@@ -366,11 +370,10 @@ impl Claim<'_> {
 
     /// Waits for a worker that was awake when the lane was claimed.
     #[inline]
-    fn wait_awake(&self, may_spin: bool) -> u32 {
+    fn wait_awake(&self, may_spin: bool, here: u32) -> u32 {
         self.lane.caller.0.with_mut(|caller| {
             // SAFETY: the claim makes it ours.
             let caller = unsafe { &mut *caller };
-            let here = thread::cpu().unwrap_or(NO_CPU);
             let there = self.lane.back.0.cpu.load(Ordering::Relaxed);
             if may_spin && caller.credit.allows() && here != there {
                 if let Some(word) = self.look() {
@@ -405,7 +408,9 @@ impl Claim<'_> {
                 Way::Sleep
             };
             let followed = way == Way::Follow && self.bring_worker();
-            there.0.followed.store(followed, Ordering::Relaxed);
+            let here = thread::cpu().unwrap_or(NO_CPU);
+            let from = here | if followed { FOLLOWED } else { 0 };
+            there.0.from.store(from, Ordering::Relaxed);
             self.post();
             futex_wake(&self.lane.gate.0);
             let looked = if way == Way::Spin { self.look() } else { None };
@@ -529,14 +534,14 @@ impl Serving<'_> {
         let ThereLine {
             posted,
             job: there,
-            followed,
+            from,
         } = &self.lane.there.0;
         let back = &self.lane.back.0.result;
         // Acquire: the job is visible to us.
         if posted.load(Ordering::Acquire) != number {
             return None;
         }
-        if followed.load(Ordering::Relaxed) {
+        if from.load(Ordering::Relaxed) & FOLLOWED != 0 {
             self.go_back();
         }
         let after = there.with_mut(|there| {
@@ -554,7 +559,6 @@ impl Serving<'_> {
     /// Takes back the CPUs that the worker had before a caller brought it along.
     #[cold]
     fn go_back(&self) {
-        (self.lane.there.0.followed).store(false, Ordering::Relaxed);
         if let Some(cpus) = &self.cpus {
             // Fails when the machine has just lost them all; then any will do.
             let _ = thread::set_cpus(cpus);
@@ -569,6 +573,28 @@ impl Serving<'_> {
         while !self.has_call() {
             yield_now();
         }
+    }
+
+    /// Whether the worker runs on the CPU that the last call came from: there it
+    /// can only look for the next one while the caller does not run.
+    #[inline]
+    pub(crate) fn is_beside_caller(&self) -> bool {
+        let from = self.lane.there.0.from.load(Ordering::Relaxed) & !FOLLOWED;
+        from == thread::cpu().unwrap_or(NO_CPU) && from != NO_CPU
+    }
+
+    /// Leaves the caller's CPU to the caller; tells whether that is possible.
+    #[cold]
+    pub(crate) fn step_aside(&self) -> bool {
+        let here = thread::cpu();
+        let (Some(cpus), Some(here)) = (&self.cpus, here) else {
+            return false;
+        };
+        // The kernel moves the thread at once; then it may go anywhere again.
+        let moved = cpus
+            .without(here)
+            .is_some_and(|rest| thread::set_cpus(&rest).is_ok());
+        moved && thread::set_cpus(cpus).is_ok()
     }
 
     /// Gives a call that came too late back to its caller.

@@ -201,6 +201,15 @@ pub(crate) enum Leaving {
     Spoiled,
 }
 
+/// Whether the worker of `lane` should look for work before it parks.
+#[inline]
+fn may_look(lane: &Serving<'_>, credit: &mut Credit) -> bool {
+    if lane.is_beside_caller() {
+        return credit.is_high() && lane.step_aside();
+    }
+    credit.allows()
+}
+
 struct Worker<'a> {
     shared: &'a Arc<Shared>,
     group: &'a Arc<Group>,
@@ -232,7 +241,7 @@ impl Worker<'_> {
                 } else {
                     lane.await_post();
                 }
-            } else if self.shared.may_spin && credit.allows() {
+            } else if self.shared.may_spin && may_look(&lane, &mut credit) {
                 if pace::look(|| lane.has_call() || self.group.has_queued()) {
                     credit.gain();
                     continue;

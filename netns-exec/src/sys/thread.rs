@@ -56,6 +56,16 @@ pub(crate) fn cpu() -> Option<u32> {
 #[derive(Debug)]
 pub(crate) struct Cpus(CpuSet);
 
+impl Cpus {
+    /// All of them but `cpu`, if there are others.
+    pub(crate) fn without(&self, cpu: u32) -> Option<Cpus> {
+        let mut rest = self.0;
+        rest.unset(cpu as usize).ok()?;
+        let others = (0..CpuSet::count()).any(|cpu| rest.is_set(cpu).unwrap_or(false));
+        others.then_some(Cpus(rest))
+    }
+}
+
 /// The CPUs that the calling thread may run on.
 pub(crate) fn cpus() -> io::Result<Cpus> {
     Ok(Cpus(sched_getaffinity(Pid::from_raw(0))?))
