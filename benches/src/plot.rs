@@ -171,7 +171,7 @@ fn latency(report: &Report, path: &Path) -> Result<()> {
         .filter(|(_, rows)| !rows.is_empty())
         .collect();
     let all = || scenes.iter().flat_map(|(_, rows)| rows);
-    let figures = all().flat_map(|row| [row.ns.median, row.p99_ns]);
+    let figures = all().flat_map(|row| [row.ns.median, row.p99_ns.median]);
     let Some(range) = around(figures) else {
         return Ok(());
     };
@@ -222,7 +222,7 @@ fn latency(report: &Report, path: &Path) -> Result<()> {
             let colour = (colours.iter())
                 .find(|(label, ..)| *label == row.label)
                 .map_or(INK, |(.., colour)| *colour);
-            let whisker = vec![(x, row.ns.median), (x, row.p99_ns)];
+            let whisker = vec![(x, row.ns.median), (x, row.p99_ns.median)];
             chart.draw_series([PathElement::new(whisker, colour.mix(0.5).stroke_width(1))])?;
             let size = if row.group == Group::Ours { 6 } else { 4 };
             chart.draw_series([Circle::new((x, row.ns.median), size, colour.filled())])?;

@@ -132,9 +132,9 @@ impl Report {
                 row.scene.clone(),
                 row.label.clone(),
                 time(row.ns.median),
-                time(row.p99_ns),
+                time(row.p99_ns.median),
                 spread(row.to_floor),
-                row.p99_to_floor.map_or(String::new(), number),
+                spread(row.p99_to_floor),
                 spread(row.to_ours),
             ]
         });
@@ -170,8 +170,8 @@ impl Report {
             vec![
                 found.label.clone(),
                 found.workers.to_string(),
-                format!("{:.1} KiB", found.resident_bytes_each / 1024.0),
-                format!("{:.4} %", found.idle_cpu_share * 100.0),
+                format!("{:.1} KiB", found.resident_bytes_each.median / 1024.0),
+                format!("{:.4} %", found.idle_cpu_share.median * 100.0),
             ]
         });
         table(
@@ -234,7 +234,8 @@ pub fn time(ns: f64) -> String {
 /// Three digits, as the noise allows no more.
 fn number(value: f64) -> String {
     match value.abs() {
-        ..10.0 => format!("{value:.2}"),
+        0.0 | 0.1..10.0 => format!("{value:.2}"),
+        ..0.1 => format!("{value:.4}"),
         10.0..100.0 => format!("{value:.1}"),
         _ => format!("{value:.0}"),
     }
@@ -254,22 +255,14 @@ fn spread(found: Option<Spread>) -> String {
 mod tests {
     use super::*;
 
-    fn even(value: f64) -> Spread {
-        Spread {
-            median: value,
-            min: value,
-            max: value,
-        }
-    }
-
     fn row(scene: &str, label: &str, group: Group) -> Row {
         Row {
             section: "latency".into(),
             scene: scene.into(),
             label: label.into(),
             group,
-            ns: even(1234.0),
-            p99_ns: 2e6,
+            ns: Spread::exactly(1234.0),
+            p99_ns: Spread::exactly(2e6),
             to_floor: Some(Spread {
                 median: 1.1,
                 min: 0.9,
