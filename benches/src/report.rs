@@ -222,13 +222,23 @@ fn table(
 
 /// A time as people write it.
 pub fn time(ns: f64) -> String {
-    let (value, unit) = match ns {
+    let (value, unit) = in_unit(ns);
+    format!("{} {unit}", number(value))
+}
+
+/// A round time, as it stands on an axis.
+pub fn round_time(ns: f64) -> String {
+    let (value, unit) = in_unit(ns);
+    format!("{value:.0} {unit}")
+}
+
+fn in_unit(ns: f64) -> (f64, &'static str) {
+    match ns {
         ..1e3 => (ns, "ns"),
         1e3..1e6 => (ns / 1e3, "us"),
         1e6..1e9 => (ns / 1e6, "ms"),
         _ => (ns / 1e9, "s"),
-    };
-    format!("{} {unit}", number(value))
+    }
 }
 
 /// Three digits, as the noise allows no more.
