@@ -127,6 +127,9 @@ impl Contest<'_> {
 }
 
 /// What one contestant showed in one contest. Lower is better throughout.
+///
+/// Those of several runs, [combined](crate::combine), are over runs and not
+/// over rounds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The part of the report that it belongs to.

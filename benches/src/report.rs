@@ -1,5 +1,5 @@
-//! What a run found: as JSON for machines, as Markdown for people. The
-//! terminal shows the Markdown.
+//! What was found: as JSON for machines, as Markdown for people. The terminal
+//! shows the Markdown.
 
 use std::fmt::Write;
 
@@ -15,12 +15,14 @@ use crate::regime;
 use crate::stats::Spread;
 use crate::targets::{Bound, Target};
 
-/// Everything that a run found.
+/// Everything that a run found, or several together.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Where and of what.
     pub machine: Machine,
-    /// How many turns each had in the section of latencies.
+    /// How many runs this combines; `None` when it is of one.
+    pub runs: Option<usize>,
+    /// How many turns each had in the section of latencies, in each run.
     pub rounds: usize,
     /// All that was timed.
     pub rows: Vec<Row>,
@@ -41,15 +43,9 @@ impl Report {
                 writeln!(text, "## {title}\n\n{note}\n\n{table}\n").expect("a String takes all");
             }
         };
-        let head = self.machine.headline();
-        let rounds = self.rounds;
-        let note = format!(
-            "{head}.\n\nMedians over {rounds} interleaved rounds; a ratio is taken within a round, and its \
-             smallest and largest round stand in brackets. Lower is better."
-        );
         part(
             "Latency of a call with an empty closure, p50",
-            &note,
+            &self.note(),
             self.matrix(),
         );
         part(
@@ -82,8 +78,45 @@ impl Report {
             "One in each namespace, in a process of their own.",
             self.footprint_table(),
         );
-        part("Targets", "Ratios in this run.", self.target_table());
+        part("Targets", self.target_note(), self.target_table());
         text
+    }
+
+    /// What fits into a README: who by regime, and the targets.
+    pub fn summary(&self) -> String {
+        let mut text = self.note() + "\n";
+        for (note, table) in [
+            ("p50 of a call with an empty closure:", self.matrix()),
+            (self.target_note(), self.target_table()),
+        ] {
+            if let Some(table) = table {
+                writeln!(text, "\n{note}\n\n{table}").expect("a String takes all");
+            }
+        }
+        text
+    }
+
+    /// Where the figures come from, and how to read them.
+    fn note(&self) -> String {
+        let head = self.machine.headline();
+        let rounds = self.rounds;
+        let (over, one) = match self.runs {
+            Some(runs) => (format!("{runs} runs of {rounds} interleaved rounds"), "run"),
+            None => (format!("{rounds} interleaved rounds"), "round"),
+        };
+        format!(
+            "{head}.\n\nMedians over {over}; a ratio is taken within a round, and its \
+             smallest and largest {one} stand in brackets. Lower is better."
+        )
+    }
+
+    fn target_note(&self) -> &'static str {
+        match self.runs {
+            Some(_) => {
+                "Ratios within a run, as medians over the runs; the median has to reach the target."
+            }
+            None => "Ratios in this run.",
+        }
     }
 
     /// Who by regime.
