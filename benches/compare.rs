@@ -6,10 +6,11 @@
 //! `cargo bench -p benches --bench compare -- --help`; it needs root.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use benches::combine::{Run, combine};
 use benches::contest::{Contest, Filter, Row, hold};
 use benches::cpus::Hogs;
 use benches::latency::Effort;
@@ -35,13 +36,15 @@ Examples (after `cargo bench -p benches --bench compare --`):
   --only /ours/              floors and our own calls, everywhere
   --only '^latency/.*/ours/' the same, latencies only: for tuning
   --only /hot/               calls back to back, everybody
-  --long --out results       figures to publish
+  --long --out /tmp/run1     one run of those to publish
+  --combine /tmp/run* --out /tmp/all
+                             their medians: figures to publish
 On a machine that does other things as well, put `nice -n -20` before it.")]
 struct Options {
     /// A few minutes; the default
     #[arg(long, group = "form")]
     quick: bool,
-    /// Five times the rounds: figures to publish
+    /// Five times the rounds: for figures to publish
     #[arg(long, group = "form")]
     long: bool,
     /// Seconds, one round: shows that everything runs, and no figure worth reading
@@ -53,8 +56,12 @@ struct Options {
     /// Rounds of the latencies, in place of what the form says
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
-    /// Where results.json, results.md and the plots go; cargo runs benches in
-    /// the folder of their crate
+    /// Measures nothing, but combines the results.json of each DIR by medians
+    /// over the runs; they must be of one machine, kernel, commit and command
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["form", "only", "rounds"])]
+    combine: Vec<PathBuf>,
+    /// Where results.json, results.md, summary.md and the plots go; cargo runs
+    /// benches in the folder of their crate
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/compare"), hide_default_value = true)]
     out: PathBuf,
     /// One process of the section on idle workers
@@ -127,18 +134,33 @@ impl Form {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    let done = allow_many_files().and_then(|()| match options.probe {
-        true => footprint::probe(),
-        false => compare(options),
-    });
-    match done {
+    match run_as_told(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             eprintln!("compare: {cause}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_as_told(options: &Options) -> Result<()> {
+    if options.probe {
+        allow_many_files()?;
+        return footprint::probe();
+    }
+    let report = if options.combine.is_empty() {
+        allow_many_files()?;
+        compare(options)?
+    } else {
+        if options.combine.contains(&options.out) {
+            return Err("--out is one of the runs, and would overwrite it".into());
+        }
+        let runs: Vec<Run> = (options.combine.iter())
+            .map(|directory| Run::read(directory))
+            .collect::<Result<_>>()?;
+        combine(&runs)?
+    };
+    publish(&report, &options.out)
 }
 
 /// A thousand namespaces are more files than a shell allows by default.
@@ -148,9 +170,9 @@ fn allow_many_files() -> Result<()> {
     Ok(())
 }
 
-fn compare(options: Options) -> Result<()> {
-    let form = Form::of(&options);
-    let filter = Filter(options.only);
+fn compare(options: &Options) -> Result<Report> {
+    let form = Form::of(options);
+    let filter = Filter(options.only.clone());
     let mut report = Report {
         machine: Machine::this()?,
         rounds: form.rounds,
@@ -161,15 +183,19 @@ fn compare(options: Options) -> Result<()> {
     in_one_namespace(&mut report, &form, &filter, &executor, &hogs)?;
     in_many_namespaces(&mut report, &form, &filter, &executor, &hogs)?;
     report.targets = targets(&report);
+    Ok(report)
+}
 
+fn publish(report: &Report, out: &Path) -> Result<()> {
     let text = report.markdown();
     println!("{text}");
-    fs::create_dir_all(&options.out)?;
-    let json = serde_json::to_string_pretty(&report)?;
-    fs::write(options.out.join("results.json"), json)?;
-    fs::write(options.out.join("results.md"), text)?;
-    plot::write(&report, &options.out)?;
-    eprintln!("results and plots are in {}", options.out.display());
+    fs::create_dir_all(out)?;
+    let json = serde_json::to_string_pretty(report)?;
+    fs::write(out.join("results.json"), json)?;
+    fs::write(out.join("results.md"), text)?;
+    fs::write(out.join("summary.md"), report.summary())?;
+    plot::write(report, out)?;
+    eprintln!("results and plots are in {}", out.display());
     Ok(())
 }
 

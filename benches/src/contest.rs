@@ -50,9 +50,14 @@ pub struct Filter(pub Option<Regex>);
 impl Filter {
     /// Whether `SECTION/SCENE/GROUP/LABEL` is asked for.
     pub fn matches(&self, section: &str, scene: &str, group: Group, label: &str) -> bool {
-        let path = format!("{section}/{scene}/{}/{label}", group.name());
+        let path = path(section, scene, group, label);
         self.0.as_ref().is_none_or(|only| only.is_match(&path))
     }
+}
+
+/// The name of one figure among all that are measured.
+pub fn path(section: &str, scene: &str, group: Group, label: &str) -> String {
+    format!("{section}/{scene}/{}/{label}", group.name())
 }
 
 /// Contestants under the same conditions.
@@ -108,9 +113,10 @@ impl Contest<'_> {
                         label: label.clone(),
                         group: *group,
                         ns: series.typical()?,
-                        p99_ns: series.p99()?,
+                        p99_ns: series.p99().map(Spread::exactly)?,
                         to_floor: floor.and_then(|floor| series.ratio_to(floor)),
-                        p99_to_floor: floor.and_then(|floor| Some(series.p99()? / floor.p99()?)),
+                        p99_to_floor: floor
+                            .and_then(|floor| Some(Spread::exactly(series.p99()? / floor.p99()?))),
                         to_ours: ours.and_then(|ours| series.ratio_to(ours)),
                         ns_beyond_ours: ours.and_then(|ours| series.difference_to(ours)),
                     })
@@ -121,6 +127,9 @@ impl Contest<'_> {
 }
 
 /// What one contestant showed in one contest. Lower is better throughout.
+///
+/// Those of several runs, [combined](crate::combine), are over runs and not
+/// over rounds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The part of the report that it belongs to.
@@ -134,11 +143,11 @@ pub struct Row {
     /// Nanoseconds a call: the median of the rounds' medians.
     pub ns: Spread,
     /// The 99th percentile over all rounds.
-    pub p99_ns: f64,
+    pub p99_ns: Spread,
     /// How many times the floor, by round.
     pub to_floor: Option<Spread>,
     /// How many times the floor at the 99th percentile.
-    pub p99_to_floor: Option<f64>,
+    pub p99_to_floor: Option<Spread>,
     /// How many times our figure, by round.
     pub to_ours: Option<Spread>,
     /// Nanoseconds more than our figure, by round.
@@ -229,7 +238,7 @@ mod tests {
         let rows = contest.rows();
         assert_eq!(rows[1].to_floor.unwrap().median, 1.1);
         assert_eq!(rows[2].to_ours.unwrap().median, 10.0);
-        assert_eq!(rows[2].p99_to_floor, Some(11.0));
+        assert_eq!(rows[2].p99_to_floor.unwrap().median, 11.0);
         assert_eq!(rows[1].ns_beyond_ours.unwrap().median, 0.0);
     }
 

@@ -15,6 +15,7 @@ use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
 use crate::peers::{CATALOGUE, Group, Site};
+use crate::stats::Spread;
 use crate::{Result, quiet, site};
 
 /// The section's name.
@@ -30,9 +31,9 @@ pub struct Footprint {
     /// How many, one in each namespace.
     pub workers: usize,
     /// Resident memory of the process for each of them.
-    pub resident_bytes_each: f64,
+    pub resident_bytes_each: Spread,
     /// CPU time that all of them together use while idle, as a share of one CPU.
-    pub idle_cpu_share: f64,
+    pub idle_cpu_share: Spread,
 }
 
 /// What [`probe`] is told on its standard input.
@@ -113,8 +114,8 @@ pub fn probe() -> Result<()> {
         label: order.label,
         group: entry.group,
         workers: namespaces.len(),
-        resident_bytes_each: grown / others.len().max(1) as f64,
-        idle_cpu_share: used / begun.elapsed().as_secs_f64(),
+        resident_bytes_each: Spread::exactly(grown / others.len().max(1) as f64),
+        idle_cpu_share: Spread::exactly(used / begun.elapsed().as_secs_f64()),
     };
     println!("{}", serde_json::to_string(&found)?);
     drop(workers);

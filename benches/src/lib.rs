@@ -6,6 +6,7 @@
 
 pub mod alloc;
 pub mod allocations;
+pub mod combine;
 pub mod contest;
 pub mod cpus;
 pub mod fleet;

@@ -16,11 +16,12 @@ pub struct Machine {
     pub cpu: String,
     /// How many of them this process may use.
     pub cores: usize,
-    /// The load when the run began: above 0, somebody else was there.
+    /// The load when the run began: above 0, somebody else was there. Of several
+    /// runs, one after the other.
     pub load: String,
     /// The commit of the working tree, and whether it had changes.
     pub commit: String,
-    /// How the run was started.
+    /// How the run was started, but for where its results went.
     pub command: String,
 }
 
@@ -31,8 +32,6 @@ impl Machine {
     ///
     /// Without /proc.
     pub fn this() -> Result<Machine> {
-        let arguments = std::env::args().skip(1).filter(|each| each != "--bench");
-        let command = ["cargo bench -p benches --bench compare --".to_owned()];
         Ok(Machine {
             kernel: nix::sys::utsname::uname()?
                 .release()
@@ -46,11 +45,7 @@ impl Machine {
                 .unwrap_or_default()
                 .to_owned(),
             commit: commit().unwrap_or_else(|| "unknown".into()),
-            command: command
-                .into_iter()
-                .chain(arguments)
-                .collect::<Vec<_>>()
-                .join(" "),
+            command: command(std::env::args().skip(1)),
         })
     }
 
@@ -68,6 +63,19 @@ impl Machine {
             "{cpu}, {cores} CPUs, Linux {kernel}, load {load} at the start, commit {commit}: `{command}`"
         )
     }
+}
+
+fn command(mut arguments: impl Iterator<Item = String>) -> String {
+    let mut command = String::from("cargo bench -p benches --bench compare --");
+    while let Some(argument) = arguments.next() {
+        match &*argument {
+            "--bench" => {}
+            "--out" => drop(arguments.next()),
+            out if out.starts_with("--out=") => {}
+            other => command.extend([" ", other]),
+        }
+    }
+    command
 }
 
 /// x86-64 names its model; aarch64 gives numbers only.
@@ -104,6 +112,15 @@ fn commit() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn command_is_the_same_wherever_the_results_go() {
+        let said = |line: &str| command(line.split(' ').map(str::to_owned));
+        let plain = "cargo bench -p benches --bench compare -- --long --only /hot/";
+        assert_eq!(said("--long --only /hot/ --bench"), plain);
+        assert_eq!(said("--long --out a --only /hot/ --bench"), plain);
+        assert_eq!(said("--long --only /hot/ --out=b --bench"), plain);
+    }
 
     #[test]
     fn cpu_is_named_on_both_architectures() {

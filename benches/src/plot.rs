@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use plotters::coord::Shift;
-use plotters::coord::combinators::IntoLogRange;
+use plotters::coord::combinators::{BindKeyPoints, IntoLogRange};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -13,13 +13,17 @@ use crate::contest::Row;
 use crate::fleet;
 use crate::peers::Group;
 use crate::regime;
-use crate::report::{Report, time};
+use crate::report::{Report, round_time};
 use crate::throughput::{self, CALLERS};
 use crate::work::Work;
 
 const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(225, 225, 225);
+/// A README is about as wide: nothing is scaled down until it is hard to read.
+const WIDTH: u32 = 1000;
+const LEGEND_WIDTH: u32 = 220;
+const FLOORS: [RGBColor; 3] = [INK, RGBColor(115, 115, 115), RGBColor(170, 170, 170)];
 /// Ours stand out; all are told apart by the colour-blind.
 const OURS: [RGBColor; 4] = [
     RGBColor(213, 94, 0),
@@ -76,7 +80,7 @@ pub fn write(report: &Report, directory: &Path) -> Result<()> {
         title: "Cost of a call against the number of namespaces",
         x: "namespaces",
         y: "time of a call, p50",
-        format: &|ns| time(*ns),
+        format: &|ns| round_time(*ns),
     };
     chart(&panels, &axes, &directory.join("namespaces.svg"))
 }
@@ -116,6 +120,7 @@ fn lines(
 
 /// A colour for each label, by group.
 fn colours<'a>(of: impl Iterator<Item = (&'a str, Group)>) -> Vec<(&'a str, Group, RGBColor)> {
+    let mut floors = FLOORS.iter().cycle();
     let (mut ours, mut peers) = (OURS.iter().cycle(), PEERS.iter().cycle());
     let mut known: Vec<(&str, Group, RGBColor)> = Vec::new();
     for (label, group) in of {
@@ -123,7 +128,7 @@ fn colours<'a>(of: impl Iterator<Item = (&'a str, Group)>) -> Vec<(&'a str, Grou
             continue;
         }
         let colour = match group {
-            Group::Floor => Some(&INK),
+            Group::Floor => floors.next(),
             Group::Ours => ours.next(),
             Group::Peer => peers.next(),
         };
@@ -132,11 +137,16 @@ fn colours<'a>(of: impl Iterator<Item = (&'a str, Group)>) -> Vec<(&'a str, Grou
     known
 }
 
+fn colour_of(known: &[(&str, Group, RGBColor)], label: &str) -> RGBColor {
+    let found = known.iter().find(|(other, ..)| *other == label);
+    found.map_or(INK, |(.., colour)| *colour)
+}
+
 /// A range that leaves some room, on a logarithmic scale.
 fn around(values: impl Iterator<Item = f64> + Clone) -> Option<Range<f64>> {
     let low = values.clone().min_by(f64::total_cmp)?;
     let high = values.max_by(f64::total_cmp)?;
-    Some(low / 1.6..high * 1.6)
+    Some(low / 2.0..high * 1.6)
 }
 
 fn text(size: u32) -> TextStyle<'static> {
@@ -152,7 +162,7 @@ fn legend(area: &Area<'_>, entries: &[(&str, Group, RGBColor)]) -> Result<()> {
             Group::Floor => area.draw(&Rectangle::new([(6, y - 1), (22, y + 1)], filled))?,
             _ => area.draw(&Circle::new((14, y), 4, filled))?,
         }
-        let style = text(13).pos(Pos::new(HPos::Left, VPos::Center));
+        let style = text(14).pos(Pos::new(HPos::Left, VPos::Center));
         area.draw(&Text::new(label.to_string(), (28, y), style))?;
     }
     Ok(())
@@ -171,21 +181,21 @@ fn latency(report: &Report, path: &Path) -> Result<()> {
         .filter(|(_, rows)| !rows.is_empty())
         .collect();
     let all = || scenes.iter().flat_map(|(_, rows)| rows);
-    let figures = all().flat_map(|row| [row.ns.median, row.p99_ns]);
+    let figures = all().flat_map(|row| [row.ns.median, row.p99_ns.median]);
     let Some(range) = around(figures) else {
         return Ok(());
     };
     let colours = colours(all().map(|row| (&*row.label, row.group)));
+    let colour = |label: &str| colour_of(&colours, label);
 
-    let area = SVGBackend::new(path, (1120, 620)).into_drawing_area();
+    let area = SVGBackend::new(path, (WIDTH, 560)).into_drawing_area();
     area.fill(&WHITE)?;
-    let (left, right) = area.split_horizontally(900);
+    let (left, right) = area.split_horizontally(WIDTH - LEGEND_WIDTH);
     let width = scenes.len() as f64;
     let mut chart = ChartBuilder::on(&left)
         .caption("One call, empty closure: p50, whiskers to p99", text(20))
         .margin(10)
-        .x_label_area_size(30)
-        .y_label_area_size(80)
+        .y_label_area_size(75)
         .build_cartesian_2d(0.0..width, range.clone().log_scale())?;
     chart
         .configure_mesh()
@@ -193,8 +203,10 @@ fn latency(report: &Report, path: &Path) -> Result<()> {
         .disable_x_axis()
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
-        .y_label_style(text(13))
-        .y_label_formatter(&|ns| time(*ns))
+        .y_label_style(text(14))
+        .y_desc("time of a call")
+        .axis_desc_style(text(14))
+        .y_label_formatter(&|ns| round_time(*ns))
         .draw()?;
     for (at, (scene, rows)) in scenes.iter().enumerate() {
         let left = at as f64;
@@ -215,14 +227,13 @@ fn latency(report: &Report, path: &Path) -> Result<()> {
                 (left + 0.03, floor.ns.median),
                 (left + 0.97, floor.ns.median),
             ];
-            chart.draw_series([PathElement::new(across, INK.stroke_width(1))])?;
+            let colour = colour(&floor.label);
+            chart.draw_series([PathElement::new(across, colour.stroke_width(2))])?;
         }
         for (index, row) in others.iter().enumerate() {
             let x = left + (index as f64 + 1.0) / (others.len() as f64 + 1.0);
-            let colour = (colours.iter())
-                .find(|(label, ..)| *label == row.label)
-                .map_or(INK, |(.., colour)| *colour);
-            let whisker = vec![(x, row.ns.median), (x, row.p99_ns)];
+            let colour = colour(&row.label);
+            let whisker = vec![(x, row.ns.median), (x, row.p99_ns.median)];
             chart.draw_series([PathElement::new(whisker, colour.mix(0.5).stroke_width(1))])?;
             let size = if row.group == Group::Ours { 6 } else { 4 };
             chart.draw_series([Circle::new((x, row.ns.median), size, colour.filled())])?;
@@ -256,33 +267,37 @@ fn chart(panels: &[(&str, Vec<Line>)], axes: &Axes<'_>, path: &Path) -> Result<(
         return Ok(());
     };
     let colours = colours(all().map(|line| (&*line.label, line.group)));
+    let colour = |label: &str| colour_of(&colours, label);
+    let mut ticks: Vec<f64> = points().map(|(x, _)| *x).collect();
+    ticks.sort_by(f64::total_cmp);
+    ticks.dedup();
 
-    let plot_width = 480 * u32::try_from(panels.len())?;
-    let area = SVGBackend::new(path, (plot_width + 220, 520)).into_drawing_area();
+    let area = SVGBackend::new(path, (WIDTH, 480)).into_drawing_area();
     area.fill(&WHITE)?;
-    let (left, right) = area.split_horizontally(plot_width);
-    let left = left.titled(axes.title, text(20))?;
+    let (left, right) = area.split_horizontally(WIDTH - LEGEND_WIDTH);
+    let left = left.margin(8, 0, 0, 0).titled(axes.title, text(20))?;
     for (panel, (title, lines)) in left.split_evenly((1, panels.len())).iter().zip(&panels) {
         let mut chart = ChartBuilder::on(panel)
             .caption(title, text(15))
             .margin(10)
             .x_label_area_size(45)
             .y_label_area_size(75)
-            .build_cartesian_2d(xs.clone().log_scale(), ys.clone().log_scale())?;
+            .build_cartesian_2d(
+                xs.clone().log_scale().with_key_points(ticks.clone()),
+                ys.clone().log_scale(),
+            )?;
         chart
             .configure_mesh()
             .bold_line_style(GRID)
             .light_line_style(TRANSPARENT)
             .x_desc(axes.x)
             .y_desc(axes.y)
-            .label_style(text(13))
+            .label_style(text(14))
             .x_label_formatter(&|x| format!("{x:.0}"))
             .y_label_formatter(&|y| (axes.format)(y))
             .draw()?;
         for line in lines {
-            let colour = (colours.iter())
-                .find(|(label, ..)| *label == line.label)
-                .map_or(INK, |(.., colour)| *colour);
+            let colour = colour(&line.label);
             let width = if line.group == Group::Ours { 3 } else { 1 };
             chart.draw_series(LineSeries::new(
                 line.points.iter().copied(),

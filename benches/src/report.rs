@@ -1,5 +1,5 @@
-//! What a run found: as JSON for machines, as Markdown for people. The
-//! terminal shows the Markdown.
+//! What was found: as JSON for machines, as Markdown for people. The terminal
+//! shows the Markdown.
 
 use std::fmt::Write;
 
@@ -15,12 +15,14 @@ use crate::regime;
 use crate::stats::Spread;
 use crate::targets::{Bound, Target};
 
-/// Everything that a run found.
+/// Everything that a run found, or several together.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Where and of what.
     pub machine: Machine,
-    /// How many turns each had in the section of latencies.
+    /// How many runs this combines; `None` when it is of one.
+    pub runs: Option<usize>,
+    /// How many turns each had in the section of latencies, in each run.
     pub rounds: usize,
     /// All that was timed.
     pub rows: Vec<Row>,
@@ -41,15 +43,9 @@ impl Report {
                 writeln!(text, "## {title}\n\n{note}\n\n{table}\n").expect("a String takes all");
             }
         };
-        let head = self.machine.headline();
-        let rounds = self.rounds;
-        let note = format!(
-            "{head}.\n\nMedians over {rounds} interleaved rounds; a ratio is taken within a round, and its \
-             smallest and largest round stand in brackets. Lower is better."
-        );
         part(
             "Latency of a call with an empty closure, p50",
-            &note,
+            &self.note(),
             self.matrix(),
         );
         part(
@@ -82,8 +78,45 @@ impl Report {
             "One in each namespace, in a process of their own.",
             self.footprint_table(),
         );
-        part("Targets", "Ratios in this run.", self.target_table());
+        part("Targets", self.target_note(), self.target_table());
         text
+    }
+
+    /// What fits into a README: who by regime, and the targets.
+    pub fn summary(&self) -> String {
+        let mut text = self.note() + "\n";
+        for (note, table) in [
+            ("p50 of a call with an empty closure:", self.matrix()),
+            (self.target_note(), self.target_table()),
+        ] {
+            if let Some(table) = table {
+                writeln!(text, "\n{note}\n\n{table}").expect("a String takes all");
+            }
+        }
+        text
+    }
+
+    /// Where the figures come from, and how to read them.
+    fn note(&self) -> String {
+        let head = self.machine.headline();
+        let rounds = self.rounds;
+        let (over, one) = match self.runs {
+            Some(runs) => (format!("{runs} runs of {rounds} interleaved rounds"), "run"),
+            None => (format!("{rounds} interleaved rounds"), "round"),
+        };
+        format!(
+            "{head}.\n\nMedians over {over}; a ratio is taken within a round, and its \
+             smallest and largest {one} stand in brackets. Lower is better."
+        )
+    }
+
+    fn target_note(&self) -> &'static str {
+        match self.runs {
+            Some(_) => {
+                "Ratios within a run, as medians over the runs; the median has to reach the target."
+            }
+            None => "Ratios in this run.",
+        }
     }
 
     /// Who by regime.
@@ -132,9 +165,9 @@ impl Report {
                 row.scene.clone(),
                 row.label.clone(),
                 time(row.ns.median),
-                time(row.p99_ns),
+                time(row.p99_ns.median),
                 spread(row.to_floor),
-                row.p99_to_floor.map_or(String::new(), number),
+                spread(row.p99_to_floor),
                 spread(row.to_ours),
             ]
         });
@@ -170,8 +203,8 @@ impl Report {
             vec![
                 found.label.clone(),
                 found.workers.to_string(),
-                format!("{:.1} KiB", found.resident_bytes_each / 1024.0),
-                format!("{:.4} %", found.idle_cpu_share * 100.0),
+                format!("{:.1} KiB", found.resident_bytes_each.median / 1024.0),
+                format!("{:.4} %", found.idle_cpu_share.median * 100.0),
             ]
         });
         table(
@@ -222,19 +255,30 @@ fn table(
 
 /// A time as people write it.
 pub fn time(ns: f64) -> String {
-    let (value, unit) = match ns {
+    let (value, unit) = in_unit(ns);
+    format!("{} {unit}", number(value))
+}
+
+/// A round time, as it stands on an axis.
+pub fn round_time(ns: f64) -> String {
+    let (value, unit) = in_unit(ns);
+    format!("{value:.0} {unit}")
+}
+
+fn in_unit(ns: f64) -> (f64, &'static str) {
+    match ns {
         ..1e3 => (ns, "ns"),
         1e3..1e6 => (ns / 1e3, "us"),
         1e6..1e9 => (ns / 1e6, "ms"),
         _ => (ns / 1e9, "s"),
-    };
-    format!("{} {unit}", number(value))
+    }
 }
 
 /// Three digits, as the noise allows no more.
 fn number(value: f64) -> String {
     match value.abs() {
-        ..10.0 => format!("{value:.2}"),
+        0.0 | 0.1..10.0 => format!("{value:.2}"),
+        ..0.1 => format!("{value:.4}"),
         10.0..100.0 => format!("{value:.1}"),
         _ => format!("{value:.0}"),
     }
@@ -254,22 +298,14 @@ fn spread(found: Option<Spread>) -> String {
 mod tests {
     use super::*;
 
-    fn even(value: f64) -> Spread {
-        Spread {
-            median: value,
-            min: value,
-            max: value,
-        }
-    }
-
     fn row(scene: &str, label: &str, group: Group) -> Row {
         Row {
             section: "latency".into(),
             scene: scene.into(),
             label: label.into(),
             group,
-            ns: even(1234.0),
-            p99_ns: 2e6,
+            ns: Spread::exactly(1234.0),
+            p99_ns: Spread::exactly(2e6),
             to_floor: Some(Spread {
                 median: 1.1,
                 min: 0.9,

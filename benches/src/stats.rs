@@ -48,6 +48,25 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// A figure that was taken once.
+    pub fn exactly(value: f64) -> Spread {
+        Spread {
+            median: value,
+            min: value,
+            max: value,
+        }
+    }
+
+    /// The same in another unit.
+    pub fn times(self, factor: f64) -> Spread {
+        let (one, other) = (self.min * factor, self.max * factor);
+        Spread {
+            median: self.median * factor,
+            min: one.min(other),
+            max: one.max(other),
+        }
+    }
+
     /// Sums up one value per round; `None` when there was no round.
     pub fn of(values: &[f64]) -> Option<Spread> {
         let min = values.iter().copied().min_by(f64::total_cmp)?;
@@ -134,6 +153,13 @@ mod tests {
     #[test]
     fn spread_of_no_round_is_none() {
         assert_eq!(Spread::of(&[]), None);
+    }
+
+    #[test]
+    fn extremes_keep_their_order_when_the_sign_turns() {
+        let spread = Spread::of(&[1.0, 2.0, 4.0]).unwrap().times(-2.0);
+        let Spread { median, min, max } = spread;
+        assert_eq!((median, min, max), (-4.0, -8.0, -2.0));
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub struct Target {
     pub figure: String,
     /// What it has to be.
     pub bound: Bound,
-    /// What it was; `None` when this run did not measure it.
+    /// What it was; `None` when it was not measured.
     pub measured: Option<Spread>,
     /// Whether the median is within the bound.
     pub reached: Option<bool>,
@@ -53,25 +53,18 @@ pub fn targets(report: &Report) -> Vec<Target> {
             .find(|row| (&*row.section, &*row.scene, &*row.label) == (section, scene, label))
     };
     let to_floor = |scene: &str, label: &str| row("latency", scene, label)?.to_floor;
-    let p99_to_floor = |scene: &str| row("latency", scene, OURS)?.p99_to_floor.map(exactly);
+    let p99_to_floor = |scene: &str| row("latency", scene, OURS)?.p99_to_floor;
     let times_faster =
         |section: &str, scene: &str, label: &str| row(section, scene, label)?.to_ours;
     let allocations = |scene: &str, label: &str| {
         (report.allocations.iter())
             .find(|each| each.scene == scene && each.label == label)
-            .map(|found| exactly(found.each))
+            .map(|found| Spread::exactly(found.each))
     };
-    let footprint = |of: fn(&crate::footprint::Footprint) -> f64| {
-        let found = report.footprints.iter().find(|each| each.label == OURS)?;
-        Some(exactly(of(found)))
-    };
+    let footprint = || report.footprints.iter().find(|each| each.label == OURS);
     let look_up = || {
         let pinned = row("latency", "hot", PINNED)?.ns_beyond_ours?;
-        Some(Spread {
-            median: -pinned.median,
-            min: -pinned.max,
-            max: -pinned.min,
-        })
+        Some(pinned.times(-1.0))
     };
 
     let mut targets = Vec::new();
@@ -161,12 +154,12 @@ pub fn targets(report: &Report) -> Vec<Target> {
     add(
         "idle workers, KiB resident each",
         AtMost(16.0),
-        footprint(|found| found.resident_bytes_each / 1024.0),
+        footprint().map(|found| found.resident_bytes_each.times(1.0 / 1024.0)),
     );
     add(
         "idle workers, per cent of a CPU together",
         AtMost(0.01),
-        footprint(|found| found.idle_cpu_share * 100.0),
+        footprint().map(|found| found.idle_cpu_share.times(100.0)),
     );
     add(
         "look-up through a kept handle (`Executor::run` less `Pinned::run`), ns",
@@ -174,15 +167,6 @@ pub fn targets(report: &Report) -> Vec<Target> {
         look_up(),
     );
     targets
-}
-
-/// A figure that is taken once.
-fn exactly(value: f64) -> Spread {
-    Spread {
-        median: value,
-        min: value,
-        max: value,
-    }
 }
 
 #[cfg(test)]
@@ -197,12 +181,12 @@ mod tests {
             scene: scene.into(),
             label: label.into(),
             group: Group::Ours,
-            ns: exactly(100.0),
-            p99_ns: 200.0,
-            to_floor: Some(exactly(to_floor)),
-            p99_to_floor: Some(1.0),
-            to_ours: Some(exactly(to_ours)),
-            ns_beyond_ours: Some(exactly(-4.0)),
+            ns: Spread::exactly(100.0),
+            p99_ns: Spread::exactly(200.0),
+            to_floor: Some(Spread::exactly(to_floor)),
+            p99_to_floor: Some(Spread::exactly(1.0)),
+            to_ours: Some(Spread::exactly(to_ours)),
+            ns_beyond_ours: Some(Spread::exactly(-4.0)),
         }
     }
 
@@ -258,7 +242,7 @@ mod tests {
             Some(true)
         );
         let mut noise = row("hot", PINNED, 1.0, 1.0);
-        noise.ns_beyond_ours = Some(exactly(400.0));
+        noise.ns_beyond_ours = Some(Spread::exactly(400.0));
         assert_eq!(reached(vec![noise], figure), Some(false));
     }
 }
