@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Barrier;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Guard, Netns};
 use netns_exec_tests::{
@@ -251,6 +252,49 @@ fn workers_inherit_nothing_from_a_caller_that_is_first_and_odd() {
         assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), one);
         executor.shutdown(None).unwrap();
     });
+}
+
+fn affinity() -> CpuSet {
+    sched_getaffinity(Pid::from_raw(0)).unwrap()
+}
+
+/// Calls a worker in all the rhythms in which its callers may move it to another
+/// CPU, and checks that no job sees more or less than `cpus`.
+fn jobs_see(cpus: CpuSet, executor: &Executor, netns: &Netns) {
+    for gap in [0, 0, 0, 30, 100, 300, 1_000, 21_000] {
+        let calls = if gap < 1_000 { 300 } else { 20 };
+        for _ in 0..calls {
+            assert_eq!(executor.run(netns, affinity).unwrap(), cpus, "gap {gap}");
+            let start = Instant::now();
+            if gap % 1_000 == 0 {
+                thread::sleep(Duration::from_micros(gap));
+            } else {
+                while start.elapsed() < Duration::from_micros(gap) {}
+            }
+        }
+    }
+}
+
+#[test]
+fn jobs_may_run_on_all_cpus_wherever_the_caller_is() {
+    let netns = fresh();
+    let executor = Executor::new().unwrap();
+    jobs_see(affinity(), &executor, &netns);
+}
+
+#[test]
+fn cpus_that_a_job_chose_stay_chosen() {
+    let netns = fresh();
+    let executor = Executor::new().unwrap();
+    let all = affinity();
+    let cpus = (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu).unwrap());
+    for cpu in cpus.take(2) {
+        let mut one = CpuSet::new();
+        one.set(cpu).unwrap();
+        let choose = || sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+        executor.run(&netns, choose).unwrap();
+        jobs_see(one, &executor, &netns);
+    }
 }
 
 #[test]

@@ -32,14 +32,12 @@
 #![allow(unsafe_code)]
 
 use std::mem::{self, MaybeUninit};
-// Hints are no part of the protocol, and not of its models.
-use std::sync::atomic::{AtomicU32 as AtomicCpu, AtomicU32 as AtomicTid, AtomicU64};
 use std::time::{Duration, Instant};
 
+use crate::caller::{Caller, Plan};
 use crate::job::{self, After, Ending, NoWayOut, Site};
-use crate::pace::{self, Credit, Wakes, Way};
+use crate::placement::{Cpu, CpuHint, Whereabouts};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake, yield_now};
-use crate::sys::thread::{self, Cpus};
 
 const OWNED: u32 = 1;
 const BUSY: u32 = 1 << 1;
@@ -104,46 +102,21 @@ pub(crate) struct Lane {
     back: Line<BackLine>,
     /// What callers have learnt; belongs to the one that owns the lane.
     caller: Line<UnsafeCell<Caller>>,
-    /// What callers need to know of the worker.
-    worker: Worker,
+    worker: Whereabouts,
 }
 
 struct ThereLine {
     posted: AtomicU32,
     job: UnsafeCell<There>,
-    /// Where the caller runs, and [`FOLLOWED`]. Belongs to the job.
-    from: AtomicCpu,
+    /// Where the caller runs. Belongs to the job.
+    from: CpuHint,
 }
 
 struct BackLine {
     done: AtomicU32,
     result: UnsafeCell<Back>,
-    /// Where the worker ran its last job: a hint.
-    cpu: AtomicCpu,
-}
-
-struct Caller {
-    credit: Credit,
-    wakes: Wakes,
-}
-
-/// Hints: written by the worker, read by callers, right most of the time.
-struct Worker {
-    born: Instant,
-    tid: AtomicTid,
-    /// When it parked last, in nanoseconds since `born`.
-    parked_at: AtomicU64,
-}
-
-/// No CPU's number.
-const NO_CPU: u32 = FOLLOWED - 1;
-/// In *there*: the caller has brought the worker to its own CPU.
-const FOLLOWED: u32 = 1 << 31;
-
-impl Worker {
-    fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
+    /// Where the worker ran its last job.
+    cpu: CpuHint,
 }
 
 // SAFETY: the gate gives each cell one owner at a time: *there* is the owning
@@ -164,22 +137,15 @@ impl Lane {
                     call: None,
                     closure: Room::new(),
                 }),
-                from: AtomicCpu::new(NO_CPU),
+                from: CpuHint::new(),
             }),
             back: Line(BackLine {
                 done: AtomicU32::new(0),
                 result: UnsafeCell::new(Back::new()),
-                cpu: AtomicCpu::new(NO_CPU),
+                cpu: CpuHint::new(),
             }),
-            caller: Line(UnsafeCell::new(Caller {
-                credit: Credit::new(),
-                wakes: Wakes::new(),
-            })),
-            worker: Worker {
-                born: Instant::now(),
-                tid: AtomicTid::new(0),
-                parked_at: AtomicU64::new(0),
-            },
+            caller: Line(UnsafeCell::new(Caller::new())),
+            worker: Whereabouts::new(),
         }
     }
 
@@ -242,18 +208,24 @@ impl Lane {
 
     /// Makes the calling thread the lane's worker, if it has none.
     pub(crate) fn open(&self) -> Option<Serving<'_>> {
-        // Acquire: the worker before us has left the lines alone since.
+        if !self.is_closed() {
+            return None;
+        }
+        // Before the lane is open: until then a caller would move the worker before
+        // this, and its number may be another thread's by now.
+        self.worker.begin();
+        // Acquire: the worker before us has left the lines alone since. Release:
+        // for who claims the lane and sees the line before this.
         let gate = (self.gate.0)
-            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |gate| {
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |gate| {
                 // OWNED stays: the last caller may not have let go yet.
                 (gate & CLOSED != 0).then_some(gate & !(CLOSED | BUSY | PARKED))
             })
             .ok()?;
-        (self.worker.tid).store(thread::tid(), Ordering::Relaxed);
         Some(Serving {
             lane: self,
             served: gate & !FLAGS,
-            cpus: thread::cpus().ok(),
+            sent_away: false,
         })
     }
 }
@@ -342,22 +314,45 @@ impl Claim<'_> {
     fn post_and_wait(&self, may_spin: bool) -> u32 {
         // From here to the end the worker uses lines and frames of ours.
         let stay = NoWayOut;
-        let word = if self.parked {
-            self.wake_and_wait(may_spin)
-        } else {
-            let here = thread::cpu().unwrap_or(NO_CPU);
-            (self.lane.there.0.from).store(here, Ordering::Relaxed);
-            self.post();
-            self.wait_awake(may_spin, here)
-        };
+        let here = Cpu::here();
+        let word = self.lane.caller.0.with_mut(|caller| {
+            // SAFETY: the claim makes it ours.
+            let caller = unsafe { &mut *caller };
+            let awake_on = (!self.parked).then(|| self.lane.back.0.cpu.get());
+            let apart = awake_on.is_some_and(|cpu| !cpu.is(here));
+            if !(apart && may_spin && caller.may_look()) {
+                let plan = caller.plan(&self.lane.worker, awake_on, here, may_spin);
+                return self.call(plan, here, caller);
+            }
+            self.post(here, false);
+            caller.look(&self.lane.worker, || self.done().is_some());
+            self.done().unwrap_or_else(|| self.sleep())
+        });
         mem::forget(stay);
         word & (BOXED | REFUSED)
     }
 
+    /// Makes a call that is not over within a look: the worker sleeps, or runs on
+    /// this very CPU, or has been slow of late.
+    #[cold]
+    fn call(&self, plan: Plan, here: Cpu, caller: &mut Caller) -> u32 {
+        self.post(here, plan.moves);
+        if self.parked {
+            futex_wake(&self.lane.gate.0);
+        }
+        plan.look(|| self.done().is_some());
+        let word = self.sleep();
+        let ran_on = self.lane.back.0.cpu.get();
+        caller.learn(&plan, &self.lane.worker, here, ran_on);
+        word
+    }
+
     #[inline]
-    fn post(&self) {
+    fn post(&self, here: Cpu, moved: bool) {
+        let there = &self.lane.there.0;
+        there.from.set(here, moved);
         // Release: the job is visible to the worker that sees the number.
-        (self.lane.there.0.posted).store(self.number, Ordering::Release);
+        there.posted.store(self.number, Ordering::Release);
     }
 
     /// The word in *back*, if it says that the call is done.
@@ -368,75 +363,7 @@ impl Claim<'_> {
         (word & !FLAGS == self.number).then_some(word)
     }
 
-    /// Waits for a worker that was awake when the lane was claimed.
-    #[inline]
-    fn wait_awake(&self, may_spin: bool, here: u32) -> u32 {
-        self.lane.caller.0.with_mut(|caller| {
-            // SAFETY: the claim makes it ours.
-            let caller = unsafe { &mut *caller };
-            let there = self.lane.back.0.cpu.load(Ordering::Relaxed);
-            if may_spin && caller.credit.allows() && here != there {
-                if let Some(word) = self.look() {
-                    caller.credit.gain();
-                    return word;
-                }
-                caller.credit.lose();
-                return self.sleep();
-            }
-            let start = Instant::now();
-            let word = self.sleep();
-            if start.elapsed() < pace::LOOK {
-                caller.credit.gain();
-            }
-            word
-        })
-    }
-
-    /// Wakes the worker, and waits, in the way that has been the fastest.
-    #[cold]
-    fn wake_and_wait(&self, may_spin: bool) -> u32 {
-        let Lane { worker, there, .. } = self.lane;
-        self.lane.caller.0.with_mut(|caller| {
-            // SAFETY: the claim makes it ours.
-            let caller = unsafe { &mut *caller };
-            let start = worker.now();
-            let slept = start.saturating_sub(worker.parked_at.load(Ordering::Relaxed));
-            let slept = Duration::from_nanos(slept);
-            let way = if may_spin {
-                caller.wakes.choose(slept)
-            } else {
-                Way::Sleep
-            };
-            let followed = way == Way::Follow && self.bring_worker();
-            let here = thread::cpu().unwrap_or(NO_CPU);
-            let from = here | if followed { FOLLOWED } else { 0 };
-            there.0.from.store(from, Ordering::Relaxed);
-            self.post();
-            futex_wake(&self.lane.gate.0);
-            let looked = if way == Way::Spin { self.look() } else { None };
-            let word = looked.unwrap_or_else(|| self.sleep());
-            let took = Duration::from_nanos(worker.now().saturating_sub(start));
-            caller.wakes.learn(slept, way, took);
-            word
-        })
-    }
-
-    /// Has the worker wake up on this CPU. It takes its own back by itself.
-    fn bring_worker(&self) -> bool {
-        let tid = self.lane.worker.tid.load(Ordering::Relaxed);
-        thread::cpu().is_some_and(|cpu| thread::bring(tid, cpu).is_ok())
-    }
-
-    #[inline]
-    fn look(&self) -> Option<u32> {
-        let mut word = None;
-        pace::look(|| {
-            word = self.done();
-            word.is_some()
-        });
-        word
-    }
-
+    /// Waits for the end of the call, if it is not over.
     fn sleep(&self) -> u32 {
         let back = &self.lane.back.0.done;
         loop {
@@ -516,8 +443,8 @@ pub(crate) struct Serving<'a> {
     lane: &'a Lane,
     /// The number of the last call that was served.
     served: u32,
-    /// Where it may run when nobody has brought it elsewhere.
-    cpus: Option<Cpus>,
+    /// The last caller has sent it to another CPU, and it has not been asked yet.
+    sent_away: bool,
 }
 
 impl Serving<'_> {
@@ -541,8 +468,9 @@ impl Serving<'_> {
         if posted.load(Ordering::Acquire) != number {
             return None;
         }
-        if from.load(Ordering::Relaxed) & FOLLOWED != 0 {
-            self.go_back();
+        if from.has_moved() {
+            self.lane.worker.go_back();
+            self.sent_away = !self.is_beside_caller();
         }
         let after = there.with_mut(|there| {
             back.with_mut(|back| {
@@ -554,15 +482,6 @@ impl Serving<'_> {
         });
         self.done(number | if after.boxed { BOXED } else { 0 });
         Some(after)
-    }
-
-    /// Takes back the CPUs that the worker had before a caller brought it along.
-    #[cold]
-    fn go_back(&self) {
-        if let Some(cpus) = &self.cpus {
-            // Fails when the machine has just lost them all; then any will do.
-            let _ = thread::set_cpus(cpus);
-        }
     }
 
     /// Waits for the job of a caller that has claimed the lane.
@@ -579,22 +498,19 @@ impl Serving<'_> {
     /// can only look for the next one while the caller does not run.
     #[inline]
     pub(crate) fn is_beside_caller(&self) -> bool {
-        let from = self.lane.there.0.from.load(Ordering::Relaxed) & !FOLLOWED;
-        from == thread::cpu().unwrap_or(NO_CPU) && from != NO_CPU
+        self.lane.there.0.from.get().is(Cpu::here())
     }
 
-    /// Leaves the caller's CPU to the caller; tells whether that is possible.
-    #[cold]
-    pub(crate) fn step_aside(&self) -> bool {
-        let here = thread::cpu();
-        let (Some(cpus), Some(here)) = (&self.cpus, here) else {
-            return false;
-        };
-        // The kernel moves the thread at once; then it may go anywhere again.
-        let moved = cpus
-            .without(here)
-            .is_some_and(|rest| thread::set_cpus(&rest).is_ok());
-        moved && thread::set_cpus(cpus).is_ok()
+    #[inline]
+    pub(crate) fn patience(&self) -> Duration {
+        self.lane.worker.patience()
+    }
+
+    /// Whether the last caller has sent the worker to another CPU, because calls
+    /// come in quick succession; says so once.
+    #[inline]
+    pub(crate) fn was_sent_away(&mut self) -> bool {
+        mem::take(&mut self.sent_away)
     }
 
     /// Gives a call that came too late back to its caller.
@@ -606,8 +522,9 @@ impl Serving<'_> {
 
     fn done(&mut self, word: u32) {
         self.served = word & !FLAGS;
-        let cpu = thread::cpu().unwrap_or(NO_CPU);
-        self.lane.back.0.cpu.store(cpu, Ordering::Relaxed);
+        // A store before the swap: it has the line fetched early, and a call takes
+        // a sixth less.
+        self.lane.back.0.cpu.set(Cpu::here(), false);
         let done = &self.lane.back.0.done;
         // Release: the result is visible to the caller. Acquire is not needed:
         // the caller writes nothing but ASLEEP. An RMW to learn of ASLEEP.
@@ -631,17 +548,12 @@ impl Serving<'_> {
     ///
     /// Then the worker looks at everything else once more, and calls
     /// [`sleep`](Serving::sleep) or [`stay_awake`](Serving::stay_awake).
-    pub(crate) fn begin_park(&mut self) -> bool {
-        (self.lane.worker.parked_at).store(self.lane.worker.now(), Ordering::Relaxed);
+    pub(crate) fn begin_park(&mut self, now: Instant) -> bool {
+        self.lane.worker.note_parking(now);
         let parked = self.set_flag(PARKED);
         // See the module: the other half is the sender's.
         fence(Ordering::SeqCst);
         parked
-    }
-
-    /// Notes where the worker may run: a job may have changed it, as is its right.
-    pub(crate) fn note_cpus(&mut self) {
-        self.cpus = thread::cpus().ok();
     }
 
     pub(crate) fn stay_awake(&mut self) {
@@ -651,6 +563,7 @@ impl Serving<'_> {
     /// Sleeps until somebody has cleared `PARKED`; `false` when `timeout` ran
     /// out first (the worker is still parked then).
     pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> bool {
+        self.lane.worker.note_cpu();
         loop {
             let gate = self.lane.gate.0.load(Ordering::Relaxed);
             if gate & PARKED == 0 {

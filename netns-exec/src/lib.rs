@@ -89,6 +89,7 @@
 #![cfg_attr(loom, allow(dead_code))]
 
 pub mod audit;
+mod caller;
 mod error;
 mod executor;
 mod guard;
@@ -101,6 +102,7 @@ mod latch;
 mod models;
 mod netns;
 mod pace;
+mod placement;
 pub mod ports;
 mod process;
 mod roster;

@@ -20,8 +20,9 @@ use crate::pace::{self, Credit};
 use crate::{roster, sync};
 
 /// A worker that slept for so long is idle, and sees to itself: nobody waits for
-/// its CPU any more.
-const SETTLE: Duration = Duration::from_micros(300);
+/// its CPU any more. Longer than any timer tick: a timer before the next tick has to
+/// be set in the hardware, at each park, and that takes longer than the rest.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// What a group knows of one of its workers.
 pub(crate) struct Record {
@@ -204,10 +205,7 @@ pub(crate) enum Leaving {
 /// Whether the worker of `lane` should look for work before it parks.
 #[inline]
 fn may_look(lane: &Serving<'_>, credit: &mut Credit) -> bool {
-    if lane.is_beside_caller() {
-        return credit.is_high() && lane.step_aside();
-    }
-    credit.allows()
+    !lane.is_beside_caller() && credit.allows()
 }
 
 struct Worker<'a> {
@@ -229,6 +227,9 @@ impl Worker<'_> {
                 {
                     return self.leave_spoiled(Some(&mut lane));
                 }
+                if lane.was_sent_away() {
+                    credit = Credit::full();
+                }
             } else if self.group.has_queued() {
                 if lane.begin_busy() {
                     while let Some(job) = self.group.take() {
@@ -242,11 +243,9 @@ impl Worker<'_> {
                     lane.await_post();
                 }
             } else if self.shared.may_spin && may_look(&lane, &mut credit) {
-                if pace::look(|| lane.has_call() || self.group.has_queued()) {
-                    credit.gain();
-                    continue;
-                }
-                credit.lose();
+                credit.look(lane.patience(), || {
+                    lane.has_call() || self.group.has_queued()
+                });
             } else if let Some(why) = self.park(&mut lane, &mut credit) {
                 return why;
             }
@@ -255,7 +254,8 @@ impl Worker<'_> {
 
     /// Sleeps until there may be work; says so when the worker has left instead.
     fn park(&mut self, lane: &mut Serving<'_>, credit: &mut Credit) -> Option<Leaving> {
-        if !lane.begin_park() {
+        let parked = Instant::now();
+        if !lane.begin_park(parked) {
             lane.await_post();
             return None;
         }
@@ -267,10 +267,10 @@ impl Worker<'_> {
             return self.leave(lane, Leaving::Told);
         }
         self.group.note_idle(self.shared);
-        let parked = Instant::now();
-        // On a CPU that both share, the caller is woken only to wait for this.
+        // What an idle worker does is not done yet: on a CPU that both share, the
+        // caller would wait for it.
         if lane.sleep(Some(SETTLE)) {
-            if parked.elapsed() < pace::LOOK {
+            if parked.elapsed() < pace::QUICK {
                 credit.gain();
             }
             return None;
@@ -278,7 +278,6 @@ impl Worker<'_> {
         if !matches!(self.site.fence.before_park(), Verdict::Clean) {
             return Some(self.leave_spoiled(Some(lane)));
         }
-        lane.note_cpus();
         self.group.watch_for_deletion(self.shared);
         if lane.sleep(self.idle_timeout()) {
             return None;

@@ -1,6 +1,7 @@
 //! Lanes: calls against parking, leaving, and each other.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{check, panicked, returned, site};
 use crate::job::Ending;
@@ -19,7 +20,7 @@ fn serve(lane: &Lane, stop: &AtomicBool) {
                 return;
             }
             yield_now();
-        } else if serving.begin_park() {
+        } else if serving.begin_park(Instant::now()) {
             if stop.load(Ordering::Relaxed) {
                 serving.stay_awake();
             } else {

@@ -57,6 +57,14 @@ pub(crate) fn cpu() -> Option<u32> {
 pub(crate) struct Cpus(CpuSet);
 
 impl Cpus {
+    /// `cpu` alone, if it is one of them.
+    pub(crate) fn only(&self, cpu: u32) -> Option<Cpus> {
+        let cpu = cpu as usize;
+        let mut only = CpuSet::new();
+        only.set(cpu).ok()?;
+        (self.0.is_set(cpu).unwrap_or(false)).then_some(Cpus(only))
+    }
+
     /// All of them but `cpu`, if there are others.
     pub(crate) fn without(&self, cpu: u32) -> Option<Cpus> {
         let mut rest = self.0;
@@ -66,22 +74,22 @@ impl Cpus {
     }
 }
 
-/// The CPUs that the calling thread may run on.
-pub(crate) fn cpus() -> io::Result<Cpus> {
-    Ok(Cpus(sched_getaffinity(Pid::from_raw(0))?))
+/// The calling thread, for those who take a thread's id.
+pub(crate) const SELF: u32 = 0;
+
+/// The CPUs that the thread `tid` may run on.
+pub(crate) fn cpus_of(tid: u32) -> io::Result<Cpus> {
+    Ok(Cpus(sched_getaffinity(pid(tid)?)?))
 }
 
-/// Lets the calling thread run on `cpus`.
-pub(crate) fn set_cpus(cpus: &Cpus) -> io::Result<()> {
-    Ok(sched_setaffinity(Pid::from_raw(0), &cpus.0)?)
+/// Lets the thread `tid` run on `cpus`.
+pub(crate) fn set_cpus_of(tid: u32, cpus: &Cpus) -> io::Result<()> {
+    Ok(sched_setaffinity(pid(tid)?, &cpus.0)?)
 }
 
-/// Lets the thread `tid` of this process run on `cpu` alone.
-pub(crate) fn bring(tid: u32, cpu: u32) -> io::Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu as usize)?;
+fn pid(tid: u32) -> io::Result<Pid> {
     let tid = i32::try_from(tid).map_err(|_| io::ErrorKind::InvalidInput)?;
-    Ok(sched_setaffinity(Pid::from_raw(tid), &cpus)?)
+    Ok(Pid::from_raw(tid))
 }
 
 /// Waits until a joined thread has left the kernel's tables.
