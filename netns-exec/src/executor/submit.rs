@@ -198,6 +198,8 @@ pub(crate) fn queue_all(
             // Nobody makes room who does not know that there is something to do.
             settle(shared, netns, &group);
             group.push(job);
+            // Room for one is little to go on with: let the worker make more.
+            sync::yield_now();
         }
     }
     // One is enough for many workers: each that takes a job passes it on.
