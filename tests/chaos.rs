@@ -189,7 +189,8 @@ impl Arena {
         let weak = netns.downgrade();
         match dice.roll(1000) {
             0..600 => self.run(self.any_executor(dice), &netns, &weak),
-            600..750 => self.spawn_many(dice, &netns, &weak),
+            600..700 => self.spawn_many(dice, &netns, &weak),
+            700..750 => self.spawn_batch(dice, &netns, &weak),
             750..850 => self.nest(dice, &netns, &weak),
             850..900 => self.cancel(self.any_executor(dice), &netns, &weak),
             900..940 => self.panic(self.any_executor(dice), &netns, &weak),
@@ -228,6 +229,22 @@ impl Arena {
             .map(|_| self.spawn(executor, netns, weak))
             .collect();
         for (handle, runs) in jobs {
+            handle.join().expect("a job");
+            self.expect_ran(&runs);
+        }
+    }
+
+    fn spawn_batch(&self, dice: &mut Dice, netns: &Netns, weak: &WeakNetns) {
+        // Some are larger than the queue.
+        let (tokens, runs): (Vec<_>, Vec<_>) = (0..=dice.roll(100))
+            .map(|_| Token::new(&self.tally))
+            .unzip();
+        let jobs = tokens.into_iter().map(|token| {
+            let weak = weak.clone();
+            move || token.begin(&weak)
+        });
+        let handles = self.any_executor(dice).spawn_batch(netns, jobs);
+        for (handle, runs) in handles.expect("jobs").into_iter().zip(runs) {
             handle.join().expect("a job");
             self.expect_ran(&runs);
         }

@@ -135,4 +135,14 @@ fn run_allocates_nothing_and_spawn_allocates_once() {
         }
     });
     assert!(spawn <= FEWER, "Pinned::spawn: {spawn} for {FEWER} calls");
+    let batch = allocations_of(|| {
+        let jobs = (0..FEWER).map(|number| move || number);
+        for (number, handle) in pinned[0].spawn_batch(jobs).unwrap().into_iter().enumerate() {
+            assert_eq!(handle.join().unwrap(), number);
+        }
+    });
+    assert!(
+        batch <= FEWER + 1,
+        "Pinned::spawn_batch: {batch} for {FEWER} jobs and their handles"
+    );
 }

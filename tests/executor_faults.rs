@@ -54,6 +54,7 @@ fn refusals(executor: &Executor, netns: &Netns) -> Vec<Error> {
         by_run,
         by_try,
         executor.spawn(netns, || ()).unwrap_err(),
+        executor.spawn_batch(netns, [|| (); 3]).unwrap_err(),
         executor.pin(netns).unwrap_err(),
         executor.scope(|scope| scope.spawn(netns, || ()).map(|_| ()).unwrap_err()),
     ]
@@ -150,6 +151,10 @@ fn nested_call_whose_stand_in_cannot_start_fails_and_does_not_hang() {
                 let spawned = executor.spawn(&a, || ());
                 let spawned = spawned.and_then(|handle| handle.join()).unwrap_err();
                 assert_eq!(spawned.raw_os_error(), Some(EAGAIN), "{spawned}");
+                for handle in executor.spawn_batch(&a, [|| (); 5]).unwrap() {
+                    let error = handle.join().unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(EAGAIN), "{error}");
+                }
                 inner
             })
         });

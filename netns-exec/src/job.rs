@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::guard::{Fence, LeftThread, Verdict};
 use crate::latch::{FIRST_FLAG, Latch, WakerLatch};
 use crate::sync::UnsafeCell;
@@ -360,6 +360,12 @@ trait Packet<T> {
     ///
     /// The latch is set, and the caller is the handle, which calls this once.
     unsafe fn take_ending(&self) -> Option<Ending<T>>;
+    /// The queue's side of the job.
+    ///
+    /// # Safety
+    ///
+    /// Called once for a job: there is one `JobRef`.
+    unsafe fn into_ref(self: Arc<Self>) -> JobRef;
     fn pack(&self) -> Pack<T>;
     fn panic_dropped(&self);
 }
@@ -372,6 +378,14 @@ impl<F, T, E: OnEnd> Packet<T> for HeapJob<F, T, E> {
     unsafe fn take_ending(&self) -> Option<Ending<T>> {
         // SAFETY: set and not detached: the cell belongs to the handle.
         (self.ending).with_mut(|ending| unsafe { (*ending).take() })
+    }
+
+    unsafe fn into_ref(self: Arc<Self>) -> JobRef {
+        let job = Arc::into_raw(self).cast_mut();
+        JobRef {
+            // `HeapJob` is repr(C) with the header first.
+            job: NonNull::new(job.cast()).expect("an Arc is not null"),
+        }
     }
 
     fn pack(&self) -> Pack<T> {
@@ -464,6 +478,19 @@ where
         Draft { job: Arc::new(job) }
     }
 
+    /// The handle's side of the job.
+    fn into_ticket<'a>(self) -> Ticket<'a, T>
+    where
+        F: 'a,
+        T: 'a,
+        E: 'a,
+    {
+        Ticket {
+            packet: self.job,
+            taken: false,
+        }
+    }
+
     /// Has `send` hand the job over; gives the closure back when it could not.
     fn send<'a, X>(
         self,
@@ -474,20 +501,16 @@ where
         T: 'a,
         E: 'a,
     {
-        let raw = Arc::into_raw(Arc::clone(&self.job)).cast_mut();
-        let job_ref = JobRef {
-            // `HeapJob` is repr(C) with the header first.
-            job: NonNull::new(raw.cast()).expect("an Arc is not null"),
-        };
+        // SAFETY: the draft is gone after this, so it is the only one.
+        let job_ref = unsafe { Arc::clone(&self.job).into_ref() };
+        let raw = Arc::as_ptr(&self.job);
         match send(job_ref) {
-            Ok(()) => Ok(Ticket {
-                packet: self.job,
-                taken: false,
-            }),
+            Ok(()) => Ok(self.into_ticket()),
             Err((back, why)) => {
-                assert_eq!(back.job.as_ptr().cast(), raw, "`send` returned another job");
-                // SAFETY: the reference that came back owns what into_raw gave.
-                drop(unsafe { Arc::from_raw(raw) });
+                let back = back.job.as_ptr().cast_const().cast();
+                assert_eq!(back, raw, "`send` returned another job");
+                // SAFETY: the reference that came back owns what into_ref took.
+                drop(unsafe { Arc::from_raw(back) });
                 // SAFETY: no worker has ever seen the job.
                 let f = self.job.f.with_mut(|f| unsafe { (*f).take() });
                 Err((why, f.expect("the job has not run")))
@@ -526,6 +549,98 @@ where
     E: OnEnd + 'a,
 {
     Draft::new(f, on_end, |_| None).send(send)
+}
+
+/// Jobs of their own that are handed over together: gives out each once, in
+/// their order. Those that are left when it is dropped never run.
+pub(crate) struct Batch<'a, T> {
+    tickets: Vec<Ticket<'a, T>>,
+    /// How many have been given out.
+    sent: usize,
+}
+
+impl<'a, T: 'a> Batch<'a, T> {
+    /// Asks `jobs` for all it has. When it panics, none of them runs.
+    fn new<F, E>(jobs: impl IntoIterator<Item = F>, draft: impl Fn(F) -> Draft<F, T, E>) -> Self
+    where
+        F: FnOnce() -> T + Send + 'a,
+        T: Send,
+        E: OnEnd + 'a,
+    {
+        let jobs = jobs.into_iter();
+        let mut batch = Batch {
+            tickets: Vec::with_capacity(jobs.size_hint().0),
+            sent: 0,
+        };
+        for f in jobs {
+            batch.tickets.push(draft(f).into_ticket());
+        }
+        batch
+    }
+
+    /// Has `send` hand all jobs over, if there are any.
+    fn send<X>(
+        mut self,
+        send: impl FnOnce(&mut Self) -> Result<(), X>,
+    ) -> Result<Vec<Ticket<'a, T>>, X> {
+        if !self.tickets.is_empty() {
+            send(&mut self)?;
+        }
+        assert_eq!(self.sent, self.tickets.len(), "`send` has left out jobs");
+        Ok(std::mem::take(&mut self.tickets))
+    }
+}
+
+impl<T> Iterator for Batch<'_, T> {
+    type Item = JobRef;
+
+    fn next(&mut self) -> Option<JobRef> {
+        let ticket = self.tickets.get(self.sent)?;
+        self.sent += 1;
+        // SAFETY: counted as sent, so this is the only time.
+        Some(unsafe { Arc::clone(&ticket.packet).into_ref() })
+    }
+}
+
+impl<T> Drop for Batch<'_, T> {
+    fn drop(&mut self) {
+        for job in self {
+            // Its handle dies with us: nobody reads this.
+            job.abort(Error::new(Kind::Cancelled, "job never shipped"));
+        }
+    }
+}
+
+/// Makes each closure a job of its own and has `send` hand all of them over. When
+/// it cannot, it takes none, and they are dropped.
+pub(crate) fn spawn_batch<F, T, X>(
+    jobs: impl IntoIterator<Item = F>,
+    send: impl FnOnce(&mut Batch<'static, T>) -> Result<(), X>,
+) -> Result<Vec<Ticket<'static, T>>, X>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    Batch::new(jobs, |f| Draft::new(f, (), |value| Some(Box::new(value)))).send(send)
+}
+
+/// As [`spawn_batch`], for jobs that borrow; each has an `on_end` of its own.
+///
+/// # Safety
+///
+/// Until every `on_end` that was made has been told, the caller lets nothing die
+/// that the closures may borrow.
+pub(crate) unsafe fn spawn_batch_borrowing<'a, F, T, E, X>(
+    jobs: impl IntoIterator<Item = F>,
+    on_end: impl Fn() -> E,
+    send: impl FnOnce(&mut Batch<'a, T>) -> Result<(), X>,
+) -> Result<Vec<Ticket<'a, T>>, X>
+where
+    F: FnOnce() -> T + Send + 'a,
+    T: Send + 'a,
+    E: OnEnd + 'a,
+{
+    Batch::new(jobs, |f| Draft::new(f, on_end(), |_| None)).send(send)
 }
 
 /// The handle's side of a spawned job: joins, awaits or cancels it.

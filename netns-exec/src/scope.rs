@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::Result;
-use crate::executor::{Executor, queue};
+use crate::executor::{Executor, queue, queue_all};
 use crate::handle::ScopedJoinHandle;
 use crate::job::{self, NoWayOut, OnEnd};
 use crate::latch::Latch;
@@ -206,6 +206,57 @@ impl<'s, 'env> Scope<'s, 'env> {
                 Err(error)
             }
         }
+    }
+
+    /// Ships many jobs, which may borrow whatever outlives the scope, to the
+    /// workers of `netns`, for one wake-up where [`spawn`](Scope::spawn) may need
+    /// one for each.
+    ///
+    /// All else is as with [`Executor::spawn_batch`].
+    ///
+    /// # Blocking
+    ///
+    /// As [`Executor::spawn_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Executor::spawn_batch`].
+    ///
+    /// # Panics
+    ///
+    /// With the panic of `jobs`; then no job runs.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// # let blue = Netns::open("blue")?;
+    /// let mut mtus = [0; 3];
+    /// executor.scope(|scope| {
+    ///     let jobs = mtus.iter_mut().map(|mtu| || *mtu = 1500);
+    ///     scope.spawn_batch(&blue, jobs).map(drop)
+    /// })?;
+    /// assert_eq!(mtus, [1500; 3]);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn spawn_batch<T: Send + 's>(
+        &'s self,
+        netns: &Netns,
+        jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 's>,
+    ) -> Result<Vec<ScopedJoinHandle<'s, T>>> {
+        let shared = self.executor.shared();
+        let count_one = || {
+            self.tally.left.fetch_add(1, Ordering::Relaxed);
+            Arc::clone(&self.tally)
+        };
+        // SAFETY: as in `spawn`.
+        let tickets = unsafe {
+            job::spawn_batch_borrowing(jobs, count_one, |batch| {
+                queue_all(shared, None, netns, batch)
+            })
+        }?;
+        Ok(tickets.into_iter().map(ScopedJoinHandle::new).collect())
     }
 }
 

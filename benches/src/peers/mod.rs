@@ -186,6 +186,9 @@ pub struct FloodEntry {
 /// Our own way to hand over a job that nobody waits for.
 pub const OUR_SPAWN: &str = "Executor::spawn";
 
+/// The same, many at a time.
+pub const OUR_BATCH: &str = "Executor::spawn_batch, 64";
+
 /// What most daemons use for it.
 pub const STD_SPAWN: &str = "sync_channel + Box";
 
@@ -198,8 +201,9 @@ const fn flood(label: &'static str, group: Group, build: BuildFlood) -> FloodEnt
 }
 
 /// Everybody who takes jobs that nobody waits for.
-pub const FLOODS: [FloodEntry; 5] = [
+pub const FLOODS: [FloodEntry; 6] = [
     flood(OUR_SPAWN, Group::Ours, ours::flood),
+    flood(OUR_BATCH, Group::Ours, ours::batches),
     flood(STD_SPAWN, Group::Peer, channels::std_flood),
     flood("crossbeam + Box", Group::Peer, channels::crossbeam_flood),
     flood("rayon spawn_fifo", Group::Peer, pools::rayon_flood),

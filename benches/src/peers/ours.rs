@@ -45,6 +45,33 @@ pub(super) fn flood(site: &Site<'_>) -> Result<Box<dyn Flood>> {
     Ok(Box::new(Poster(by_netns(site)?)))
 }
 
+/// Many at a time.
+struct InBatches(ByNetns);
+
+pub(super) fn batches(site: &Site<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(InBatches(by_netns(site)?))))
+}
+
+impl Post for InBatches {
+    fn post(&self, f: impl FnOnce() + Send + 'static) {
+        self.0.post(f);
+    }
+
+    fn post_all(&self, mut jobs: impl Iterator<Item = impl FnOnce() + Send + 'static>) {
+        let ByNetns {
+            executor, netns, ..
+        } = &self.0;
+        let mut more = true;
+        while more {
+            let batch = jobs.by_ref().take(64);
+            more = !executor
+                .spawn_batch(netns, batch)
+                .expect(REFUSED)
+                .is_empty();
+        }
+    }
+}
+
 /// By a handle that already knows the worker.
 struct ByPin(Pinned);
 

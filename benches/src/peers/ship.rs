@@ -41,6 +41,10 @@ impl<S: Ship> Peer for Shipper<S> {
 /// Takes a closure to the namespace and does not wait for it.
 pub(super) trait Post: Send + Sync {
     fn post(&self, f: impl FnOnce() + Send + 'static);
+
+    fn post_all(&self, jobs: impl Iterator<Item = impl FnOnce() + Send + 'static>) {
+        jobs.for_each(|job| self.post(job));
+    }
 }
 
 /// A [`Post`] as a [`Flood`].
@@ -51,14 +55,14 @@ impl<P: Post> Flood for Poster<P> {
         // Only one flood is under way at a time: they take turns.
         static RAN: AtomicU32 = AtomicU32::new(0);
         RAN.store(0, Ordering::Relaxed);
-        for job in 0..jobs {
+        self.0.post_all((0..jobs).map(|job| {
             // It captures something, as closures do: to box nothing is free.
             let job = black_box(job);
-            self.0.post(move || {
+            move || {
                 black_box(job);
                 RAN.fetch_add(1, Ordering::Release);
-            });
-        }
+            }
+        }));
         while RAN.load(Ordering::Acquire) != jobs {
             thread::yield_now();
         }

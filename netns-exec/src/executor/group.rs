@@ -2,8 +2,8 @@
 //!
 //! Jobs reach a worker through its lane (a `run` that finds it free) or through
 //! the queue they share. `runnable` counts the workers that are not blocked in a
-//! call of their own; whoever puts a job in the queue and then finds `runnable`
-//! at 0 sees to it that somebody serves it ([`Group::rescue`]), and so does a
+//! call of their own; whoever puts jobs in the queue and then finds `runnable`
+//! at 0 sees to it that somebody serves them ([`Group::rescue`]), and so does a
 //! worker that is about to block or to leave. Each side changes its half first,
 //! fences, and then looks at the other's, so at least one of them notices.
 //!
@@ -258,8 +258,9 @@ impl Group {
         });
     }
 
-    /// Sees to it that a job just pushed is served. Returns jobs that this
-    /// group will never run because it died: the caller ships them elsewhere.
+    /// Sees to it that what was just pushed, be it many jobs, is served. Returns
+    /// jobs that this group will never run because it died: the caller ships them
+    /// elsewhere.
     #[must_use]
     pub(crate) fn notify(self: &Arc<Self>, shared: &Arc<Shared>) -> Vec<JobRef> {
         // Between the push and all that follows; the other halves are in

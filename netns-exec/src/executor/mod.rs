@@ -19,7 +19,7 @@ pub use pinned::Pinned;
 pub(crate) use registry::Shared;
 pub use stats::{NetnsStats, Stats};
 pub use submit::TrySpawnError;
-pub(crate) use submit::queue;
+pub(crate) use submit::{queue, queue_all};
 
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
@@ -264,6 +264,71 @@ impl Executor {
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
         submit::spawn(self.shared(), None, netns, f)
+    }
+
+    /// Ships many jobs to the workers of `netns`, for one wake-up where
+    /// [`spawn`](Executor::spawn) may need one for each.
+    ///
+    /// Returns their handles in the same order; one worker starts them in that
+    /// order too. One allocation for each job, and one for the handles when
+    /// `jobs` knows how many there are.
+    ///
+    /// No job starts before `jobs` has come to its end: it must not wait for one.
+    /// It may use the executor.
+    ///
+    /// # Blocking
+    ///
+    /// As [`spawn`](Executor::spawn). A batch that is larger than the queue waits
+    /// for room as often as it has to, while its first jobs run.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Executor::spawn): then no job runs, and their closures have
+    /// been dropped. A batch without jobs starts no worker and never fails.
+    ///
+    /// Once the first job is accepted, all are. When the namespace is
+    /// [retired](Executor::retire) meanwhile, new workers may run the rest; where
+    /// that is impossible, as when the executor is shut down, the jobs concerned
+    /// never run, and [`JoinHandle::join`] says why.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of `jobs`; then no job runs. What a job's own panic does,
+    /// and what cancelling one does, concerns no other of the batch.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// # let blue = Netns::open("blue")?;
+    /// let handles = executor.spawn_batch(&blue, (1..=3).map(|n| move || n * n))?;
+    /// let squares: Result<Vec<_>, _> = handles.into_iter().map(|handle| handle.join()).collect();
+    /// assert_eq!(squares?, [1, 4, 9]);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    ///
+    /// Jobs of different types are boxed:
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let (executor, blue) = (Executor::new()?, Netns::open("blue")?);
+    /// let jobs: [Box<dyn FnOnce() -> usize + Send>; 2] =
+    ///     [Box::new(|| 42), Box::new(|| "eth0".len())];
+    /// drop(executor.spawn_batch(&blue, jobs)?);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn spawn_batch<T: Send + 'static>(
+        &self,
+        netns: &Netns,
+        jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 'static>,
+    ) -> Result<Vec<JoinHandle<T>>> {
+        let shared = self.shared();
+        submit::spawn_batch(jobs, |batch| {
+            submit::with_group(shared, netns, |group| {
+                queue_all(shared, Some(group), netns, batch)
+            })?
+        })
     }
 
     /// Ships `f` to a worker of `netns`, unless its queue is full.

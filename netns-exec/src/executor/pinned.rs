@@ -130,6 +130,44 @@ impl Pinned {
         submit::spawn(self.executor.shared(), Some(&group), &self.netns, f)
     }
 
+    /// Ships many jobs to the workers of the namespace, for one wake-up where
+    /// [`spawn`](Pinned::spawn) may need one for each.
+    ///
+    /// All else is as with [`Executor::spawn_batch`].
+    ///
+    /// # Blocking
+    ///
+    /// As [`Executor::spawn_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Executor::spawn_batch`], and as [`run`](Pinned::run) when the
+    /// namespace is gone.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of `jobs`; then no job runs.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// let blue = Executor::global().pin(&Netns::open("blue")?)?;
+    /// for handle in blue.spawn_batch(["eth0", "lo"].map(|name| move || name.len()))? {
+    ///     println!("{}", handle.join()?);
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn spawn_batch<T: Send + 'static>(
+        &self,
+        jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 'static>,
+    ) -> Result<Vec<JoinHandle<T>>> {
+        submit::spawn_batch(jobs, |batch| {
+            let group = self.current(Patience::Endless)?;
+            submit::queue_all(self.executor.shared(), Some(&group), &self.netns, batch)
+        })
+    }
+
     /// Ships `f` to a worker of the namespace, unless its queue is full.
     ///
     /// # Blocking

@@ -9,7 +9,7 @@ use super::group::Group;
 use super::registry::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::handle::{JoinHandle, run_result};
-use crate::job::{self, JobRef};
+use crate::job::{self, Batch, JobRef};
 use crate::netns::{Netns, NetnsId, WeakNetns};
 use crate::{sync, worker};
 
@@ -103,7 +103,7 @@ where
 
 /// Calls `f` with the group of a namespace, which this thread remembers.
 #[inline]
-fn with_group<R>(
+pub(crate) fn with_group<R>(
     shared: &Arc<Shared>,
     netns: &impl Target,
     f: impl FnOnce(&Arc<Group>) -> R,
@@ -181,6 +181,32 @@ pub(crate) fn queue(
     }
 }
 
+/// As [`queue`], for many jobs, with as few wake-ups as possible. Takes none when
+/// it fails.
+pub(crate) fn queue_all(
+    shared: &Arc<Shared>,
+    known: Option<&Arc<Group>>,
+    netns: &impl Target,
+    jobs: impl Iterator<Item = JobRef>,
+) -> Result<()> {
+    let group = match known {
+        Some(group) if group.is_served() => Arc::clone(group),
+        _ => started(shared, known, netns, Patience::Endless)?,
+    };
+    for job in jobs {
+        if let Err(job) = group.try_push(job) {
+            // Nobody makes room who does not know that there is something to do.
+            settle(shared, netns, &group);
+            group.push(job);
+            // Room for one is little to go on with: let the worker make more.
+            sync::yield_now();
+        }
+    }
+    // One is enough for many workers: each that takes a job passes it on.
+    settle(shared, netns, &group);
+    Ok(())
+}
+
 /// Finds the group of a namespace and sees to it that it has a worker.
 pub(crate) fn started(
     shared: &Arc<Shared>,
@@ -204,7 +230,7 @@ pub(crate) fn started(
     }
 }
 
-/// Has somebody serve the job just pushed to `group`, or ships it elsewhere when
+/// Has somebody serve what was just pushed to `group`, or ships it elsewhere when
 /// the group has died in between.
 fn settle(shared: &Arc<Shared>, netns: &impl Target, group: &Arc<Group>) {
     for orphan in group.notify(shared) {
@@ -230,6 +256,19 @@ where
         None => with_group(shared, netns, spawn)?,
     };
     spawned.map(JoinHandle::new).map_err(|(error, _f)| error)
+}
+
+/// Spawns many jobs, which `send` puts in a queue.
+pub(crate) fn spawn_batch<F, T>(
+    jobs: impl IntoIterator<Item = F>,
+    send: impl FnOnce(&mut Batch<'static, T>) -> Result<()>,
+) -> Result<Vec<JoinHandle<T>>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let tickets = job::spawn_batch(jobs, send)?;
+    Ok(tickets.into_iter().map(JoinHandle::new).collect())
 }
 
 pub(crate) fn try_spawn<F, T>(

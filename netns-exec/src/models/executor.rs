@@ -53,6 +53,16 @@ impl Fixture {
         submit::spawn(&self.shared, None, &self.netns, f).unwrap()
     }
 
+    fn spawn_batch<T: Send + 'static>(
+        &self,
+        jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 'static>,
+    ) -> Vec<JoinHandle<T>> {
+        submit::spawn_batch(jobs, |batch| {
+            submit::queue_all(&self.shared, None, &self.netns, batch)
+        })
+        .unwrap()
+    }
+
     /// Ends the workers, which loom would call a deadlock otherwise, and with
     /// them whatever they had left undone.
     fn close(self) {
@@ -175,6 +185,51 @@ fn sender_waits_for_room_until_a_job_is_taken() {
 }
 
 #[test]
+fn batch_in_the_queue_finds_a_worker_that_is_about_to_park() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let handles = fixture.spawn_batch([1, 2].map(|n| move || n));
+        let values = handles.into_iter().map(|handle| handle.join().unwrap());
+        assert!(values.eq(1..=2));
+        fixture.close();
+    });
+}
+
+#[test]
+fn batch_wakes_its_worker_before_it_waits_for_room() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.queue_depth = 1);
+        fixture.group();
+        let handles = fixture.spawn_batch([1, 2, 3].map(|n| move || n));
+        let values = handles.into_iter().map(|handle| handle.join().unwrap());
+        assert!(values.eq(1..=3));
+        fixture.close();
+    });
+}
+
+#[test]
+fn batch_meets_retirement() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.queue_depth = 1);
+        fixture.group();
+        let caller = spawn_deep({
+            let fixture = fixture.clone();
+            move || {
+                let handles = fixture.spawn_batch([1, 2].map(|n| move || n));
+                let values = handles.into_iter().map(|handle| handle.join().unwrap());
+                assert!(values.eq(1..=2));
+            }
+        });
+        for group in fixture.shared.retire(fixture.netns.id()).groups {
+            group.wait_empty(None);
+        }
+        caller.join().unwrap();
+        fixture.close();
+    });
+}
+
+#[test]
 fn spare_stands_in_for_a_worker_that_waits_for_its_own_queue() {
     check_deep(1, || {
         let fixture = Fixture::new(|_| ());
@@ -253,6 +308,31 @@ fn job_in_the_queue_is_not_left_behind_another_one_that_waits_for_it() {
         });
         outer.join().unwrap();
         inner.join().unwrap();
+        fixture.close();
+    });
+}
+
+#[test]
+fn job_of_a_batch_is_not_left_behind_another_one_that_waits_for_it() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.workers_per_netns = 2);
+        fixture.group();
+        // Not told to the executor: only a second worker helps.
+        let done = Arc::new((Mutex::new(0), Condvar::new()));
+        let job = {
+            let done = Arc::clone(&done);
+            move || {
+                let mut here = done.0.lock();
+                *here += 1;
+                done.1.notify_one();
+                while *here < 2 {
+                    done.1.wait(&mut here);
+                }
+            }
+        };
+        for handle in fixture.spawn_batch([job.clone(), job]) {
+            handle.join().unwrap();
+        }
         fixture.close();
     });
 }

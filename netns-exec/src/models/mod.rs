@@ -30,6 +30,8 @@
 //! | fence of `pass_on`                         | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
 //! | fence of `park_spare`                      | `executor::parked_spare_is_called_again`         |
 //! | fence of `wake_all`                        | `executor::call_meets_retirement`                |
+//! | `queue_all`: look after the last push      | `executor::batch_in_the_queue_finds_a_worker_that_is_about_to_park` |
+//! | `queue_all`: look before it waits for room | `executor::batch_wakes_its_worker_before_it_waits_for_room` |
 //!
 //! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
 //! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
