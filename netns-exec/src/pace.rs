@@ -61,10 +61,8 @@ use crate::sync;
 /// Calls that follow each other within this come in quick succession.
 pub(crate) const QUICK: Duration = Duration::from_micros(60);
 
-/// How long somebody looks whose looking has paid again and again, at most and if
-/// nothing better is known.
+/// How long somebody looks at most.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
-const USUAL_PATIENCE: Duration = QUICK.saturating_mul(2);
 
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 64;
@@ -115,6 +113,34 @@ fn look(patience: Duration, mut found: impl FnMut() -> bool) -> Seen {
     }
 }
 
+/// How often somebody looks who lets others run in between: 10 microseconds when
+/// there are none.
+const TURNS: u32 = 16;
+
+/// Others that run for longer than this are no part of the matter.
+const TURN: Duration = Duration::from_micros(200);
+
+/// As [`look`], and lets others run in between: those whose CPU this is may be the
+/// ones that are waited for, or wait for the same. `None` when others took long.
+fn look_by_turns(mut found: impl FnMut() -> bool) -> Option<bool> {
+    let mut before = Instant::now();
+    for _ in 0..TURNS {
+        if found() {
+            return Some(true);
+        }
+        if cfg!(loom) {
+            break;
+        }
+        thread::yield_now();
+        let now = Instant::now();
+        if now.duration_since(before) > TURN {
+            return None;
+        }
+        before = now;
+    }
+    Some(false)
+}
+
 /// With one CPU whoever looks keeps the other from working.
 pub(crate) fn may_look() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
@@ -124,10 +150,10 @@ pub(crate) fn may_look() -> bool {
 /// Looks, if that has paid on this thread lately.
 pub(crate) fn look_if_it_pays(found: impl FnMut() -> bool) -> bool {
     sync::local! {
-        static CREDIT: Cell<Credit> = Cell::new(Credit::new());
+        static CREDIT: Cell<Credit> = Cell::new(Credit::full());
     }
     let mut credit = CREDIT.with(Cell::get);
-    let seen = may_look() && credit.allows() && credit.look(USUAL_PATIENCE, found);
+    let seen = may_look() && credit.allows() && credit.look_by_turns(found);
     CREDIT.with(|it| it.set(credit));
     seen
 }
@@ -137,13 +163,13 @@ pub(crate) fn look_if_it_pays(found: impl FnMut() -> bool) -> bool {
 pub(crate) struct Credit {
     level: u8,
     /// How often it was refused since the level is 0.
-    refused: u8,
+    refused: u16,
 }
 
 impl Credit {
     const MAX: u8 = 8;
     /// Without credit one look in so many is allowed all the same.
-    const PROBE: u8 = 64;
+    const PROBE: u16 = 256;
 
     pub(crate) const fn new() -> Credit {
         Credit {
@@ -176,6 +202,18 @@ impl Credit {
         // calls that are far apart.
         self.grade(seen == Seen::Quickly);
         seen != Seen::No
+    }
+
+    /// As [`look`](Credit::look), and lets others run in between. It costs little
+    /// when it is in vain, but much when others have the CPU for long.
+    pub(crate) fn look_by_turns(&mut self, found: impl FnMut() -> bool) -> bool {
+        let seen = look_by_turns(found);
+        match seen {
+            Some(true) => self.gain(),
+            Some(false) => self.level = self.level.saturating_sub(1),
+            None => self.lose(),
+        }
+        seen == Some(true)
     }
 
     /// Whether it has paid again and again.
@@ -430,8 +468,8 @@ mod tests {
         for _ in 0..3 {
             credit.lose();
         }
-        let allowed = (0..1280).filter(|_| credit.allows()).count();
-        assert_eq!(allowed, 1280 / usize::from(Credit::PROBE));
+        let allowed = (0..2560).filter(|_| credit.allows()).count();
+        assert_eq!(allowed, 2560 / usize::from(Credit::PROBE));
         credit.gain();
         assert!(credit.allows());
     }
