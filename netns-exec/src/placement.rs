@@ -88,6 +88,9 @@ pub(crate) struct Whereabouts {
     own: Mutex<Option<Cpus>>,
 }
 
+/// What is assumed before it is known, in microseconds.
+const FAR: u32 = 100;
+
 impl Whereabouts {
     pub(crate) fn new() -> Whereabouts {
         Whereabouts {
@@ -95,7 +98,7 @@ impl Whereabouts {
             tid: AtomicU32::new(0),
             parked_at: AtomicU64::new(0),
             parked_on: CpuHint::new(),
-            far: AtomicU32::new(0),
+            far: AtomicU32::new(FAR),
             own: Mutex::new(None),
         }
     }

@@ -6,6 +6,7 @@
 //! their own, see [`blocking`], so that no nesting of calls can deadlock.
 
 use std::cell::{Cell, OnceCell};
+use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -218,6 +219,8 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn serve_lane(&mut self, mut lane: Serving<'_>) -> Leaving {
         let mut credit = Credit::new();
+        // Whether it has just emptied the queue.
+        let mut emptied = false;
         loop {
             if lane.has_call() {
                 self.group.pass_on(self.shared);
@@ -239,9 +242,13 @@ impl Worker<'_> {
                         }
                     }
                     lane.end_busy();
+                    emptied = true;
                 } else {
                     lane.await_post();
                 }
+            } else if mem::take(&mut emptied) && self.shared.may_spin && self.group.expects_jobs() {
+                // Whoever floods the queue and this worker would sleep by turns.
+                Credit::full().look(pace::PATIENCE, || self.group.has_queued());
             } else if self.shared.may_spin && may_look(&lane, &mut credit) {
                 credit.look(lane.patience(), || {
                     lane.has_call() || self.group.has_queued()

@@ -28,6 +28,7 @@ use crate::job::JobRef;
 use crate::lane::{Claim, Lane, Serving};
 use crate::netns::{Netns, NetnsId};
 use crate::pace;
+use crate::placement::{Cpu, CpuHint};
 use crate::sync::{
     self, AtomicBool, AtomicU32, Condvar, Mutex, Ordering, Receiver, Sender, TrySendError, fence,
     thread,
@@ -67,6 +68,8 @@ pub(crate) struct Group {
     idle_since: AtomicU64,
     /// Senders that wait for room in the queue.
     waiting: AtomicU32,
+    /// Where the last of them was.
+    waiting_on: CpuHint,
     room: Condvar,
     room_lock: Mutex<()>,
     state: Mutex<State>,
@@ -119,6 +122,7 @@ impl Group {
             pins: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
+            waiting_on: CpuHint::new(),
             room: Condvar::new(),
             room_lock: Mutex::new(()),
             state: Mutex::new(State {
@@ -240,6 +244,7 @@ impl Group {
             }
             let mut guard = self.room_lock.lock();
             loop {
+                self.waiting_on.set(Cpu::here(), false);
                 self.waiting.fetch_add(1, Ordering::Relaxed);
                 // The other half is in `take`: that one makes room, then looks
                 // for us; we say that we wait, then look for room.
@@ -447,6 +452,12 @@ impl Group {
             self.room.notify_one();
         }
         Some(job)
+    }
+
+    /// Whether somebody who waited for room in the queue, which is empty now, is
+    /// about to wake up on another CPU.
+    pub(crate) fn expects_jobs(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0 && !self.waiting_on.get().is(Cpu::here())
     }
 
     fn take_all(&self) -> Vec<JobRef> {
