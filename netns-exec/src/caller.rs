@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::pace::{self, Credit, Parting, Wakes, Way};
+use crate::pace::{self, Credit, Parting, Trust, Wakes, Way};
 use crate::placement::{Cpu, Whereabouts};
 
 /// What the callers of a lane have learnt; belongs to the one whose turn it is.
@@ -15,7 +15,7 @@ pub(crate) struct Caller {
     credit: Credit,
     wakes: Wakes,
     /// Whether a worker that parked on its caller's CPU wakes up there.
-    stays: Credit,
+    stays: Trust,
     parting: Parting,
 }
 
@@ -61,7 +61,7 @@ impl Caller {
         Caller {
             credit: Credit::new(),
             wakes: Wakes::new(),
-            stays: Credit::new(),
+            stays: Trust::new(),
             parting: Parting::new(),
         }
     }

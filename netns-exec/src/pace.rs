@@ -311,6 +311,43 @@ impl Parting {
     }
 }
 
+/// Whether something that costs nothing can be relied on: yes until it fails, then
+/// not for a while, which doubles with each failure.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    failures: u8,
+    /// Occasions to let pass before it is tried again.
+    left: u16,
+}
+
+impl Trust {
+    const MAX_FAILURES: u8 = 6;
+
+    pub(crate) const fn new() -> Trust {
+        Trust {
+            failures: 0,
+            left: 0,
+        }
+    }
+
+    pub(crate) fn allows(&mut self) -> bool {
+        if self.left > 0 {
+            self.left -= 1;
+            return false;
+        }
+        true
+    }
+
+    pub(crate) fn grade(&mut self, kept: bool) {
+        if kept {
+            *self = Trust::new();
+        } else {
+            self.failures = (self.failures + 1).min(Trust::MAX_FAILURES);
+            self.left = 4 << self.failures;
+        }
+    }
+}
+
 /// A way to wake a parked worker, see the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -474,6 +511,21 @@ mod tests {
         assert_eq!(allowed, 2560 / usize::from(Credit::PROBE));
         credit.gain();
         assert!(credit.allows());
+    }
+
+    #[test]
+    fn broken_trust_is_tried_ever_more_seldom_and_mends_at_once() {
+        let mut trust = Trust::new();
+        let mut tries = 0;
+        for _ in 0..1000 {
+            if trust.allows() {
+                tries += 1;
+                trust.grade(false);
+            }
+        }
+        assert!((6..12).contains(&tries), "{tries}");
+        trust.grade(true);
+        assert!((0..100).all(|_| trust.allows()));
     }
 
     #[test]
