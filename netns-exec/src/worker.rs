@@ -248,15 +248,18 @@ impl Worker<'_> {
                 }
             } else if mem::take(&mut emptied) && self.shared.may_spin && self.group.expects_jobs() {
                 // Whoever floods the queue and this worker would sleep by turns.
-                Credit::full().look(pace::PATIENCE, || self.group.has_queued());
+                Credit::full().look(pace::PATIENCE, || self.has_work(&lane));
             } else if self.shared.may_spin && may_look(&lane, &mut credit) {
-                credit.look(lane.patience(), || {
-                    lane.has_call() || self.group.has_queued()
-                });
+                credit.look(lane.patience(), || self.has_work(&lane));
             } else if let Some(why) = self.park(&mut lane, &mut credit) {
                 return why;
             }
         }
+    }
+
+    #[inline]
+    fn has_work(&self, lane: &Serving<'_>) -> bool {
+        lane.has_call() || self.group.has_queued()
     }
 
     /// Sleeps until there may be work; says so when the worker has left instead.
