@@ -1,9 +1,7 @@
 //! Leases of a process that cannot enter the host's namespace any more, by way
 //! of a broker that it left there. The process is `rootless.rs`; the "host" is a
 //! namespace of the test's own.
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::net::TcpStream;
@@ -11,14 +9,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use netns_exec::ports::{Allocator, Broker, ErrorKind, Fallback, Gate, Ports, Protocol, Stage};
 use netns_exec::{CommandExt as _, Executor, Netns};
 use netns_exec_tests::ports::{Rival, V4, V6, netns, rival, set_sysctl, taken};
-use netns_exec_tests::{Binary, is_cloexec, wait_for_exit};
+use netns_exec_tests::{Binary, OnlyHere, is_cloexec, wait_for_exit};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, send, sendmsg, setsockopt,
     socketpair, sockopt,
@@ -29,39 +27,11 @@ use proptest::prelude::*;
 
 use Protocol::{Tcp, Udp};
 
-/// Aborts in copies of this process: a broker must not allocate, because the
-/// allocator may be in the middle of something when it is forked off.
-struct OnlyHere;
-
-static HERE: AtomicU32 = AtomicU32::new(0);
-
-fn check_process() {
-    let here = HERE.load(Ordering::Relaxed);
-    if here != 0 && here != std::process::id() {
-        std::process::abort();
-    }
-}
-
-// SAFETY: everything is left to the allocator of the system.
-unsafe impl GlobalAlloc for OnlyHere {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        check_process();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        check_process();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: OnlyHere = OnlyHere;
+static ALLOCATOR: OnlyHere = OnlyHere::everywhere();
 
 fn spawn() -> Broker {
-    HERE.store(std::process::id(), Ordering::Relaxed);
+    ALLOCATOR.stay_here();
     Broker::spawn().expect("anybody may")
 }
 

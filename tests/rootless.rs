@@ -5,9 +5,7 @@
 //!
 //! It speaks with the test line by line: `say` is awaited there, and `wait` is
 //! ended from there.
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::env;
 use std::fmt::Display;
 use std::fs;
@@ -15,7 +13,6 @@ use std::future::Future;
 use std::io::{self, BufRead, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -26,7 +23,7 @@ use netns_exec::ports::{
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::ports::{V4, V4_ANY, V6, netns as child_netns, taken};
 use netns_exec_tests::{
-    eventually, fds_of_this_process, is_cloexec, threads_of_this_process, wait_for_exit,
+    OnlyHere, eventually, fds_of_this_process, is_cloexec, threads_of_this_process, wait_for_exit,
 };
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -36,38 +33,11 @@ use nix::unistd::{Pid, getgid, getuid};
 
 use Protocol::{Tcp, Udp};
 
-/// Aborts in every process but this one: a broker must not allocate.
-struct OnlyHere;
-
-static HERE: AtomicU32 = AtomicU32::new(0);
-
-fn check_process() {
-    let here = HERE.load(Ordering::Relaxed);
-    if here != 0 && here != std::process::id() {
-        std::process::abort();
-    }
-}
-
-// SAFETY: everything is left to the allocator of the system.
-unsafe impl GlobalAlloc for OnlyHere {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        check_process();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        check_process();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: OnlyHere = OnlyHere;
+static ALLOCATOR: OnlyHere = OnlyHere::everywhere();
 
 fn main() {
-    HERE.store(std::process::id(), Ordering::Relaxed);
+    ALLOCATOR.stay_here();
     let name = env::args().nth(1).expect("the name of what is to be shown");
     match &*name {
         "lease" => lease(),

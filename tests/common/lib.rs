@@ -1,5 +1,6 @@
 //! Fixtures shared by the tests: namespaces that go away with the test that made them.
 
+mod allocator;
 mod alone;
 pub mod ports;
 mod process;
@@ -15,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use netns_exec::{Netns, NetnsId};
 
+pub use allocator::OnlyHere;
 pub use alone::{Alone, Binary, alone, alone_with, note};
 pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
