@@ -29,6 +29,10 @@
 //! the queue push, then look at the gate; the worker sets `PARKED`, then looks at
 //! the queue; both with a sequentially consistent fence in between, so at least one
 //! of them sees the other (x86-64 and aarch64 both let a store pass a later load).
+//!
+//! There is unsafe code here, besides that of `job` and `latch`, because a closure
+//! that travels in the lane's own bytes belongs to one side at a time, and it is the
+//! gate that says to which.
 #![allow(unsafe_code)]
 
 use std::mem::{self, MaybeUninit};
