@@ -89,38 +89,29 @@
 #![cfg_attr(loom, allow(dead_code))]
 
 pub mod audit;
-mod caller;
 mod error;
 mod executor;
 mod guard;
-mod handle;
+mod handoff;
 mod home;
-mod job;
-mod lane;
-mod latch;
 #[cfg(all(test, loom))]
 mod models;
 mod netns;
-mod pace;
-mod placement;
 pub mod ports;
 mod process;
-mod roster;
-mod scope;
 mod sync;
 mod sys;
-mod watch;
-mod worker;
 
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
 
 pub use error::{Error, Result};
-pub use executor::{Builder, Executor, NetnsStats, Pinned, Stats, TrySpawnError, run, spawn};
+pub use executor::{
+    Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope, ScopedJoinHandle, Stats,
+    TrySpawnError, run, spawn,
+};
 pub use guard::Guard;
-pub use handle::{JoinHandle, ScopedJoinHandle};
 pub use netns::{Netns, NetnsId, WeakNetns};
 pub use netns_exec_macros::in_netns;
 pub use process::CommandExt;
-pub use scope::Scope;

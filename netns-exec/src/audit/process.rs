@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::proc::{ProcDir, Status, is_denied, is_gone};
 use super::spaces::{self, Spaces};
 use crate::error::{Error, Kind, Result};
+use crate::home::roster;
 use crate::netns::NetnsId;
-use crate::roster;
 
 /// How long a thread that looks like a stray may take to turn out to be on its
 /// way in or out: a worker is not yet sealed, or no longer in the roster; a
@@ -447,8 +447,8 @@ mod tests {
 
     use super::*;
     use crate::guard::{Fence, Guard, Policy};
+    use crate::home::roster::Registration;
     use crate::netns::Netns;
-    use crate::roster::Registration;
     use crate::sys;
 
     #[test]

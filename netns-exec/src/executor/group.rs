@@ -23,19 +23,19 @@ use super::registry::{Registry, Shared};
 use super::stats::NetnsStats;
 use super::submit::{Patience, Target};
 use crate::error::{Error, Result};
+use crate::executor::worker;
+use crate::executor::worker::{Birth, Leaving, Record};
+use crate::handoff::job::JobRef;
+use crate::handoff::lane::{Claim, Lane, Serving};
+use crate::handoff::pace;
+use crate::handoff::placement::{Cpu, CpuHint};
 use crate::home::Home;
-use crate::job::JobRef;
-use crate::lane::{Claim, Lane, Serving};
+use crate::netns::watch;
 use crate::netns::{Netns, NetnsId};
-use crate::pace;
-use crate::placement::{Cpu, CpuHint};
 use crate::sync::{
     self, AtomicBool, AtomicU32, Condvar, Mutex, Ordering, Receiver, Sender, TrySendError, fence,
     thread,
 };
-use crate::watch;
-use crate::worker;
-use crate::worker::{Birth, Leaving, Record};
 
 /// What a worker serves.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,13 @@
 
 mod builder;
 mod group;
+pub(crate) mod handle;
 mod pinned;
 mod registry;
+mod scope;
 mod stats;
 pub(crate) mod submit;
+pub(crate) mod worker;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -15,18 +18,19 @@ pub use builder::Builder;
 #[cfg(all(test, loom))]
 pub(crate) use builder::Config;
 pub(crate) use group::{Group, Role};
+pub use handle::{JoinHandle, ScopedJoinHandle};
 pub use pinned::Pinned;
 pub(crate) use registry::Shared;
+pub use scope::Scope;
 pub use stats::{NetnsStats, Stats};
 pub use submit::TrySpawnError;
 pub(crate) use submit::{queue, queue_all};
 
+use crate::audit;
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
-use crate::handle::JoinHandle;
 use crate::netns::Netns;
-use crate::scope::Scope;
-use crate::{audit, watch, worker};
+use crate::netns::watch;
 
 /// Runs closures on threads that are pinned to network namespaces.
 ///
@@ -395,7 +399,7 @@ impl Executor {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn scope<'env, R>(&'env self, f: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> R) -> R {
-        crate::scope::scope(self, f)
+        scope::scope(self, f)
     }
 
     /// Keeps the workers of `netns` resident, and finds them without a look-up.

@@ -9,7 +9,7 @@ use super::group::Group;
 use super::submit::Patience;
 use super::{Executor, TrySpawnError, submit};
 use crate::error::Result;
-use crate::handle::JoinHandle;
+use crate::executor::handle::JoinHandle;
 use crate::netns::{Netns, NetnsId, WeakNetns};
 
 /// Keeps the workers of a namespace resident, and finds them without a look-up.

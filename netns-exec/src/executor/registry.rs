@@ -12,9 +12,10 @@ use super::stats::Stats;
 use super::submit::{Patience, Target};
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
+use crate::handoff::pace;
 use crate::netns::NetnsId;
 use crate::sync::{Condvar, Mutex, RwLock, thread};
-use crate::{pace, sys, worker};
+use crate::{executor::worker, sys};
 
 /// Keyed by the id, which is never reused. Only groups that may still get a
 /// worker are here.

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::group::Group;
 use super::registry::Shared;
 use crate::error::{Error, Kind, Result};
-use crate::handle::{JoinHandle, run_result};
-use crate::job::{self, Batch, JobRef};
+use crate::executor::handle::{JoinHandle, run_result};
+use crate::executor::worker;
+use crate::handoff::job::{self, Batch, JobRef};
 use crate::netns::{Netns, NetnsId, WeakNetns};
-use crate::{sync, worker};
+use crate::sync;
 
 /// What names the namespace of a call.
 pub(crate) trait Target {

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::guard::{LeftThread, Place, Verdict};
 use crate::home::Home;
-use crate::roster::{self, Registration};
+use crate::home::roster::{self, Registration};
 use crate::sys::perf::{Record, Recorder};
 use crate::sys::task::{NsLink, NsProbe, TaskDir};
 

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::error::{Error, Result};
-use crate::roster::Registration;
+use crate::home::roster::Registration;
 use crate::sys;
 use crate::sys::task::{NsLink, NsProbe};
 

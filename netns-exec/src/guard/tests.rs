@@ -15,8 +15,8 @@ use nix::unistd::geteuid;
 
 use super::detect::{Detect, Recording};
 use super::*;
+use crate::home::roster;
 use crate::netns::Netns;
-use crate::roster;
 
 /// Runs `f` on a thread in a new network namespace, signed in as its worker.
 fn in_new_netns<T: Send>(f: impl FnOnce(Registration) -> T + Send) -> T {
@@ -408,7 +408,7 @@ mod detect {
             let verdict = job(fence, || {
                 let thread = Lingering::named("namesake");
                 // As if a thread of this number had been reported and had ended.
-                crate::roster::claim(&[(thread.tid, 0)], &[thread.tid]);
+                crate::home::roster::claim(&[(thread.tid, 0)], &[thread.tid]);
                 lingering = Some(thread);
             });
             let lingering = lingering.expect("the job ran");

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{STACK, check_deep, spawn_deep};
+use crate::executor::handle::JoinHandle;
 use crate::executor::submit::{self, Patience};
+use crate::executor::worker;
 use crate::executor::{Config, Group, Shared};
 use crate::guard::{Guard, Policy};
-use crate::handle::JoinHandle;
 use crate::netns::Netns;
 use crate::sync::{Condvar, Mutex, yield_now};
-use crate::worker;
 
 /// An executor and the only namespace it serves.
 #[derive(Clone)]

@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 use super::latch::Task;
 use super::{check, panicked, returned, site};
 use crate::error::Error;
-use crate::job::{self, JobRef, Ticket};
+use crate::handoff::job::{self, JobRef, Ticket};
 use crate::sync::{Mutex, thread};
 
 /// Counts drops, of closures and of results.

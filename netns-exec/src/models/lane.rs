@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{check, panicked, returned, site};
-use crate::job::Ending;
-use crate::lane::Lane;
+use crate::handoff::job::Ending;
+use crate::handoff::lane::Lane;
 use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread, yield_now};
 
 /// What a worker does, without a queue.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 
 use super::check;
-use crate::latch::{FIRST_FLAG, Latch, WakerLatch};
+use crate::handoff::latch::{FIRST_FLAG, Latch, WakerLatch};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, futex_wait, futex_wake, thread};
 
 /// What a future's runtime does: sleeps until its waker is called.

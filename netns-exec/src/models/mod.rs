@@ -48,9 +48,9 @@ mod latch;
 use std::any::Any;
 
 use crate::guard::{Guard, Policy};
-use crate::job::{Counters, Ending, Site};
+use crate::handoff::job::{Counters, Ending, Site};
+use crate::home::roster;
 use crate::netns::{Netns, NetnsId};
-use crate::roster;
 use crate::sync::thread;
 
 /// Tries every interleaving in which threads are interrupted at most

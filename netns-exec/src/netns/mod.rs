@@ -11,6 +11,7 @@ mod handle;
 mod id;
 mod named;
 mod source;
+pub(crate) mod watch;
 mod weak;
 
 use std::io;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::worker;
+use crate::executor::worker;
 
 /// Gives up the requests it was handed to with
 /// [`Request::cancel`](super::Request::cancel), from any thread.

@@ -38,9 +38,9 @@
 use std::mem::{self, MaybeUninit};
 use std::time::{Duration, Instant};
 
-use crate::caller::{Caller, Plan};
-use crate::job::{self, After, Ending, NoWayOut, Site};
-use crate::placement::{Cpu, CpuHint, Whereabouts};
+use crate::handoff::caller::{Caller, Plan};
+use crate::handoff::job::{self, After, Ending, NoWayOut, Site};
+use crate::handoff::placement::{Cpu, CpuHint, Whereabouts};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake, yield_now};
 
 const OWNED: u32 = 1;

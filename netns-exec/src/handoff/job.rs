@@ -36,7 +36,7 @@ use std::time::Instant;
 
 use crate::error::{Error, Kind};
 use crate::guard::{Fence, LeftThread, Verdict};
-use crate::latch::{FIRST_FLAG, Latch, WakerLatch};
+use crate::handoff::latch::{FIRST_FLAG, Latch, WakerLatch};
 use crate::sync::UnsafeCell;
 
 const STARTED: u32 = FIRST_FLAG;

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::Result;
+use crate::executor::handle::ScopedJoinHandle;
+use crate::executor::worker;
 use crate::executor::{Executor, queue, queue_all};
-use crate::handle::ScopedJoinHandle;
-use crate::job::{self, NoWayOut, OnEnd};
-use crate::latch::Latch;
+use crate::handoff::job::{self, NoWayOut, OnEnd};
+use crate::handoff::latch::Latch;
 use crate::netns::Netns;
-use crate::worker;
 
 /// A scope in which jobs may borrow, see [`Executor::scope`].
 ///

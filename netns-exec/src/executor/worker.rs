@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Kind};
 use crate::executor::{Group, Role, Shared};
 use crate::guard::{Fence, Place, Verdict};
-use crate::job::{After, Counters, JobRef, Site};
-use crate::lane::Serving;
+use crate::handoff::job::{After, Counters, JobRef, Site};
+use crate::handoff::lane::Serving;
+use crate::handoff::pace::{self, Credit};
+use crate::home::roster;
 use crate::netns::Netns;
-use crate::pace::{self, Credit};
-use crate::{roster, sync};
+use crate::sync;
 
 /// A worker that slept for so long is idle, and sees to itself: nobody waits for
 /// its CPU any more. Longer than any timer tick: a timer before the next tick has to

@@ -11,6 +11,8 @@
 //! (`PR_SET_PDEATHSIG`) have it as their parent. Nothing that runs on it may
 //! wait for a job.
 
+pub(crate) mod roster;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -23,7 +25,6 @@ use nix::sys::stat::fstat;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
-use crate::roster;
 use crate::sys;
 
 type Task = Box<dyn FnOnce() + Send>;

@@ -9,9 +9,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::executor::worker;
 use crate::guard;
-use crate::job::{Ending, Found, Ticket, Violation};
-use crate::worker;
+use crate::handoff::job::{Ending, Found, Ticket, Violation};
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or
 /// cancels it.
