@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Kind, Result};
 use crate::executor::worker;
 use crate::guard;
-use crate::handoff::job::{Ending, Found, Ticket, Violation};
+use crate::handoff::outcome::{Finding, Outcome, Violation};
+use crate::handoff::task::TaskHandle;
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or
 /// cancels it.
@@ -72,7 +73,7 @@ use crate::handoff::job::{Ending, Found, Ticket, Violation};
 /// ```
 #[must_use = "a job's panic is seen by whoever joins it; drop the handle to say that nobody does"]
 pub struct JoinHandle<T> {
-    ticket: Ticket<'static, T>,
+    ticket: TaskHandle<'static, T>,
 }
 
 /// A handle to a job of a [`Scope`](crate::Scope).
@@ -83,17 +84,17 @@ pub struct JoinHandle<T> {
 ///
 /// See [`Executor::scope`](crate::Executor::scope).
 pub struct ScopedJoinHandle<'s, T> {
-    ticket: Ticket<'s, T>,
+    ticket: TaskHandle<'s, T>,
 }
 
 /// What joining a job gives: its value, or why there is none.
-fn join_result<T>(ticket: &mut Ticket<'_, T>) -> Result<T> {
+fn join_result<T>(ticket: &mut TaskHandle<'_, T>) -> Result<T> {
     let pack = ticket.pack();
-    match ticket.take_ending() {
-        Some(Ending::Returned(value)) => Ok(value),
-        Some(Ending::Panicked(panic)) => Err(Error::panicked("job panicked", panic)),
-        Some(Ending::Aborted(error)) => Err(error),
-        Some(Ending::Violated(violation)) => Err(violated(*violation, pack)),
+    match ticket.take_outcome() {
+        Some(Outcome::Returned(value)) => Ok(value),
+        Some(Outcome::Panicked(panic)) => Err(Error::panicked("job panicked", panic)),
+        Some(Outcome::Aborted(error)) => Err(error),
+        Some(Outcome::Violated(violation)) => Err(violated(*violation, pack)),
         None => Err(Error::new(
             Kind::Cancelled,
             "job cancelled before it started",
@@ -102,33 +103,33 @@ fn join_result<T>(ticket: &mut Ticket<'_, T>) -> Result<T> {
 }
 
 /// What `run` gives: a panic goes on in the caller.
-pub(crate) fn run_result<T>(ending: Ending<T>) -> Result<T> {
-    match ending {
-        Ending::Returned(value) => Ok(value),
-        Ending::Panicked(panic) => resume_unwind(panic),
-        Ending::Aborted(error) => Err(error),
-        Ending::Violated(violation) => Err(violated(*violation, |_| None)),
+pub(crate) fn run_result<T>(outcome: Outcome<T>) -> Result<T> {
+    match outcome {
+        Outcome::Returned(value) => Ok(value),
+        Outcome::Panicked(panic) => resume_unwind(panic),
+        Outcome::Aborted(error) => Err(error),
+        Outcome::Violated(violation) => Err(violated(*violation, |_| None)),
     }
 }
 
 fn violated<T>(violation: Violation<T>, pack: fn(T) -> Option<Box<dyn Any + Send>>) -> Error {
     let error = match violation.found {
-        Found::Escaped => Error::new(
+        Finding::Escaped => Error::new(
             Kind::Escaped,
             "job left its thread in another network namespace; the thread has been retired",
         )
         .hint("a job must not call setns(2) or unshare(2); run it in the other namespace instead"),
-        Found::Refused => Error::new(
+        Finding::Refused => Error::new(
             Kind::Refused,
             "job panicked over something that the guard refused",
         )
         .hint(guard::CURE),
-        Found::Unknown(cause) => Error::new(
+        Finding::Unknown(cause) => Error::new(
             Kind::Escaped,
             "cannot tell whether the job left its thread in place; the thread has been retired",
         )
         .caused_by(cause),
-        Found::LeftThreads(threads) => Error::left_threads(&threads),
+        Finding::LeftThreads(threads) => Error::left_threads(&threads),
     };
     match violation.result {
         Ok(value) => match pack(value) {
@@ -140,7 +141,7 @@ fn violated<T>(violation: Violation<T>, pack: fn(T) -> Option<Box<dyn Any + Send
 }
 
 impl<T> JoinHandle<T> {
-    pub(crate) fn new(ticket: Ticket<'static, T>) -> Self {
+    pub(crate) fn new(ticket: TaskHandle<'static, T>) -> Self {
         JoinHandle { ticket }
     }
 
@@ -218,7 +219,7 @@ impl<T> fmt::Debug for JoinHandle<T> {
 }
 
 impl<'s, T> ScopedJoinHandle<'s, T> {
-    pub(crate) fn new(ticket: Ticket<'s, T>) -> Self {
+    pub(crate) fn new(ticket: TaskHandle<'s, T>) -> Self {
         ScopedJoinHandle { ticket }
     }
 

@@ -10,7 +10,8 @@ use super::registry::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::executor::handle::{JoinHandle, run_result};
 use crate::executor::worker;
-use crate::handoff::job::{self, Batch, JobRef};
+use crate::handoff::job::{self, JobRef};
+use crate::handoff::task::{self, Batch};
 use crate::netns::{Netns, NetnsId, WeakNetns};
 use crate::sync;
 
@@ -251,7 +252,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let spawn = |group: &Arc<Group>| job::spawn(f, |job| queue(shared, Some(group), netns, job));
+    let spawn = |group: &Arc<Group>| task::spawn(f, |job| queue(shared, Some(group), netns, job));
     let spawned = match known {
         Some(group) => spawn(group),
         None => with_group(shared, netns, spawn)?,
@@ -268,7 +269,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let tickets = job::spawn_batch(jobs, send)?;
+    let tickets = task::spawn_batch(jobs, send)?;
     Ok(tickets.into_iter().map(JoinHandle::new).collect())
 }
 
@@ -287,7 +288,7 @@ where
         Err(error) if error.is_full() => return Err(TrySpawnError::Full(f)),
         Err(error) => return Err(TrySpawnError::Failed(error, f)),
     };
-    job::spawn(f, |job| {
+    task::spawn(f, |job| {
         group.try_push(job).map_err(|job| (job, ()))?;
         settle(shared, netns, &group);
         Ok(())

@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::handoff::pace::{self, Credit, Parting, Trust, Wakes, Way};
-use crate::handoff::placement::{Cpu, Whereabouts};
+use super::pace::{self, Credit, Parting, Trust, Wakes, Way};
+use super::placement::{Cpu, Whereabouts};
 
 /// What the callers of a lane have learnt; belongs to the one whose turn it is.
 #[derive(Debug)]

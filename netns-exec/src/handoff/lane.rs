@@ -38,9 +38,10 @@
 use std::mem::{self, MaybeUninit};
 use std::time::{Duration, Instant};
 
-use crate::handoff::caller::{Caller, Plan};
-use crate::handoff::job::{self, After, Ending, NoWayOut, Site};
-use crate::handoff::placement::{Cpu, CpuHint, Whereabouts};
+use super::caller::{Caller, Plan};
+use super::job::AbortOnUnwind;
+use super::outcome::{self, After, Outcome, Site};
+use super::placement::{Cpu, CpuHint, Whereabouts};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake, yield_now};
 
 const OWNED: u32 = 1;
@@ -57,7 +58,7 @@ const ASLEEP: u32 = 1;
 const THERE: usize = 48;
 const BACK: usize = 56;
 
-/// A job in the lane: reads the closure from *there*, writes the ending to *back*.
+/// A job in the lane: reads the closure from *there*, writes the outcome to *back*.
 type Call = unsafe fn(*mut There, *mut Back, &mut Site) -> After;
 
 struct There {
@@ -246,7 +247,7 @@ pub(crate) struct Claim<'a> {
 /// pointer to both, on the caller's stack.
 struct Frame<F, T> {
     f: Option<F>,
-    ending: Option<Ending<T>>,
+    outcome: Option<Outcome<T>>,
 }
 
 impl Claim<'_> {
@@ -254,7 +255,7 @@ impl Claim<'_> {
     /// worker had to leave without running it. `f` may borrow whatever the
     /// caller can.
     #[inline]
-    pub(crate) fn run<F, T>(self, f: F, may_spin: bool) -> Result<Ending<T>, F>
+    pub(crate) fn run<F, T>(self, f: F, may_spin: bool) -> Result<Outcome<T>, F>
     where
         F: FnOnce() -> T + Send,
         T: Send,
@@ -262,18 +263,18 @@ impl Claim<'_> {
         if const { Room::<THERE>::fits::<F>() && Back::fits::<T>() } {
             self.put(call_inline::<F, T>, f);
             let how = self.post_and_wait(may_spin);
-            let ending = self.lane.back.0.result.with_mut(|back| {
+            let outcome = self.lane.back.0.result.with_mut(|back| {
                 // SAFETY: done and not let go: *back* is ours.
                 let back = unsafe { &*back };
                 match how {
                     // SAFETY: `call_inline` has put a T and said so.
-                    0 => Some(Ending::Returned(unsafe { back.take() })),
+                    0 => Some(Outcome::Returned(unsafe { back.take() })),
                     // SAFETY: `call_inline` has put a box and said so.
-                    BOXED => Some(*unsafe { back.take::<Box<Ending<T>>>() }),
+                    BOXED => Some(*unsafe { back.take::<Box<Outcome<T>>>() }),
                     _ => None,
                 }
             });
-            let ending = ending.ok_or_else(|| {
+            let outcome = outcome.ok_or_else(|| {
                 self.lane.there.0.job.with_mut(|there| {
                     // SAFETY: done: *there* is ours again.
                     let there = unsafe { &*there };
@@ -282,11 +283,11 @@ impl Claim<'_> {
                 })
             });
             self.let_go();
-            ending
+            outcome
         } else {
             let mut frame = Frame {
                 f: Some(f),
-                ending: None,
+                outcome: None,
             };
             let at = &raw mut frame;
             self.put(call_framed::<F, T>, at);
@@ -295,10 +296,10 @@ impl Claim<'_> {
             // SAFETY: done: the worker has left the frame, which is ours again.
             // Through `at`, because the worker wrote through it.
             let frame = unsafe { &mut *at };
-            match (frame.ending.take(), frame.f.take()) {
-                (Some(ending), _) => Ok(ending),
+            match (frame.outcome.take(), frame.f.take()) {
+                (Some(outcome), _) => Ok(outcome),
                 (None, Some(f)) => Err(f),
-                (None, None) => unreachable!("a job that was taken has an ending"),
+                (None, None) => unreachable!("a job that was taken has an outcome"),
             }
         }
     }
@@ -317,7 +318,7 @@ impl Claim<'_> {
     #[inline]
     fn post_and_wait(&self, may_spin: bool) -> u32 {
         // From here to the end the worker uses lines and frames of ours.
-        let stay = NoWayOut;
+        let stay = AbortOnUnwind;
         let here = Cpu::here();
         let word = self.lane.caller.0.with_mut(|caller| {
             // SAFETY: the claim makes it ours.
@@ -397,7 +398,7 @@ impl Claim<'_> {
     }
 }
 
-/// In *back*: the result is a boxed [`Ending`], because the job did not return.
+/// In *back*: the result is a boxed [`Outcome`], because the job did not return.
 const BOXED: u32 = 1 << 1;
 /// In *back*: the closure has not been touched, because the worker must leave.
 const REFUSED: u32 = 1 << 2;
@@ -414,12 +415,12 @@ where
     let there = unsafe { &*there };
     // SAFETY: an F was put there.
     let f: F = unsafe { there.closure.take() };
-    let ending = job::call(f, site);
-    let after = After::of(&ending);
+    let outcome = outcome::call(f, site);
+    let after = After::of(&outcome);
     // SAFETY: the worker's.
     let back = unsafe { &mut *back };
-    match ending {
-        Ending::Returned(value) => back.put(value),
+    match outcome {
+        Outcome::Returned(value) => back.put(value),
         other => back.put(Box::new(other)),
     }
     after
@@ -436,9 +437,9 @@ where
     // SAFETY: the caller waits, so its frame is live, and leaves it to us.
     let frame = unsafe { &mut *frame };
     let f = frame.f.take().expect("a job runs once");
-    let ending = job::call(f, site);
-    let after = After::of(&ending);
-    frame.ending = Some(ending);
+    let outcome = outcome::call(f, site);
+    let after = After::of(&outcome);
+    frame.outcome = Some(outcome);
     after
 }
 

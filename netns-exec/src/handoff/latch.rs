@@ -16,7 +16,7 @@
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::handoff::pace;
+use super::pace;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, futex_wait, futex_wake};
 
 const SET: u32 = 1;

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::handoff::pace;
+use super::pace;
 use crate::sys::thread::{self, Cpus};
 
 /// A CPU's number, as callers and workers tell each other.

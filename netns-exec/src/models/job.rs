@@ -1,4 +1,4 @@
-//! Jobs: who owns the closure and the ending at any time.
+//! Jobs: who owns the closure and the outcome at any time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +7,8 @@ use std::task::{Context, Waker};
 use super::latch::Task;
 use super::{check, panicked, returned, site};
 use crate::error::Error;
-use crate::handoff::job::{self, JobRef, Ticket};
+use crate::handoff::job::{self, JobRef};
+use crate::handoff::task::{self, TaskHandle};
 use crate::sync::{Mutex, thread};
 
 /// Counts drops, of closures and of results.
@@ -34,9 +35,9 @@ impl Drop for Dropped {
 
 fn spawn<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
-) -> (Ticket<'static, T>, JobRef) {
+) -> (TaskHandle<'static, T>, JobRef) {
     let mut sent = None;
-    let ticket = job::spawn(f, |job| {
+    let ticket = task::spawn(f, |job| {
         sent = Some(job);
         Ok::<(), (JobRef, ())>(())
     });
@@ -59,14 +60,14 @@ fn caller_sees_the_ending_and_frees_its_frame() {
     check(3, || {
         let mut worker = None;
         let number = Box::new(20);
-        let ending = job::run_on_stack(
+        let outcome = job::run_on_stack(
             || *number + 1,
             |job| {
                 worker = Some(execute(job));
                 Ok(())
             },
         );
-        assert_eq!(returned(ending), 21);
+        assert_eq!(returned(outcome), 21);
         worker.unwrap().join().unwrap();
     });
 }
@@ -75,14 +76,14 @@ fn caller_sees_the_ending_and_frees_its_frame() {
 fn caller_sees_the_abort_and_frees_its_frame() {
     check(3, || {
         let mut worker = None;
-        let ending = job::run_on_stack(
+        let outcome = job::run_on_stack(
             || (),
             |job| {
                 worker = Some(abort(job));
                 Ok(())
             },
         );
-        assert!(matches!(ending, job::Ending::Aborted(_)));
+        assert!(matches!(outcome, job::Outcome::Aborted(_)));
         worker.unwrap().join().unwrap();
     });
 }
@@ -91,14 +92,14 @@ fn caller_sees_the_abort_and_frees_its_frame() {
 fn caller_sees_the_panic() {
     check(3, || {
         let mut worker = None;
-        let ending = job::run_on_stack(
+        let outcome = job::run_on_stack(
             || std::panic::resume_unwind(Box::new("out")),
             |job| {
                 worker = Some(execute(job));
                 Ok(())
             },
         );
-        assert_eq!(*panicked::<()>(ending).downcast::<&str>().unwrap(), "out");
+        assert_eq!(*panicked::<()>(outcome).downcast::<&str>().unwrap(), "out");
         worker.unwrap().join().unwrap();
     });
 }
@@ -113,7 +114,7 @@ fn joined_job_gives_its_result_once() {
         });
         let worker = execute(job);
         assert!(ticket.wait_until(None));
-        let result = returned(ticket.take_ending().unwrap());
+        let result = returned(ticket.take_outcome().unwrap());
         drop(ticket);
         assert_eq!(drops.count(), 0);
         drop(result);
@@ -137,7 +138,7 @@ fn job_is_either_started_or_cancelled() {
         let worker = execute(job);
         let cancelled = ticket.cancel();
         assert!(ticket.wait_until(None));
-        assert_eq!(ticket.take_ending().is_none(), cancelled);
+        assert_eq!(ticket.take_outcome().is_none(), cancelled);
         worker.join().unwrap();
         assert_eq!(ran.count(), usize::from(!cancelled));
         assert_eq!(closures.count(), 1);
@@ -151,7 +152,7 @@ fn job_is_either_aborted_or_cancelled() {
         let worker = abort(job);
         let cancelled = ticket.cancel();
         assert!(ticket.wait_until(None));
-        assert_eq!(ticket.take_ending().is_none(), cancelled);
+        assert_eq!(ticket.take_outcome().is_none(), cancelled);
         worker.join().unwrap();
     });
 }
@@ -197,7 +198,7 @@ fn awaiting_task_is_woken_by_completion() {
         while ticket.poll(&mut Context::from_waker(&waker)).is_pending() {
             task.sleep();
         }
-        assert_eq!(returned(ticket.take_ending().unwrap()), 7);
+        assert_eq!(returned(ticket.take_outcome().unwrap()), 7);
         worker.join().unwrap();
     });
 }
@@ -217,8 +218,8 @@ fn awaiting_task_is_woken_by_whoever_cancels() {
         while (ticket.lock().poll(&mut Context::from_waker(&waker))).is_pending() {
             task.sleep();
         }
-        let ending = ticket.lock().take_ending();
-        assert_eq!(canceller.join().unwrap(), ending.is_none());
+        let outcome = ticket.lock().take_outcome();
+        assert_eq!(canceller.join().unwrap(), outcome.is_none());
         worker.join().unwrap();
     });
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{check, panicked, returned, site};
-use crate::handoff::job::Ending;
 use crate::handoff::lane::Lane;
+use crate::handoff::outcome::Outcome;
 use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread, yield_now};
 
 /// What a worker does, without a queue.
@@ -58,7 +58,7 @@ impl Served {
 }
 
 /// Calls through the lane; gives the closure back when there was no way.
-fn call<F: FnOnce() -> T + Send, T: Send>(lane: &Lane, f: F) -> Result<Ending<T>, F> {
+fn call<F: FnOnce() -> T + Send, T: Send>(lane: &Lane, f: F) -> Result<Outcome<T>, F> {
     match lane.claim() {
         Some(claim) => claim.run(f, false),
         None => Err(f),
@@ -70,8 +70,8 @@ fn small_closure_and_result_travel_in_the_lane() {
     check(3, || {
         let served = Served::new();
         let number = Box::new(20);
-        if let Ok(ending) = call(&served.lane, || *number + 1) {
-            assert_eq!(returned(ending), 21);
+        if let Ok(outcome) = call(&served.lane, || *number + 1) {
+            assert_eq!(returned(outcome), 21);
         }
         served.stop();
     });
@@ -82,8 +82,8 @@ fn large_closure_and_result_travel_by_pointer() {
     check(3, || {
         let served = Served::new();
         let numbers = [1_u64; 16];
-        if let Ok(ending) = call(&served.lane, move || numbers.map(|n| n + 1)) {
-            assert_eq!(returned(ending), [2; 16]);
+        if let Ok(outcome) = call(&served.lane, move || numbers.map(|n| n + 1)) {
+            assert_eq!(returned(outcome), [2; 16]);
         }
         served.stop();
     });
@@ -94,8 +94,8 @@ fn lane_is_used_again_and_again() {
     check(2, || {
         let served = Served::new();
         for n in 0..3 {
-            if let Ok(ending) = call(&served.lane, || n) {
-                assert_eq!(returned(ending), n);
+            if let Ok(outcome) = call(&served.lane, || n) {
+                assert_eq!(returned(outcome), n);
             }
         }
         served.stop();
@@ -107,12 +107,12 @@ fn panic_reaches_the_caller_and_leaves_the_lane_usable() {
     check(2, || {
         let served = Served::new();
         let out = || std::panic::resume_unwind(Box::new("out"));
-        if let Ok(ending) = call(&served.lane, out) {
-            assert_eq!(*panicked::<()>(ending).downcast::<&str>().unwrap(), "out");
-            let Ok(ending) = call(&served.lane, || 1) else {
+        if let Ok(outcome) = call(&served.lane, out) {
+            assert_eq!(*panicked::<()>(outcome).downcast::<&str>().unwrap(), "out");
+            let Ok(outcome) = call(&served.lane, || 1) else {
                 panic!("nobody else uses the lane")
             };
-            assert_eq!(returned(ending), 1);
+            assert_eq!(returned(outcome), 1);
         }
         served.stop();
     });
@@ -187,8 +187,8 @@ fn next_worker_takes_the_lane_over() {
         let caller = thread::spawn(move || {
             let mut answers = 0;
             for _ in 0..2 {
-                if let Ok(ending) = call(&lane, || 1) {
-                    answers += returned(ending);
+                if let Ok(outcome) = call(&lane, || 1) {
+                    answers += returned(outcome);
                 }
             }
             answers

@@ -48,7 +48,7 @@ mod latch;
 use std::any::Any;
 
 use crate::guard::{Guard, Policy};
-use crate::handoff::job::{Counters, Ending, Site};
+use crate::handoff::outcome::{Counters, Outcome, Site};
 use crate::home::roster;
 use crate::netns::{Netns, NetnsId};
 use crate::sync::thread;
@@ -92,18 +92,18 @@ fn here() -> NetnsId {
     Netns::current().unwrap().id()
 }
 
-fn returned<T>(ending: Ending<T>) -> T {
-    match ending {
-        Ending::Returned(value) => value,
-        Ending::Panicked(_) => panic!("the job panicked"),
-        Ending::Aborted(error) => panic!("the job was aborted: {error}"),
-        Ending::Violated(_) => panic!("the job violated its guard"),
+fn returned<T>(outcome: Outcome<T>) -> T {
+    match outcome {
+        Outcome::Returned(value) => value,
+        Outcome::Panicked(_) => panic!("the job panicked"),
+        Outcome::Aborted(error) => panic!("the job was aborted: {error}"),
+        Outcome::Violated(_) => panic!("the job violated its guard"),
     }
 }
 
-fn panicked<T>(ending: Ending<T>) -> Box<dyn Any + Send> {
-    match ending {
-        Ending::Panicked(panic) => panic,
+fn panicked<T>(outcome: Outcome<T>) -> Box<dyn Any + Send> {
+    match outcome {
+        Outcome::Panicked(panic) => panic,
         _ => panic!("the job did not panic"),
     }
 }

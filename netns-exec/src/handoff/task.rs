@@ -1,0 +1,431 @@
+//! Jobs of their own, on the heap: shared by the queue and the handle.
+//!
+//! A heap job's life, as flags of its latch:
+//!
+//! | flag       | set by           | meaning                                                 |
+//! |------------|------------------|---------------------------------------------------------|
+//! | `STARTED`  | worker           | the closure belongs to the worker; too late to cancel   |
+//! | `CANCELLED`| handle           | it will not run; the worker drops the closure           |
+//! | `DETACHED` | handle, dropped  | no handle will take the outcome: the worker drops it    |
+//! | set        | worker           | the outcome is stored and belongs to the handle         |
+//!
+//! `STARTED` and `CANCELLED` bar each other; between `DETACHED` and set, the later
+//! one drops the outcome.
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::job::{Header, JobRef, Vtable};
+use super::latch::{FIRST_FLAG, WakerLatch};
+use super::outcome::{After, Outcome, Site, call, drop_quietly};
+use crate::error::{Error, Kind};
+use crate::sync::UnsafeCell;
+
+const STARTED: u32 = FIRST_FLAG;
+const CANCELLED: u32 = FIRST_FLAG << 1;
+const DETACHED: u32 = FIRST_FLAG << 2;
+
+/// Told when a job is over and nothing of it is left on the worker.
+pub(crate) trait OnEnd: Send + Sync {
+    /// `panicked` when nobody took the panic.
+    fn job_over(&self, panicked: bool);
+
+    /// A panic was handed to the handle, which dropped it.
+    fn panic_dropped(&self);
+}
+
+impl<E: OnEnd + ?Sized> OnEnd for Arc<E> {
+    fn job_over(&self, panicked: bool) {
+        (**self).job_over(panicked);
+    }
+
+    fn panic_dropped(&self) {
+        (**self).panic_dropped();
+    }
+}
+
+impl OnEnd for () {
+    fn job_over(&self, _panicked: bool) {}
+
+    fn panic_dropped(&self) {}
+}
+
+/// Turns a result into something that an error can carry.
+type Pack<T> = fn(T) -> Option<Box<dyn Any + Send>>;
+
+/// A job behind an `Arc`, shared by the queue and the handle.
+#[repr(C)]
+struct HeapJob<F, T, E> {
+    header: Header,
+    latch: WakerLatch,
+    f: UnsafeCell<ManuallyDrop<Option<F>>>,
+    outcome: UnsafeCell<Option<Outcome<T>>>,
+    on_end: E,
+    pack: Pack<T>,
+}
+
+// SAFETY: the flags at the top of this file give each cell one owner at a time,
+// and what is in them may move between threads.
+unsafe impl<F: Send, T: Send, E: Send> Send for HeapJob<F, T, E> {}
+// SAFETY: as above; `on_end` is shared, and `Sync`.
+unsafe impl<F: Send, T: Send, E: Sync> Sync for HeapJob<F, T, E> {}
+
+/// The handle's side of a heap job, whatever its closure.
+trait Packet<T> {
+    fn latch(&self) -> &WakerLatch;
+    /// # Safety
+    ///
+    /// The latch is set, and the caller is the handle, which calls this once.
+    unsafe fn take_outcome(&self) -> Option<Outcome<T>>;
+    /// The queue's side of the job.
+    ///
+    /// # Safety
+    ///
+    /// Called once for a job: there is one `JobRef`.
+    unsafe fn into_ref(self: Arc<Self>) -> JobRef;
+    fn pack(&self) -> Pack<T>;
+    fn panic_dropped(&self);
+}
+
+impl<F, T, E: OnEnd> Packet<T> for HeapJob<F, T, E> {
+    fn latch(&self) -> &WakerLatch {
+        &self.latch
+    }
+
+    unsafe fn take_outcome(&self) -> Option<Outcome<T>> {
+        // SAFETY: set and not detached: the cell belongs to the handle.
+        (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() })
+    }
+
+    unsafe fn into_ref(self: Arc<Self>) -> JobRef {
+        let job = Arc::into_raw(self).cast_mut();
+        JobRef {
+            // `HeapJob` is repr(C) with the header first.
+            job: NonNull::new(job.cast()).expect("an Arc is not null"),
+        }
+    }
+
+    fn pack(&self) -> Pack<T> {
+        self.pack
+    }
+
+    fn panic_dropped(&self) {
+        self.on_end.panic_dropped();
+    }
+}
+
+impl<F, T, E> HeapJob<F, T, E>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+{
+    const VTABLE: Vtable = Vtable {
+        execute: Self::execute,
+        abort: Self::abort,
+    };
+
+    unsafe fn execute(job: NonNull<Header>, site: &mut Site) -> After {
+        // SAFETY: the `JobRef` that was consumed owned this reference, which
+        // `spawn` made with `Arc::into_raw`.
+        let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
+        // SAFETY: only the queue's side touches the closure, and that is us.
+        let f = job.f.with_mut(|f| unsafe { (*f).take() });
+        let f = f.expect("a job runs once");
+        if !job.latch.try_flag(STARTED, CANCELLED) {
+            drop_quietly(f);
+            job.on_end.job_over(false);
+            return After::default();
+        }
+        let outcome = call(f, site);
+        let after = After::of(&outcome);
+        job.end(outcome);
+        after
+    }
+
+    unsafe fn abort(job: NonNull<Header>, why: Error) {
+        // SAFETY: as in `execute`.
+        let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
+        // SAFETY: as in `execute`.
+        drop_quietly(job.f.with_mut(|f| unsafe { (*f).take() }));
+        if job.latch.try_flag(STARTED, CANCELLED) {
+            job.end(Outcome::Aborted(why));
+        } else {
+            job.on_end.job_over(false);
+        }
+    }
+
+    /// Stores the outcome and tells the handle, or drops it when there is none.
+    fn end(&self, outcome: Outcome<T>) {
+        let panicked = matches!(outcome, Outcome::Panicked(_));
+        // SAFETY: STARTED and not set: the cell belongs to the worker.
+        (self.outcome).with_mut(|cell| unsafe { *cell = Some(outcome) });
+        let unclaimed = self.latch.complete() & DETACHED != 0;
+        if unclaimed {
+            // SAFETY: the handle was gone before the latch was set, so the cell
+            // is still the worker's.
+            drop_quietly((self.outcome).with_mut(|outcome| unsafe { (*outcome).take() }));
+        }
+        self.on_end.job_over(panicked && unclaimed);
+    }
+}
+
+/// A job on the heap that is not on its way yet.
+struct Draft<F, T, E> {
+    job: Arc<HeapJob<F, T, E>>,
+}
+
+impl<F, T, E> Draft<F, T, E>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+{
+    fn new(f: F, on_end: E, pack: Pack<T>) -> Self {
+        let job = HeapJob {
+            header: Header {
+                vtable: &HeapJob::<F, T, E>::VTABLE,
+            },
+            latch: WakerLatch::new(),
+            f: UnsafeCell::new(ManuallyDrop::new(Some(f))),
+            outcome: UnsafeCell::new(None),
+            on_end,
+            pack,
+        };
+        Draft { job: Arc::new(job) }
+    }
+
+    /// The handle's side of the job.
+    fn into_handle<'a>(self) -> TaskHandle<'a, T>
+    where
+        F: 'a,
+        T: 'a,
+        E: 'a,
+    {
+        TaskHandle {
+            packet: self.job,
+            taken: false,
+        }
+    }
+
+    /// Has `send` hand the job over; gives the closure back when it could not.
+    fn send<'a, X>(
+        self,
+        send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
+    ) -> Result<TaskHandle<'a, T>, (X, F)>
+    where
+        F: 'a,
+        T: 'a,
+        E: 'a,
+    {
+        // SAFETY: the draft is gone after this, so it is the only one.
+        let job_ref = unsafe { Arc::clone(&self.job).into_ref() };
+        let raw = Arc::as_ptr(&self.job);
+        match send(job_ref) {
+            Ok(()) => Ok(self.into_handle()),
+            Err((back, why)) => {
+                let back = back.job.as_ptr().cast_const().cast();
+                assert_eq!(back, raw, "`send` returned another job");
+                // SAFETY: the reference that came back owns what into_ref took.
+                drop(unsafe { Arc::from_raw(back) });
+                // SAFETY: no worker has ever seen the job.
+                let f = self.job.f.with_mut(|f| unsafe { (*f).take() });
+                Err((why, f.expect("the job has not run")))
+            }
+        }
+    }
+}
+
+/// Makes `f` a job of its own and has `send` hand it over; gives the closure
+/// back when it could not.
+pub(crate) fn spawn<F, T, X>(
+    f: F,
+    send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
+) -> Result<TaskHandle<'static, T>, (X, F)>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    Draft::new(f, (), |value| Some(Box::new(value))).send(send)
+}
+
+/// As [`spawn`], for a job that borrows; `on_end` is told when it is over.
+///
+/// # Safety
+///
+/// Until `on_end` has been told, or this has returned an error, the caller lets
+/// nothing die that `f` may borrow.
+pub(crate) unsafe fn spawn_borrowing<'a, F, T, E, X>(
+    f: F,
+    on_end: E,
+    send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
+) -> Result<TaskHandle<'a, T>, (X, F)>
+where
+    F: FnOnce() -> T + Send + 'a,
+    T: Send + 'a,
+    E: OnEnd + 'a,
+{
+    Draft::new(f, on_end, |_| None).send(send)
+}
+
+/// Jobs of their own that are handed over together: gives out each once, in
+/// their order. Those that are left when it is dropped never run.
+pub(crate) struct Batch<'a, T> {
+    tickets: Vec<TaskHandle<'a, T>>,
+    /// How many have been given out.
+    sent: usize,
+}
+
+impl<'a, T: 'a> Batch<'a, T> {
+    /// Asks `jobs` for all it has. When it panics, none of them runs.
+    fn new<F, E>(jobs: impl IntoIterator<Item = F>, draft: impl Fn(F) -> Draft<F, T, E>) -> Self
+    where
+        F: FnOnce() -> T + Send + 'a,
+        T: Send,
+        E: OnEnd + 'a,
+    {
+        let jobs = jobs.into_iter();
+        let mut batch = Batch {
+            tickets: Vec::with_capacity(jobs.size_hint().0),
+            sent: 0,
+        };
+        for f in jobs {
+            batch.tickets.push(draft(f).into_handle());
+        }
+        batch
+    }
+
+    /// Has `send` hand all jobs over, if there are any.
+    fn send<X>(
+        mut self,
+        send: impl FnOnce(&mut Self) -> Result<(), X>,
+    ) -> Result<Vec<TaskHandle<'a, T>>, X> {
+        if !self.tickets.is_empty() {
+            send(&mut self)?;
+        }
+        assert_eq!(self.sent, self.tickets.len(), "`send` has left out jobs");
+        Ok(std::mem::take(&mut self.tickets))
+    }
+}
+
+impl<T> Iterator for Batch<'_, T> {
+    type Item = JobRef;
+
+    fn next(&mut self) -> Option<JobRef> {
+        let ticket = self.tickets.get(self.sent)?;
+        self.sent += 1;
+        // SAFETY: counted as sent, so this is the only time.
+        Some(unsafe { Arc::clone(&ticket.packet).into_ref() })
+    }
+}
+
+impl<T> Drop for Batch<'_, T> {
+    fn drop(&mut self) {
+        for job in self {
+            // Its handle dies with us: nobody reads this.
+            job.abort(Error::new(Kind::Cancelled, "job never shipped"));
+        }
+    }
+}
+
+/// Makes each closure a job of its own and has `send` hand all of them over. When
+/// it cannot, it takes none, and they are dropped.
+pub(crate) fn spawn_batch<F, T, X>(
+    jobs: impl IntoIterator<Item = F>,
+    send: impl FnOnce(&mut Batch<'static, T>) -> Result<(), X>,
+) -> Result<Vec<TaskHandle<'static, T>>, X>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    Batch::new(jobs, |f| Draft::new(f, (), |value| Some(Box::new(value)))).send(send)
+}
+
+/// As [`spawn_batch`], for jobs that borrow; each has an `on_end` of its own.
+///
+/// # Safety
+///
+/// Until every `on_end` that was made has been told, the caller lets nothing die
+/// that the closures may borrow.
+pub(crate) unsafe fn spawn_batch_borrowing<'a, F, T, E, X>(
+    jobs: impl IntoIterator<Item = F>,
+    on_end: impl Fn() -> E,
+    send: impl FnOnce(&mut Batch<'a, T>) -> Result<(), X>,
+) -> Result<Vec<TaskHandle<'a, T>>, X>
+where
+    F: FnOnce() -> T + Send + 'a,
+    T: Send + 'a,
+    E: OnEnd + 'a,
+{
+    Batch::new(jobs, |f| Draft::new(f, on_end(), |_| None)).send(send)
+}
+
+/// The handle's side of a spawned job: joins, awaits or cancels it.
+pub(crate) struct TaskHandle<'a, T> {
+    packet: Arc<dyn Packet<T> + Send + Sync + 'a>,
+    taken: bool,
+}
+
+impl<T> TaskHandle<'_, T> {
+    pub(crate) fn is_over(&self) -> bool {
+        let latch = self.packet.latch();
+        latch.is_set() || latch.flags() & CANCELLED != 0
+    }
+
+    /// Gives the job up if it has not started; tells whether it did.
+    pub(crate) fn cancel(&self) -> bool {
+        let latch = self.packet.latch();
+        let cancelled = latch.try_flag(CANCELLED, STARTED | CANCELLED);
+        if cancelled {
+            latch.wake_for_flag();
+        }
+        cancelled
+    }
+
+    /// Blocks until the job is over or `deadline` has passed; tells which.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        self.is_over() || self.packet.latch().wait_until(deadline)
+    }
+
+    /// Takes the outcome of a job that is over; `None` when it was cancelled.
+    pub(crate) fn take_outcome(&mut self) -> Option<Outcome<T>> {
+        assert!(!self.taken, "polled again after it was ready");
+        self.taken = true;
+        let latch = self.packet.latch();
+        if !latch.is_set() {
+            return None;
+        }
+        // SAFETY: set, and `taken` was clear.
+        unsafe { self.packet.take_outcome() }
+    }
+
+    pub(crate) fn pack(&self) -> Pack<T> {
+        self.packet.pack()
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.packet.latch().poll(CANCELLED, cx)
+    }
+}
+
+impl<T> Drop for TaskHandle<'_, T> {
+    fn drop(&mut self) {
+        if self.taken {
+            return;
+        }
+        let was_set = self.packet.latch().flag(DETACHED);
+        if was_set {
+            // SAFETY: set before it was detached, and not taken.
+            let outcome = unsafe { self.packet.take_outcome() };
+            if matches!(outcome, Some(Outcome::Panicked(_))) {
+                self.packet.panic_dropped();
+            }
+            drop_quietly(outcome);
+        }
+    }
+}
