@@ -1,7 +1,7 @@
 //! What hand-written synchronisation is made of: the standard library's parts,
 //! crossbeam's and parking_lot's, or loom's when the models run (`--cfg loom`).
 //!
-//! Only what takes part in a protocol comes from here. Counters that nobody
+//! Only what takes part in a protocol comes from here. Counters that no thread
 //! waits on, and locks that are not held across any of this, are the real ones
 //! even in a model.
 

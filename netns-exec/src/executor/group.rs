@@ -236,7 +236,7 @@ impl Group {
             return;
         };
         worker::blocking(|| {
-            if pace::look_if_it_pays(|| !self.sender.is_full()) {
+            if pace::spin_if_it_pays(|| !self.sender.is_full()) {
                 match self.try_push(job) {
                     Ok(()) => return,
                     Err(back) => job = back,

@@ -52,7 +52,7 @@ impl Shared {
             capacity: Capacity::new(config.max_workers),
             config,
             policy,
-            may_spin: pace::may_look(),
+            may_spin: pace::may_spin(),
             registry: RwLock::new(Registry::default()),
             leaving: Mutex::new(Vec::new()),
             next_group: AtomicU64::new(0),

@@ -207,7 +207,7 @@ pub(crate) enum Leaving {
 
 /// Whether the worker of `lane` should look for work before it parks.
 #[inline]
-fn may_look(lane: &Serving<'_>, credit: &mut Credit) -> bool {
+fn may_spin(lane: &Serving<'_>, credit: &mut Credit) -> bool {
     !lane.is_beside_caller() && credit.allows()
 }
 
@@ -250,9 +250,9 @@ impl Worker<'_> {
                 }
             } else if mem::take(&mut emptied) && self.shared.may_spin && self.group.expects_jobs() {
                 // Whoever floods the queue and this worker would sleep by turns.
-                Credit::full().look(pace::PATIENCE, || self.has_work(&lane));
-            } else if self.shared.may_spin && may_look(&lane, &mut credit) {
-                credit.look(lane.patience(), || self.has_work(&lane));
+                Credit::full().spin(pace::LONGEST_SPIN, || self.has_work(&lane));
+            } else if self.shared.may_spin && may_spin(&lane, &mut credit) {
+                credit.spin(lane.spin_budget(), || self.has_work(&lane));
             } else if let Some(why) = self.park(&mut lane, &mut credit) {
                 return why;
             }

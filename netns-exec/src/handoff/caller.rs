@@ -1,4 +1,4 @@
-//! How a caller goes about a call that is not over within a look: the plan it
+//! How a caller goes about a call that is not over within a spin: the plan it
 //! makes of what the calls before have taught, and what it learns from this one.
 //!
 //! `pace` has what is learnt, `placement` moves the worker; the lane carries it out.
@@ -19,7 +19,7 @@ pub(crate) struct Caller {
     parting: Parting,
 }
 
-/// How to make a call whose end is not looked for at once.
+/// How to make a call whose caller does not spin at once.
 pub(crate) struct Plan {
     start: Instant,
     /// How the worker is woken, if it sleeps and the way has to be learnt.
@@ -28,8 +28,8 @@ pub(crate) struct Plan {
     parked: bool,
     /// The worker has been moved to another CPU, and has to be told.
     pub(crate) moves: bool,
-    /// The caller looks for the result before it sleeps.
-    looks: bool,
+    /// The caller spins before it sleeps.
+    spins: bool,
     /// The worker parked on the caller's CPU, and nothing keeps it there.
     may_stay: bool,
 }
@@ -41,17 +41,17 @@ struct Wake {
 
 impl Plan {
     /// Looks for the result, if that is part of the plan. It comes with a wake-up,
-    /// and says nothing of looks without: the credit stays as it is.
-    pub(crate) fn look(&self, done: impl FnMut() -> bool) {
-        if self.looks {
+    /// and says nothing of spinning without: the credit stays as it is.
+    pub(crate) fn spin(&self, done: impl FnMut() -> bool) {
+        if self.spins {
             // Who parts from the worker stays awake until it has arrived: asleep,
             // the two would go on waking each other.
             let patience = if self.moves {
-                pace::PATIENCE
+                pace::LONGEST_SPIN
             } else {
                 pace::QUICK
             };
-            Credit::full().look(patience, done);
+            Credit::full().spin(patience, done);
         }
     }
 }
@@ -66,18 +66,18 @@ impl Caller {
         }
     }
 
-    /// Whether to look at once for the result of a worker that is awake on another
+    /// Whether to spin at once for the result of a worker that is awake on another
     /// CPU.
     #[inline]
-    pub(crate) fn may_look(&mut self) -> bool {
+    pub(crate) fn may_spin(&mut self) -> bool {
         self.credit.allows()
     }
 
     /// Looks for that result.
     #[inline]
-    pub(crate) fn look(&mut self, worker: &Whereabouts, done: impl FnMut() -> bool) {
+    pub(crate) fn spin(&mut self, worker: &Whereabouts, done: impl FnMut() -> bool) {
         self.parting.note_call();
-        self.credit.look(worker.patience(), done);
+        self.credit.spin(worker.spin_budget(), done);
     }
 
     /// Decides how to call from the CPU `here`, and moves the worker if it is to be
@@ -95,7 +95,7 @@ impl Caller {
             wake: None,
             parked: awake_on.is_none(),
             moves: false,
-            looks: false,
+            spins: false,
             may_stay: false,
         };
         if !may_spin {
@@ -111,7 +111,7 @@ impl Caller {
         };
         if beside && self.credit.is_full() && self.parting.is_due() {
             plan.moves = worker.send_away_from(here);
-            plan.looks = plan.moves;
+            plan.spins = plan.moves;
             if !plan.moves {
                 self.parting.failed();
             }
@@ -119,9 +119,9 @@ impl Caller {
             let way = self.wakes.choose(slept);
             let left_alone = beside && self.stays.allows();
             plan.wake = Some(Wake { slept, way });
-            plan.looks = way == Way::Spin;
+            plan.spins = way == Way::Spin;
             plan.moves = way == Way::Beside && !left_alone && worker.bring_to(here);
-            plan.may_stay = beside && !plan.moves && !plan.looks;
+            plan.may_stay = beside && !plan.moves && !plan.spins;
         }
         plan
     }

@@ -106,7 +106,7 @@ where
         Ok(()) => {
             // SAFETY: the latch is set, so the worker has left the cell to us.
             let outcome = job.outcome.with_mut(|outcome| unsafe { (*outcome).take() });
-            outcome.expect("whoever sets the latch stores the outcome first")
+            outcome.expect("the setter stores the outcome first")
         }
         Err((_never_sent, why)) => Outcome::Aborted(why),
     }

@@ -1,22 +1,23 @@
-//! The lane between callers and one worker: three cache lines that carry a
-//! small closure there and its result back, and the word the worker parks on.
+//! The lane between callers and one worker: cache lines that carry a
+//! small closure there and its result back, and the word the worker parks on. What
+//! callers have learnt of the worker has a line of its own, and so has where it is.
 //!
 //! | line  | written by        | holds                                            |
 //! |-------|-------------------|--------------------------------------------------|
 //! | gate  | callers, parking worker | who may use the lane: a number and four flags |
-//! | there | the caller that owns the lane | the number again once the job is in; the job |
-//! | back  | the worker        | the number again once the job is done; its result |
+//! | request | the caller that owns the lane | the number again once the job is in; the job |
+//! | reply | the worker        | the number again once the job is done; its result |
 //!
 //! The number counts calls. The caller that moves the gate from `n` (free) to
-//! `n+1 | OWNED` owns the lane: it writes the job, posts `n+1` in *there*, waits
-//! for `n+1` in *back*, reads the result and clears `OWNED`.
+//! `n+1 | OWNED` owns the lane: it writes the job, posts `n+1` in the request, waits
+//! for `n+1` in the reply, reads the result and clears `OWNED`.
 //!
 //! | gate flag | set by  | cleared by          | meaning                                  |
 //! |-----------|---------|---------------------|------------------------------------------|
 //! | `OWNED`   | caller  | the same caller     | a call is under way                      |
 //! | `BUSY`    | worker  | worker              | it runs jobs of the queue: use the queue |
 //! | `PARKED`  | worker  | who wakes it        | it sleeps on the gate, or is about to    |
-//! | `CLOSED`  | worker, on leaving | the next worker of the lane | nobody serves it   |
+//! | `CLOSED`  | worker, on leaving | the next worker of the lane | no worker        |
 //!
 //! A claim succeeds from `n` and from `n | PARKED` (the claimer then owes the
 //! wake-up) and from nothing else. The worker sets each of its flags by comparing
@@ -30,7 +31,7 @@
 //! the queue; both with a sequentially consistent fence in between, so at least one
 //! of them sees the other (x86-64 and aarch64 both let a store pass a later load).
 //!
-//! There is unsafe code here, besides that of `job` and `latch`, because a closure
+//! There is unsafe code here, besides that of `job`, `task`, `scope` and `latch`, because a closure
 //! that travels in the lane's own bytes belongs to one side at a time, and it is the
 //! gate that says to which.
 #![allow(unsafe_code)]
@@ -52,21 +53,21 @@ const FLAGS: u32 = OWNED | BUSY | PARKED | CLOSED;
 /// The gate counts in steps of this. It wraps: only equality is ever asked.
 const CALL: u32 = 1 << 4;
 
-/// In *back*: the caller sleeps on the word.
+/// In the reply: the caller sleeps on the word.
 const ASLEEP: u32 = 1;
 
-const THERE: usize = 48;
-const BACK: usize = 56;
+const REQUEST: usize = 48;
+const REPLY: usize = 56;
 
-/// A job in the lane: reads the closure from *there*, writes the outcome to *back*.
-type Call = unsafe fn(*mut There, *mut Back, &mut Site) -> After;
+/// A job in the lane: reads the closure from the request, writes the outcome to the reply.
+type Call = unsafe fn(*mut Request, *mut Reply, &mut Site) -> After;
 
-struct There {
+struct Request {
     call: Option<Call>,
-    closure: Room<THERE>,
+    closure: Room<REQUEST>,
 }
 
-type Back = Room<BACK>;
+type Reply = Room<REPLY>;
 
 /// Bytes that hold a value of whatever type is small enough.
 #[repr(align(8))]
@@ -89,7 +90,7 @@ impl<const N: usize> Room<N> {
 
     /// # Safety
     ///
-    /// The last thing that was `put` is an `X` that nobody has taken yet.
+    /// The last thing that was `put` is an `X` that has not been taken yet.
     unsafe fn take<X>(&self) -> X {
         assert!(Self::fits::<X>());
         // SAFETY: it is there, the caller says; read as it was written.
@@ -103,29 +104,29 @@ struct Line<T>(T);
 /// See the module.
 pub(crate) struct Lane {
     gate: Line<AtomicU32>,
-    there: Line<ThereLine>,
-    back: Line<BackLine>,
+    request: Line<RequestLine>,
+    reply: Line<ReplyLine>,
     /// What callers have learnt; belongs to the one that owns the lane.
     caller: Line<UnsafeCell<Caller>>,
     worker: Whereabouts,
 }
 
-struct ThereLine {
+struct RequestLine {
     posted: AtomicU32,
-    job: UnsafeCell<There>,
+    job: UnsafeCell<Request>,
     /// Where the caller runs. Belongs to the job.
     from: CpuHint,
 }
 
-struct BackLine {
+struct ReplyLine {
     done: AtomicU32,
-    result: UnsafeCell<Back>,
+    result: UnsafeCell<Reply>,
     /// Where the worker ran its last job.
     cpu: CpuHint,
 }
 
-// SAFETY: the gate gives each cell one owner at a time: *there* is the owning
-// caller's until it is posted and the worker's until the call is done; *back* is
+// SAFETY: the gate gives each cell one owner at a time: the request is the owning
+// caller's until it is posted and the worker's until the call is done; the reply is
 // the worker's until the call is done and the caller's until it lets go. Closures
 // and results are `Send`, see `Claim::run`.
 unsafe impl Send for Lane {}
@@ -136,17 +137,17 @@ impl Lane {
     pub(crate) fn new() -> Lane {
         Lane {
             gate: Line(AtomicU32::new(CLOSED)),
-            there: Line(ThereLine {
+            request: Line(RequestLine {
                 posted: AtomicU32::new(0),
-                job: UnsafeCell::new(There {
+                job: UnsafeCell::new(Request {
                     call: None,
                     closure: Room::new(),
                 }),
                 from: CpuHint::new(),
             }),
-            back: Line(BackLine {
+            reply: Line(ReplyLine {
                 done: AtomicU32::new(0),
-                result: UnsafeCell::new(Back::new()),
+                result: UnsafeCell::new(Reply::new()),
                 cpu: CpuHint::new(),
             }),
             caller: Line(UnsafeCell::new(Caller::new())),
@@ -260,26 +261,26 @@ impl Claim<'_> {
         F: FnOnce() -> T + Send,
         T: Send,
     {
-        if const { Room::<THERE>::fits::<F>() && Back::fits::<T>() } {
+        if const { Room::<REQUEST>::fits::<F>() && Reply::fits::<T>() } {
             self.put(call_inline::<F, T>, f);
             let how = self.post_and_wait(may_spin);
-            let outcome = self.lane.back.0.result.with_mut(|back| {
-                // SAFETY: done and not let go: *back* is ours.
-                let back = unsafe { &*back };
+            let outcome = self.lane.reply.0.result.with_mut(|reply| {
+                // SAFETY: done and not let go: the reply is ours.
+                let reply = unsafe { &*reply };
                 match how {
                     // SAFETY: `call_inline` has put a T and said so.
-                    0 => Some(Outcome::Returned(unsafe { back.take() })),
+                    0 => Some(Outcome::Returned(unsafe { reply.take() })),
                     // SAFETY: `call_inline` has put a box and said so.
-                    BOXED => Some(*unsafe { back.take::<Box<Outcome<T>>>() }),
+                    BOXED => Some(*unsafe { reply.take::<Box<Outcome<T>>>() }),
                     _ => None,
                 }
             });
             let outcome = outcome.ok_or_else(|| {
-                self.lane.there.0.job.with_mut(|there| {
-                    // SAFETY: done: *there* is ours again.
-                    let there = unsafe { &*there };
+                self.lane.request.0.job.with_mut(|request| {
+                    // SAFETY: done: the request is ours again.
+                    let request = unsafe { &*request };
                     // SAFETY: refused: the closure is where we put it.
-                    unsafe { there.closure.take() }
+                    unsafe { request.closure.take() }
                 })
             });
             self.let_go();
@@ -306,11 +307,11 @@ impl Claim<'_> {
 
     #[inline]
     fn put<X>(&self, call: Call, closure: X) {
-        self.lane.there.0.job.with_mut(|there| {
-            // SAFETY: the claim makes *there* ours until it is posted.
-            let there = unsafe { &mut *there };
-            there.call = Some(call);
-            there.closure.put(closure);
+        self.lane.request.0.job.with_mut(|request| {
+            // SAFETY: the claim makes the request ours until it is posted.
+            let request = unsafe { &mut *request };
+            request.call = Some(call);
+            request.closure.put(closure);
         });
     }
 
@@ -323,21 +324,21 @@ impl Claim<'_> {
         let word = self.lane.caller.0.with_mut(|caller| {
             // SAFETY: the claim makes it ours.
             let caller = unsafe { &mut *caller };
-            let awake_on = (!self.parked).then(|| self.lane.back.0.cpu.get());
+            let awake_on = (!self.parked).then(|| self.lane.reply.0.cpu.get());
             let apart = awake_on.is_some_and(|cpu| !cpu.is(here));
-            if !(apart && may_spin && caller.may_look()) {
+            if !(apart && may_spin && caller.may_spin()) {
                 let plan = caller.plan(&self.lane.worker, awake_on, here, may_spin);
                 return self.call(plan, here, caller);
             }
             self.post(here, false);
-            caller.look(&self.lane.worker, || self.done().is_some());
+            caller.spin(&self.lane.worker, || self.done().is_some());
             self.done().unwrap_or_else(|| self.sleep())
         });
         mem::forget(stay);
         word & (BOXED | REFUSED)
     }
 
-    /// Makes a call that is not over within a look: the worker sleeps, or runs on
+    /// Makes a call that is not over within a spin: the worker sleeps, or runs on
     /// this very CPU, or has been slow of late.
     #[cold]
     fn call(&self, plan: Plan, here: Cpu, caller: &mut Caller) -> u32 {
@@ -345,46 +346,46 @@ impl Claim<'_> {
         if self.parked {
             futex_wake(&self.lane.gate.0);
         }
-        plan.look(|| self.done().is_some());
+        plan.spin(|| self.done().is_some());
         let word = self.sleep();
-        let ran_on = self.lane.back.0.cpu.get();
+        let ran_on = self.lane.reply.0.cpu.get();
         caller.learn(&plan, &self.lane.worker, here, ran_on);
         word
     }
 
     #[inline]
     fn post(&self, here: Cpu, moved: bool) {
-        let there = &self.lane.there.0;
-        there.from.set(here, moved);
+        let request = &self.lane.request.0;
+        request.from.set(here, moved);
         // Release: the job is visible to the worker that sees the number.
-        there.posted.store(self.number, Ordering::Release);
+        request.posted.store(self.number, Ordering::Release);
     }
 
-    /// The word in *back*, if it says that the call is done.
+    /// The word in the reply, if it says that the call is done.
     #[inline]
     fn done(&self) -> Option<u32> {
         // Acquire: the result is visible to us.
-        let word = self.lane.back.0.done.load(Ordering::Acquire);
+        let word = self.lane.reply.0.done.load(Ordering::Acquire);
         (word & !FLAGS == self.number).then_some(word)
     }
 
     /// Waits for the end of the call, if it is not over.
     fn sleep(&self) -> u32 {
-        let back = &self.lane.back.0.done;
+        let reply = &self.lane.reply.0.done;
         loop {
             if let Some(word) = self.done() {
                 return word;
             }
-            let now = back.load(Ordering::Relaxed);
+            let now = reply.load(Ordering::Relaxed);
             if now & !FLAGS == self.number {
                 continue;
             }
             // Relaxed: the worker finds ASLEEP by an RMW on the same word.
             if now & ASLEEP != 0
-                || (back.compare_exchange(now, now | ASLEEP, Ordering::Relaxed, Ordering::Relaxed))
+                || (reply.compare_exchange(now, now | ASLEEP, Ordering::Relaxed, Ordering::Relaxed))
                     .is_ok()
             {
-                futex_wait(back, now | ASLEEP, None);
+                futex_wait(reply, now | ASLEEP, None);
             }
         }
     }
@@ -398,42 +399,42 @@ impl Claim<'_> {
     }
 }
 
-/// In *back*: the result is a boxed [`Outcome`], because the job did not return.
+/// In the reply: the result is a boxed [`Outcome`], because the job did not return.
 const BOXED: u32 = 1 << 1;
-/// In *back*: the closure has not been touched, because the worker must leave.
+/// In the reply: the closure has not been touched, because the worker must leave.
 const REFUSED: u32 = 1 << 2;
 
 /// # Safety
 ///
 /// For both calls: posted and not done, so that both lines are the worker's, and
-/// *there* holds what [`Claim::run`] put there for this very call.
-unsafe fn call_inline<F, T>(there: *mut There, back: *mut Back, site: &mut Site) -> After
+/// the request holds what [`Claim::run`] put there for this very call.
+unsafe fn call_inline<F, T>(request: *mut Request, reply: *mut Reply, site: &mut Site) -> After
 where
     F: FnOnce() -> T,
 {
     // SAFETY: the worker's.
-    let there = unsafe { &*there };
+    let request = unsafe { &*request };
     // SAFETY: an F was put there.
-    let f: F = unsafe { there.closure.take() };
+    let f: F = unsafe { request.closure.take() };
     let outcome = outcome::call(f, site);
     let after = After::of(&outcome);
     // SAFETY: the worker's.
-    let back = unsafe { &mut *back };
+    let reply = unsafe { &mut *reply };
     match outcome {
-        Outcome::Returned(value) => back.put(value),
-        other => back.put(Box::new(other)),
+        Outcome::Returned(value) => reply.put(value),
+        other => reply.put(Box::new(other)),
     }
     after
 }
 
-unsafe fn call_framed<F, T>(there: *mut There, _back: *mut Back, site: &mut Site) -> After
+unsafe fn call_framed<F, T>(request: *mut Request, _reply: *mut Reply, site: &mut Site) -> After
 where
     F: FnOnce() -> T,
 {
     // SAFETY: the worker's.
-    let there = unsafe { &*there };
+    let request = unsafe { &*request };
     // SAFETY: a pointer to the caller's frame was put there.
-    let frame: *mut Frame<F, T> = unsafe { there.closure.take() };
+    let frame: *mut Frame<F, T> = unsafe { request.closure.take() };
     // SAFETY: the caller waits, so its frame is live, and leaves it to us.
     let frame = unsafe { &mut *frame };
     let f = frame.f.take().expect("a job runs once");
@@ -456,19 +457,19 @@ impl Serving<'_> {
     /// Whether a call waits.
     #[inline]
     pub(crate) fn has_call(&self) -> bool {
-        self.lane.there.0.posted.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
+        self.lane.request.0.posted.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
     }
 
     /// Runs the call that waits, if any.
     #[inline]
     pub(crate) fn serve(&mut self, site: &mut Site) -> Option<After> {
         let number = self.served.wrapping_add(CALL);
-        let ThereLine {
+        let RequestLine {
             posted,
-            job: there,
+            job: request,
             from,
-        } = &self.lane.there.0;
-        let back = &self.lane.back.0.result;
+        } = &self.lane.request.0;
+        let reply = &self.lane.reply.0.result;
         // Acquire: the job is visible to us.
         if posted.load(Ordering::Acquire) != number {
             return None;
@@ -477,12 +478,12 @@ impl Serving<'_> {
             self.lane.worker.go_back();
             self.sent_away = !self.is_beside_caller();
         }
-        let after = there.with_mut(|there| {
-            back.with_mut(|back| {
+        let after = request.with_mut(|request| {
+            reply.with_mut(|reply| {
                 // SAFETY: posted: the caller has written this, and leaves it.
-                let call = unsafe { (*there).call }.expect("posted with a call");
+                let call = unsafe { (*request).call }.expect("posted with a call");
                 // SAFETY: it is the one that was written with the closure.
-                unsafe { call(there, back, site) }
+                unsafe { call(request, reply, site) }
             })
         });
         self.done(number | if after.boxed { BOXED } else { 0 });
@@ -500,15 +501,15 @@ impl Serving<'_> {
     }
 
     /// Whether the worker runs on the CPU that the last call came from: there it
-    /// can only look for the next one while the caller does not run.
+    /// can only spin for the next one while the caller does not run.
     #[inline]
     pub(crate) fn is_beside_caller(&self) -> bool {
-        self.lane.there.0.from.get().is(Cpu::here())
+        self.lane.request.0.from.get().is(Cpu::here())
     }
 
     #[inline]
-    pub(crate) fn patience(&self) -> Duration {
-        self.lane.worker.patience()
+    pub(crate) fn spin_budget(&self) -> Duration {
+        self.lane.worker.spin_budget()
     }
 
     /// Whether the last caller has sent the worker to another CPU, because calls
@@ -529,8 +530,8 @@ impl Serving<'_> {
         self.served = word & !FLAGS;
         // A store before the swap: it has the line fetched early, and a call takes
         // a sixth less.
-        self.lane.back.0.cpu.set(Cpu::here(), false);
-        let done = &self.lane.back.0.done;
+        self.lane.reply.0.cpu.set(Cpu::here(), false);
+        let done = &self.lane.reply.0.done;
         // Release: the result is visible to the caller. Acquire is not needed:
         // the caller writes nothing but ASLEEP. An RMW to learn of ASLEEP.
         let before = done.swap(word, Ordering::Release);
@@ -565,7 +566,7 @@ impl Serving<'_> {
         self.lane.gate.0.fetch_and(!PARKED, Ordering::Relaxed);
     }
 
-    /// Sleeps until somebody has cleared `PARKED`; `false` when `timeout` ran
+    /// Sleeps until a caller or sender has cleared `PARKED`; `false` when `timeout` ran
     /// out first (the worker is still parked then).
     pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> bool {
         self.lane.worker.note_cpu();

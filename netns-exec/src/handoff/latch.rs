@@ -1,6 +1,6 @@
 //! Completion: set once, waited on by a thread or by a waker.
 //!
-//! One word of state. Whoever completes sets `SET`; whoever waits says so first.
+//! One word of state. The setter sets `SET`; the waiter says so first.
 //!
 //! | bit       | set by   | meaning                                                    |
 //! |-----------|----------|------------------------------------------------------------|
@@ -10,7 +10,7 @@
 //! | from bit 8| owner    | the user's own flags, changed together with the above      |
 //!
 //! The waker's cell belongs to the waiting side while `WAKER` is clear and `SET`
-//! is clear, and to nobody else but the setter once both are set.
+//! is clear, and to the setter alone once both are set.
 #![allow(unsafe_code)]
 
 use std::task::{Context, Poll, Waker};
@@ -49,13 +49,13 @@ impl Latch {
         self.state.load(Ordering::Acquire) & !(FIRST_FLAG - 1)
     }
 
-    /// Sets `flag` unless one of `barred` (flags, or the latch itself by way of
-    /// `bar_set`) is there already; tells whether it did, with the state before.
+    /// Sets `flag` unless the latch is set or one of the flags `barred` is there
+    /// already; tells whether it did.
     pub(crate) fn try_flag(&self, flag: u32, barred: u32) -> bool {
         let barred = barred | SET;
         self.state
             // AcqRel: what the other side wrote before its flag is visible to
-            // whoever loses, what we wrote before ours to whoever loses to us.
+            // the loser, what we wrote before ours to the side that loses to us.
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
                 (state & barred == 0).then_some(state | flag)
             })
@@ -98,7 +98,7 @@ impl Latch {
 
     /// Blocks until the latch is set or `deadline` has passed; tells which.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        if pace::look_if_it_pays(|| self.is_set()) {
+        if pace::spin_if_it_pays(|| self.is_set()) {
             return true;
         }
         let mut state = self.state.load(Ordering::Acquire);
@@ -169,7 +169,7 @@ impl WakerLatch {
         }
     }
 
-    /// Sets the latch and wakes whoever waits; returns the state before. Called once.
+    /// Sets the latch and wakes the waiter; returns the state before. Called once.
     pub(crate) fn complete(&self) -> u32 {
         let before = self.latch.set_shared();
         if before & WAKER != 0 {

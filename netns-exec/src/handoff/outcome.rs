@@ -41,7 +41,7 @@ pub(crate) struct Site {
 }
 
 /// What a worker has done. Written by the worker only, before the job's owner is
-/// told, so that whoever saw a job end finds it counted.
+/// told, so that a caller that saw a job end finds it counted.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     started: AtomicU64,

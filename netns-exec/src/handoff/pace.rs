@@ -3,16 +3,16 @@
 //! Nothing here is needed for a call to be right; all of it is about how long it
 //! takes. Four questions are answered, each from what the last calls were like.
 //!
-//! **Does a worker that has run out of work look for more before it parks? Does a
-//! caller look for its result before it sleeps?** While that pays: [`Credit`] grows
+//! **Does a worker that has run out of work spin before it parks? Does a
+//! caller spin before it sleeps?** While that pays: [`Credit`] grows
 //! with each time something was seen soon, or would have been, and shrinks with each
 //! time nothing was, or late. Calls that are far apart cost no CPU time in between.
-//! Two on one CPU do not look for each other: one of them has to leave it.
-//! How long they look is measured: about as long as waking the other takes, which is
+//! Two on one CPU do not spin for each other: one of them has to leave it.
+//! How long they spin is measured: about as long as waking the other takes, which is
 //! the best that can be done without knowing what comes.
 //!
-//! Whoever waits for a job's latch or for room in a queue is often one of many, and
-//! gives the CPU to the others between looks ([`look_if_it_pays`]). A worker that has
+//! A thread that waits for a job's latch or for room in a queue is often one of many, and
+//! gives the CPU to the others between spins ([`spin_if_it_pays`]). A worker that has
 //! emptied a full queue waits for the sender that it has called.
 //!
 //! **How is a parked worker woken?** [`Wakes`] measures the three ways and takes
@@ -22,14 +22,14 @@
 //! | way      | what                                              | pays when                |
 //! |----------|---------------------------------------------------|--------------------------|
 //! | `Sleep`  | wake it, and sleep                                | the caller slept as well: CPUs are free and near |
-//! | `Spin`   | wake it, and look for the result for a while      | its CPU wakes up quickly, and jobs are short |
+//! | `Spin`   | wake it, and spin for the result for a while      | its CPU wakes up quickly, and jobs are short |
 //! | `Beside` | have it wake up on the caller's CPU, and sleep    | its own CPU is deep asleep, or busy with something else |
 //!
 //! `Beside` moves the worker only when it parked elsewhere, or when the scheduler
 //! has lately taken a worker that parked here to another CPU.
 //!
 //! **When do two that take turns on one CPU part?** When calls come back to back
-//! and the last [`Parting`] has paid. The caller sends the worker away, and looks.
+//! and the last [`Parting`] has paid. The caller sends the worker away, and spins.
 //!
 //! # What was tried
 //!
@@ -43,7 +43,7 @@
 //! | back to back: the caller moves the sleeping or queued worker, instead of the running worker itself | 40 to 200 times a spin | 1.1 to 1.5 |
 //! | patience as long as a wake-up, instead of 60 us: rounds that never left the one CPU, of 200, on a busy host | 100 | 10 |
 //! | 8 callers, a socket each: turns of sched_yield(2) in place of spinning | 15 us | 8.5 us |
-//! | looking without a pause between looks, on either side or both | 1.19 of a spin | 1.40 |
+//! | spinning without a pause between loads, on either side or both | 1.19 of a spin | 1.40 |
 //! | the job written last, next to the number that posts it    | 1.19     | 1.40    |
 //! | the worker's CPU stored only when it has changed          | 1.40     | 1.57    |
 //! | `done` by a store, a fence and a load in place of a swap  | 1.41     | 1.45    |
@@ -64,12 +64,12 @@ use crate::sync;
 pub(crate) const QUICK: Duration = Duration::from_micros(60);
 
 /// How long somebody looks at most.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
+pub(crate) const LONGEST_SPIN: Duration = Duration::from_millis(1);
 
 /// Looks between two readings of the clock.
-const LOOKS: u32 = 64;
+const SPINS: u32 = 64;
 
-/// What came of looking.
+/// What came of spinning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Quickly,
@@ -79,15 +79,15 @@ enum Seen {
 
 /// Looks until `found` says yes or the time is over.
 #[inline]
-fn look(patience: Duration, mut found: impl FnMut() -> bool) -> Seen {
+fn spin(patience: Duration, mut found: impl FnMut() -> bool) -> Seen {
     if cfg!(loom) {
         // A model gains nothing from trying the same again.
         return if found() { Seen::Quickly } else { Seen::No };
     }
-    let mut look = || {
-        // Without the pause a hot call takes longer: who looks takes the line away
+    let mut probe = || {
+        // Without the pause a hot call takes longer: a spinner takes the line away
         // from who is writing it.
-        (0..LOOKS).any(|_| {
+        (0..SPINS).any(|_| {
             let seen = found();
             if !seen {
                 hint::spin_loop();
@@ -95,12 +95,12 @@ fn look(patience: Duration, mut found: impl FnMut() -> bool) -> Seen {
             seen
         })
     };
-    if look() {
+    if probe() {
         return Seen::Quickly;
     }
     let start = Instant::now();
     loop {
-        let seen = look();
+        let seen = probe();
         let passed = start.elapsed();
         if seen {
             return if passed < QUICK {
@@ -115,16 +115,16 @@ fn look(patience: Duration, mut found: impl FnMut() -> bool) -> Seen {
     }
 }
 
-/// How often somebody looks who lets others run in between: 10 microseconds when
+/// How often a thread spins that lets others run in between: 10 microseconds when
 /// there are none.
 const TURNS: u32 = 16;
 
 /// Others that run for longer than this are no part of the matter.
 const TURN: Duration = Duration::from_micros(200);
 
-/// As [`look`], and lets others run in between: those whose CPU this is may be the
+/// As [`spin`], and lets others run in between: those whose CPU this is may be the
 /// ones that are waited for, or wait for the same. `None` when others took long.
-fn look_by_turns(mut found: impl FnMut() -> bool) -> Option<bool> {
+fn spin_by_turns(mut found: impl FnMut() -> bool) -> Option<bool> {
     let mut before = Instant::now();
     for _ in 0..TURNS {
         if found() {
@@ -143,24 +143,24 @@ fn look_by_turns(mut found: impl FnMut() -> bool) -> Option<bool> {
     Some(false)
 }
 
-/// With one CPU whoever looks keeps the other from working.
-pub(crate) fn may_look() -> bool {
+/// With one CPU the thread that spins keeps the other from working.
+pub(crate) fn may_spin() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
     *MAY.get_or_init(|| thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
 }
 
 /// Looks, if that has paid on this thread lately.
-pub(crate) fn look_if_it_pays(found: impl FnMut() -> bool) -> bool {
+pub(crate) fn spin_if_it_pays(found: impl FnMut() -> bool) -> bool {
     sync::local! {
         static CREDIT: Cell<Credit> = Cell::new(Credit::full());
     }
     let mut credit = CREDIT.with(Cell::get);
-    let seen = may_look() && credit.allows() && credit.look_by_turns(found);
+    let seen = may_spin() && credit.allows() && credit.spin_by_turns(found);
     CREDIT.with(|it| it.set(credit));
     seen
 }
 
-/// Whether looking has paid lately.
+/// Whether spinning has paid lately.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Credit {
     level: u8,
@@ -170,7 +170,7 @@ pub(crate) struct Credit {
 
 impl Credit {
     const MAX: u8 = 8;
-    /// Without credit one look in so many is allowed all the same.
+    /// Without credit one spin in so many is allowed all the same.
     const PROBE: u16 = 256;
 
     pub(crate) const fn new() -> Credit {
@@ -193,23 +193,23 @@ impl Credit {
         probe
     }
 
-    /// Looks until `found` says yes; for so long if looking has paid again and
+    /// Spins until `found` says yes; for so long if spinning has paid again and
     /// again, and not long otherwise.
     #[inline]
-    pub(crate) fn look(&mut self, patience: Duration, found: impl FnMut() -> bool) -> bool {
+    pub(crate) fn spin(&mut self, patience: Duration, found: impl FnMut() -> bool) -> bool {
         let proven = self.level >= Credit::MAX / 2;
         let patience = if proven { patience } else { QUICK };
-        let seen = look(patience, found);
+        let seen = spin(patience, found);
         // What is seen late does not pay: it would keep a CPU spinning in between
         // calls that are far apart.
         self.grade(seen == Seen::Quickly);
         seen != Seen::No
     }
 
-    /// As [`look`](Credit::look), and lets others run in between. It costs little
+    /// As [`spin`](Credit::look), and lets others run in between. It costs little
     /// when it is in vain, but much when others have the CPU for long.
-    pub(crate) fn look_by_turns(&mut self, found: impl FnMut() -> bool) -> bool {
-        let seen = look_by_turns(found);
+    pub(crate) fn spin_by_turns(&mut self, found: impl FnMut() -> bool) -> bool {
+        let seen = spin_by_turns(found);
         match seen {
             Some(true) => self.gain(),
             Some(false) => self.level = self.level.saturating_sub(1),
@@ -224,7 +224,7 @@ impl Credit {
         self.level == Credit::MAX
     }
 
-    /// It will pay, says somebody who knows.
+    /// Its caller knows that it will pay.
     pub(crate) const fn full() -> Credit {
         Credit {
             level: Credit::MAX,
@@ -546,24 +546,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_late_does_not_keep_anybody_looking() {
+    fn what_is_seen_late_does_not_keep_a_thread_spinning() {
         let mut credit = Credit::full();
         for _ in 0..4 {
             let start = Instant::now();
-            credit.look(PATIENCE, || start.elapsed() > QUICK * 2);
+            credit.spin(LONGEST_SPIN, || start.elapsed() > QUICK * 2);
         }
         assert!(!credit.allows());
     }
 
     #[test]
-    fn looking_ends() {
-        assert_eq!(look(QUICK, || true), Seen::Quickly);
+    fn spinning_ends() {
+        assert_eq!(spin(QUICK, || true), Seen::Quickly);
         let mut looks = 0_u64;
         let never = || {
             looks += 1;
             false
         };
-        assert_eq!(look(QUICK, never), Seen::No);
-        assert!(looks > u64::from(LOOKS));
+        assert_eq!(spin(QUICK, never), Seen::No);
+        assert!(looks > u64::from(SPINS));
     }
 }

@@ -135,13 +135,13 @@ impl Whereabouts {
         (self.far).store((far - far / 4).saturating_add(took), Ordering::Relaxed);
     }
 
-    /// How long it pays to look for a caller or a worker on another CPU: twice as
+    /// How long it pays to spin for a caller or a worker on another CPU: twice as
     /// long as waking it takes. Of two that sleep by turns neither would ever see the
     /// other awake.
     #[inline]
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn spin_budget(&self) -> Duration {
         let far = Duration::from_micros(self.far.load(Ordering::Relaxed).into());
-        (far * 2).clamp(pace::QUICK, pace::PATIENCE)
+        (far * 2).clamp(pace::QUICK, pace::LONGEST_SPIN)
     }
 
     /// Has the worker wake up on `cpu`; tells whether it will.

@@ -32,7 +32,7 @@ const DETACHED: u32 = FIRST_FLAG << 2;
 
 /// Told when a job is over and nothing of it is left on the worker.
 pub(crate) trait OnEnd: Send + Sync {
-    /// `panicked` when nobody took the panic.
+    /// `panicked` when no handle took the panic.
     fn job_over(&self, panicked: bool);
 
     /// A panic was handed to the handle, which dropped it.
@@ -327,7 +327,7 @@ impl<T> Iterator for Batch<'_, T> {
 impl<T> Drop for Batch<'_, T> {
     fn drop(&mut self) {
         for job in self {
-            // Its handle dies with us: nobody reads this.
+            // Its handle dies with us: this is never read.
             job.abort(Error::new(Kind::Cancelled, "job never shipped"));
         }
     }

@@ -8,6 +8,7 @@ use super::latch::Task;
 use super::{check, panicked, returned, site};
 use crate::error::Error;
 use crate::handoff::job::{self, JobRef};
+use crate::handoff::outcome::Outcome;
 use crate::handoff::task::{self, TaskHandle};
 use crate::sync::{Mutex, thread};
 
@@ -83,7 +84,7 @@ fn caller_sees_the_abort_and_frees_its_frame() {
                 Ok(())
             },
         );
-        assert!(matches!(outcome, job::Outcome::Aborted(_)));
+        assert!(matches!(outcome, Outcome::Aborted(_)));
         worker.unwrap().join().unwrap();
     });
 }
@@ -204,7 +205,7 @@ fn awaiting_task_is_woken_by_completion() {
 }
 
 #[test]
-fn awaiting_task_is_woken_by_whoever_cancels() {
+fn awaiting_task_is_woken_by_the_canceller() {
     check(2, || {
         let (ticket, job) = spawn(|| 7);
         let ticket = Arc::new(Mutex::new(ticket));

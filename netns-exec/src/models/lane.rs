@@ -110,7 +110,7 @@ fn panic_reaches_the_caller_and_leaves_the_lane_usable() {
         if let Ok(outcome) = call(&served.lane, out) {
             assert_eq!(*panicked::<()>(outcome).downcast::<&str>().unwrap(), "out");
             let Ok(outcome) = call(&served.lane, || 1) else {
-                panic!("nobody else uses the lane")
+                panic!("no other caller uses the lane")
             };
             assert_eq!(returned(outcome), 1);
         }
@@ -150,7 +150,7 @@ fn claim_meets_a_worker_that_leaves() {
         let closure = Box::new(7);
         // Refused or turned away, but never run, and given back whole.
         let Err(f) = call(&lane, move || *closure) else {
-            panic!("nobody serves")
+            panic!("no worker serves")
         };
         assert_eq!(f(), 7);
         worker.join().unwrap();
@@ -172,7 +172,7 @@ fn large_closure_comes_back_from_a_worker_that_leaves() {
         });
         let numbers = [1_u64; 16];
         let Err(f) = call(&lane, move || numbers) else {
-            panic!("nobody serves")
+            panic!("no worker serves")
         };
         assert_eq!(f(), [1; 16]);
         worker.join().unwrap();

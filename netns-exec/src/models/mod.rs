@@ -35,7 +35,7 @@
 //!
 //! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
 //! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
-//! users need: nobody reads a cell because of them alone.
+//! users need: no cell is read because of them alone.
 //!
 //! Loom makes no difference between an access of sequential consistency and such a
 //! fence, so the protocols use fences, and nothing stronger than AcqRel beside them.

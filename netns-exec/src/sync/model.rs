@@ -22,7 +22,7 @@ struct Sleeper {
 
 loom::lazy_static! {
     /// In the order in which they fell asleep. The lock is the kernel's: it makes
-    /// looking at the word and falling asleep one step for whoever wakes.
+    /// looking at the word and falling asleep one step for the waker.
     static ref SLEEPERS: loom::sync::Mutex<Vec<Sleeper>> = loom::sync::Mutex::new(Vec::new());
 }
 
@@ -122,7 +122,7 @@ impl<T> Receiver<T> {
         }
         let mut jobs = queue.jobs.lock().unwrap();
         let job = jobs.pop_front().ok_or(())?;
-        // Locked, so that nobody is told of a job that cannot be had.
+        // Locked, so that no receiver is told of a job that cannot be had.
         queue.len.fetch_sub(1, Ordering::Relaxed);
         Ok(job)
     }
