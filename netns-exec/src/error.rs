@@ -7,8 +7,6 @@ use std::io;
 
 use parking_lot::Mutex;
 
-use crate::guard::LeftThread;
-
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -49,6 +47,13 @@ enum Left {
     Value(Box<dyn Any + Send>),
     /// The payload of its panic.
     Panic(Box<dyn Any + Send>),
+}
+
+/// A thread that outlived the job that created it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftThread {
+    pub(crate) tid: u32,
+    pub(crate) name: String,
 }
 
 /// Private so that it can grow; callers use the predicates.

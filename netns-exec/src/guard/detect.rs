@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
-use crate::guard::{LeftThread, Place, Verdict};
+use crate::error::{Error, LeftThread, Result};
+use crate::guard::{Place, Verdict};
 use crate::home::Home;
 use crate::home::roster::{self, Registration};
 use crate::sys::perf::{Record, Recorder};

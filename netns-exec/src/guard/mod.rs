@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, LeftThread, Result};
 use crate::home::roster::Registration;
 use crate::sys;
 use crate::sys::task::{NsLink, NsProbe};
@@ -250,13 +250,6 @@ pub(crate) enum Verdict {
     LeftThreads(Vec<LeftThread>),
     /// `/proc` could not be read, so nothing is known.
     Unknown(io::Error),
-}
-
-/// A thread that outlived the job that created it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LeftThread {
-    pub(crate) tid: u32,
-    pub(crate) name: String,
 }
 
 impl Fence {

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::Error;
-use crate::guard::{Fence, LeftThread, Verdict};
+use crate::error::{Error, LeftThread};
+use crate::guard::{Fence, Verdict};
 
 /// How a job ended.
 pub(crate) enum Outcome<T> {
