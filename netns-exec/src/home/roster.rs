@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::netns::NetnsId;
+use crate::netns::id::NetnsId;
 use crate::sys;
 
 static ROSTER: Mutex<Roster> = Mutex::new(Roster {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{Netns, id, is_permission};
+use super::{Netns, identify, is_permission};
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::sys;
@@ -112,7 +112,7 @@ impl Netns {
 /// Moves the calling thread; that it is there already is no failure.
 pub(super) fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
     match sys::netns::enter(netns) {
-        Err(error) if is_permission(&error) && id::is_of_this_thread(netns)? => Ok(()),
+        Err(error) if is_permission(&error) && identify::is_of_this_thread(netns)? => Ok(()),
         result => result,
     }
 }

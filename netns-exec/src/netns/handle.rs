@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::stat::fstat;
 
 use super::NetnsId;
+use super::identify::id_of;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -89,7 +90,7 @@ impl Netns {
     /// Wraps what is known to be a network namespace; without a label it is
     /// called by its id.
     pub(super) fn wrap(fd: OwnedFd, label: Option<&str>, attempt: &str) -> Result<Netns> {
-        let id = NetnsId::of(fd.as_fd()).map_err(|cause| {
+        let id = id_of(fd.as_fd()).map_err(|cause| {
             Error::kernel(format!("{attempt}: cannot read the namespace's id"), cause)
                 .hint("before Linux 6.18 that takes the privilege to enter it; Linux 5.14 at least")
         })?;

@@ -1,14 +1,11 @@
-//! The identity of a network namespace.
+//! The identity of a network namespace: plain data, which everything else may
+//! use. How an open namespace is asked for it is said in `identify`.
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::stat::fstat;
-
-use super::enter;
 use crate::error::{Error, Result};
-use crate::home::Home;
 use crate::sys;
 
 /// The number by which the kernel knows a network namespace, never reused
@@ -46,46 +43,10 @@ impl NetnsId {
         NetnsId(id)
     }
 
-    /// Asks the kernel for the id of an open namespace.
-    ///
-    /// Before Linux 6.18 only a socket knows it, and a socket can be made only
-    /// by a thread that is there: a short-lived one, unless the caller is.
-    pub(super) fn of(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
-        match sys::netns::id(netns) {
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP)
-                ) =>
-            {
-                NetnsId::by_cookie(netns)
-            }
-            result => result.map(NetnsId),
-        }
-    }
-
-    fn by_cookie(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
-        // Needs no privilege, unlike entering.
-        if is_of_this_thread(netns)? {
-            return sys::netns::id_of_this_thread().map(NetnsId);
-        }
-        NetnsId::by_visit(netns)
-    }
-
-    fn by_visit(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
-        let netns = netns.try_clone_to_owned()?;
-        let home = Home::get().map_err(io::Error::from)?;
-        home.visit(move || {
-            enter::enter(netns.as_fd())?;
-            sys::netns::id_of_this_thread()
-        })?
-        .map(NetnsId)
-    }
-
     /// Tells which namespace a socket was made in, wherever the thread or
     /// process that uses it is now.
     ///
-    /// One system call, and unlike [`Netns::of_socket`](super::Netns::of_socket)
+    /// One system call, and unlike [`Netns::of_socket`](crate::Netns::of_socket)
     /// it needs no privilege: the cheapest way to prove where code runs.
     ///
     /// # Errors
@@ -121,27 +82,5 @@ impl fmt::Display for NetnsId {
 impl From<NetnsId> for u64 {
     fn from(id: NetnsId) -> u64 {
         id.0
-    }
-}
-
-/// Tells whether the calling thread is in that namespace.
-pub(super) fn is_of_this_thread(netns: BorrowedFd<'_>) -> io::Result<bool> {
-    let here: OwnedFd = sys::netns::of_this_thread()?;
-    // Both are open, so neither inode number can have been reused.
-    let (netns, here) = (fstat(netns)?, fstat(here.as_fd())?);
-    Ok((netns.st_dev, netns.st_ino) == (here.st_dev, here.st_ino))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_way_to_learn_the_id_gives_the_same() {
-        // That of the home namespace needs no privilege, even by a visit.
-        let here = sys::netns::of_this_thread().unwrap();
-        let id = NetnsId::of(here.as_fd()).unwrap();
-        assert_eq!(NetnsId::by_cookie(here.as_fd()).unwrap(), id);
-        assert_eq!(NetnsId::by_visit(here.as_fd()).unwrap(), id);
     }
 }

@@ -8,7 +8,8 @@
 
 mod enter;
 mod handle;
-mod id;
+pub(crate) mod id;
+mod identify;
 mod named;
 mod source;
 pub(crate) mod watch;

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
+use super::identify::id_of;
 use super::{Inner, Netns, NetnsId};
 use crate::home::Home;
 use crate::sys::netns::FileHandle;
@@ -85,7 +86,7 @@ impl WeakNetns {
             Ok(fd) => fd,
             Err(_) => Home::get().ok()?.call(move || handle.open()).ok()?,
         };
-        let id = NetnsId::of(fd.as_fd()).ok().filter(|id| *id == self.id)?;
+        let id = id_of(fd.as_fd()).ok().filter(|id| *id == self.id)?;
         Some(Netns::from_parts(
             fd,
             id,
