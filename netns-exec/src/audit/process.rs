@@ -446,7 +446,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
-    use crate::guard::{Fence, Guard, Policy};
+    use crate::guard::{Guard, Policy, ThreadGuard};
     use crate::home::roster::Registration;
     use crate::netns::Netns;
     use crate::sys;
@@ -473,7 +473,7 @@ mod tests {
     /// Runs `f` while a thread is elsewhere that `prepare` was called on there.
     fn with_thread_elsewhere<T>(
         name: &str,
-        prepare: impl FnOnce(Registration) -> Option<Fence> + Send,
+        prepare: impl FnOnce(Registration) -> Option<ThreadGuard> + Send,
         f: impl FnOnce(u32) -> T,
     ) -> T {
         thread::scope(|scope| {
@@ -484,7 +484,7 @@ mod tests {
                 let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
                 let registration = roster::enter(netns.id());
                 sys::netns::enter(&netns).expect("needs CAP_SYS_ADMIN");
-                let _fence = prepare(registration);
+                let _guard = prepare(registration);
                 entered.send(sys::thread::tid()).expect("awaited below");
                 let _ = end.recv();
             });
@@ -542,18 +542,18 @@ mod tests {
     fn worker_outside_its_namespace_is_a_stray() {
         let policy = Policy::prepare(Guard::Off).expect("takes nothing");
         let wander = |registration| {
-            let fence = policy.install(registration).expect("takes nothing");
+            let guard = policy.install(registration).expect("takes nothing");
             sys::netns::unshare().expect("needs CAP_SYS_ADMIN");
-            Some(fence)
+            Some(guard)
         };
         with_thread_elsewhere("ns:blue/0", wander, |tid| {
             assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
         });
         let go_home = |registration| {
-            let fence = policy.install(registration).expect("takes nothing");
+            let guard = policy.install(registration).expect("takes nothing");
             let home = sys::netns::of_main_thread().expect("/proc is mounted");
             sys::netns::enter(home).expect("needs CAP_SYS_ADMIN");
-            Some(fence)
+            Some(guard)
         };
         with_thread_elsewhere("ns:blue/0", go_home, |tid| {
             assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
 use crate::executor::{Group, Role, Shared};
-use crate::guard::{Fence, Place, Verdict};
+use crate::guard::{NetnsCheck, ThreadGuard, ThreadState};
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{After, Counters, Site};
@@ -38,8 +38,8 @@ pub(crate) struct Record {
 pub(crate) struct Current {
     pub(crate) shared: Arc<Shared>,
     pub(crate) group: Arc<Group>,
-    /// Where the thread belongs, unless no job can take it elsewhere.
-    place: Option<Rc<Place>>,
+    /// `None` when no job can take the thread out of its namespace.
+    netns_check: Option<Rc<NetnsCheck>>,
 }
 
 impl Current {
@@ -47,7 +47,7 @@ impl Current {
     /// have moved it, and not be over.
     #[inline]
     pub(crate) fn is_in_place(&self) -> bool {
-        (self.place.as_ref()).is_none_or(|place| place.is_kept())
+        (self.netns_check.as_ref()).is_none_or(|check| check.is_in_place())
     }
 }
 
@@ -125,8 +125,8 @@ impl Birth {
             worker = number,
         );
         let _in_span = span.enter();
-        let fence = match settle(&netns, &shared) {
-            Ok(fence) => fence,
+        let guard = match settle(&netns, &shared) {
+            Ok(guard) => guard,
             Err(error) => {
                 tracing::warn!(error = %error, "worker could not start");
                 group.start_failed(&shared, role, error);
@@ -147,14 +147,14 @@ impl Birth {
             let _ = current.set(Current {
                 shared: Arc::clone(&shared),
                 group: Arc::clone(&group),
-                place: fence.place(),
+                netns_check: guard.netns_check(),
             });
         });
         let mut worker = Worker {
             shared: &shared,
             group: &group,
             record: &record,
-            site: Site { fence, counters },
+            site: Site { guard, counters },
         };
         let why = match role {
             Role::Lane(index) => {
@@ -188,7 +188,7 @@ impl Birth {
 }
 
 /// Brings the calling thread, new and at home, to where it will stay.
-fn settle(netns: &Netns, shared: &Shared) -> Result<Fence, Error> {
+fn settle(netns: &Netns, shared: &Shared) -> Result<ThreadGuard, Error> {
     let registration = roster::enter(netns.id());
     netns.enter()?;
     shared.policy.install(registration)
@@ -287,7 +287,7 @@ impl Worker<'_> {
             }
             return None;
         }
-        if !matches!(self.site.fence.before_park(), Verdict::Clean) {
+        if !matches!(self.site.guard.before_park(), ThreadState::Clean) {
             return Some(self.leave_spoiled(Some(lane)));
         }
         self.group.watch_for_deletion(self.shared);
@@ -325,7 +325,7 @@ impl Worker<'_> {
                     break;
                 }
             }
-            if !matches!(self.site.fence.before_park(), Verdict::Clean) {
+            if !matches!(self.site.guard.before_park(), ThreadState::Clean) {
                 return self.leave_spoiled(None);
             }
             let timeout = self.shared.config.idle_timeout;

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, LeftThread, Result};
-use crate::guard::{Place, Verdict};
+use crate::guard::{NetnsCheck, ThreadState};
 use crate::home::Home;
 use crate::home::roster::{self, Registration};
 use crate::sys::perf::{Record, Recorder};
@@ -98,18 +98,18 @@ impl Detect {
         }
     }
 
-    pub(super) fn install(&self) -> io::Result<Watch> {
-        let place = Rc::new(Place::here()?);
+    pub(super) fn install(&self) -> io::Result<Detector> {
+        let netns_check = Rc::new(NetnsCheck::here()?);
         let recorder = self.recording.start();
         if recorder.is_none() && self.recording != Recording::Nothing {
             // Each event locks two pages of memory; kernel.perf_event_mlock_kb
             // and RLIMIT_MEMLOCK have an end.
             tracing::debug!("no perf event for this worker: looking through /proc instead");
         }
-        Ok(Watch {
-            is_home: place.link == self.home,
+        Ok(Detector {
+            is_home: netns_check.link == self.home,
             home: self.home,
-            place,
+            netns_check,
             recorder,
             tasks: Arc::clone(&self.tasks),
         })
@@ -117,8 +117,8 @@ impl Detect {
 }
 
 /// Watches one worker.
-pub(super) struct Watch {
-    place: Rc<Place>,
+pub(super) struct Detector {
+    netns_check: Rc<NetnsCheck>,
     recorder: Option<Recorder>,
     tasks: Arc<TaskDir>,
     home: NsLink,
@@ -134,22 +134,22 @@ struct Suspicion {
     created: Vec<u32>,
 }
 
-impl Watch {
-    pub(super) fn place(&self) -> Rc<Place> {
-        Rc::clone(&self.place)
+impl Detector {
+    pub(super) fn netns_check(&self) -> Rc<NetnsCheck> {
+        Rc::clone(&self.netns_check)
     }
 
     #[inline]
-    pub(super) fn after_job(&mut self, registration: &Registration) -> Verdict {
+    pub(super) fn after_job(&mut self, registration: &Registration) -> ThreadState {
         let nothing = (self.recorder.as_ref())
             .is_some_and(|recorder| recorder.sees_namespaces() && !recorder.is_pending());
         if !nothing {
-            return self.look(registration, false);
+            return self.inspect(registration, false);
         }
         if registration.job_ends() {
-            return Verdict::Clean;
+            return ThreadState::Clean;
         }
-        self.look(registration, true)
+        self.inspect(registration, true)
     }
 
     /// Looks until there is no reason left to; `suspected` is the reason that
@@ -158,11 +158,11 @@ impl Watch {
     /// A worker that is told anything but `Clean` is over. It stays busy in the
     /// roster until it signs out: whatever still turns up is its doing.
     #[cold]
-    fn look(&mut self, registration: &Registration, suspected: bool) -> Verdict {
+    fn inspect(&mut self, registration: &Registration, suspected: bool) -> ThreadState {
         let suspicion = self.suspicion();
         if suspicion.moved {
-            match self.place.verdict() {
-                Verdict::Clean => {}
+            match self.netns_check.verdict() {
+                ThreadState::Clean => {}
                 verdict => return verdict,
             }
         }
@@ -171,12 +171,12 @@ impl Watch {
             if threads && !self.is_home {
                 match self.left_threads(&suspicion.created, registration) {
                     Ok(left) if left.is_empty() => {}
-                    Ok(left) => return Verdict::LeftThreads(left),
-                    Err(error) => return Verdict::Unknown(error),
+                    Ok(left) => return ThreadState::LeftThreads(left),
+                    Err(error) => return ThreadState::Unknown(error),
                 }
             }
             if registration.job_ends() {
-                return Verdict::Clean;
+                return ThreadState::Clean;
             }
             threads = true;
         }
@@ -255,7 +255,7 @@ impl Watch {
                 let astray = if mine {
                     link != self.home
                 } else {
-                    link == self.place.link
+                    link == self.netns_check.link
                 };
                 if astray
                     && let Some(started) = self.tasks.alive_since(tid)?

@@ -3,7 +3,7 @@
 //!
 //! A [`Policy`] is made once for an executor, and tried: what it promises has
 //! been seen to work on this kernel, with these privileges, before the first
-//! worker exists. Each worker then puts up its own [`Fence`], on its own thread
+//! worker exists. Each worker then puts up its own [`ThreadGuard`], on its own thread
 //! once it has entered its namespace, and asks it after every job.
 
 mod detect;
@@ -208,41 +208,44 @@ impl Policy {
         }
     }
 
-    /// Puts the fence up around the calling thread, which has entered the
+    /// Puts the guard up around the calling thread, which has entered the
     /// namespace that it signed in for.
-    pub(crate) fn install(&self, registration: Registration) -> Result<Fence> {
+    pub(crate) fn install(&self, registration: Registration) -> Result<ThreadGuard> {
         let failed = |cause: io::Error| {
             Error::kernel(
                 format!("cannot put guard {:?} around a worker", self.guard),
                 cause,
             )
         };
-        let kind = match &self.mechanism {
-            Mechanism::Seal(seal) => FenceKind::Seal(seal.install().map_err(failed)?),
+        let installed = match &self.mechanism {
+            Mechanism::Seal(seal) => Installed::Seal(seal.install().map_err(failed)?),
             Mechanism::Detect(detect) => {
-                FenceKind::Detect(Box::new(detect.install().map_err(failed)?))
+                Installed::Detect(Box::new(detect.install().map_err(failed)?))
             }
-            Mechanism::Off => FenceKind::Off(Rc::new(Place::here().map_err(failed)?)),
+            Mechanism::Off => Installed::Off(Rc::new(NetnsCheck::here().map_err(failed)?)),
         };
-        Ok(Fence { kind, registration })
+        Ok(ThreadGuard {
+            installed,
+            registration,
+        })
     }
 }
 
 /// What stands around one worker; lives on its thread.
-pub(crate) struct Fence {
-    kind: FenceKind,
+pub(crate) struct ThreadGuard {
+    installed: Installed,
     registration: Registration,
 }
 
-enum FenceKind {
+enum Installed {
     Seal(seal::Sealed),
-    Detect(Box<detect::Watch>),
-    Off(Rc<Place>),
+    Detect(Box<detect::Detector>),
+    Off(Rc<NetnsCheck>),
 }
 
 /// What was found when a job was over. All but `Clean` end the worker.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum ThreadState {
     Clean,
     /// The thread is not where it belongs.
     Escaped,
@@ -252,11 +255,11 @@ pub(crate) enum Verdict {
     Unknown(io::Error),
 }
 
-impl Fence {
+impl ThreadGuard {
     /// Says that a job begins.
     #[inline]
     pub(crate) fn before_job(&mut self) {
-        if let FenceKind::Detect(_) = self.kind {
+        if let Installed::Detect(_) = self.installed {
             self.registration.job_begins();
         }
     }
@@ -264,20 +267,20 @@ impl Fence {
     /// Looks at what the job has done to its thread. Under [`Guard::Seal`] it
     /// cannot have done anything.
     #[inline]
-    pub(crate) fn after_job(&mut self) -> Verdict {
-        match &mut self.kind {
-            FenceKind::Seal(_) => Verdict::Clean,
-            FenceKind::Detect(watch) => watch.after_job(&self.registration),
-            FenceKind::Off(place) => place.verdict(),
+    pub(crate) fn after_job(&mut self) -> ThreadState {
+        match &mut self.installed {
+            Installed::Seal(_) => ThreadState::Clean,
+            Installed::Detect(detector) => detector.after_job(&self.registration),
+            Installed::Off(check) => check.verdict(),
         }
     }
 
     /// Where the thread belongs, if a job could take it elsewhere.
-    pub(crate) fn place(&self) -> Option<Rc<Place>> {
-        match &self.kind {
-            FenceKind::Seal(_) => None,
-            FenceKind::Detect(watch) => Some(watch.place()),
-            FenceKind::Off(place) => Some(Rc::clone(place)),
+    pub(crate) fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
+        match &self.installed {
+            Installed::Seal(_) => None,
+            Installed::Detect(detector) => Some(detector.netns_check()),
+            Installed::Off(check) => Some(Rc::clone(check)),
         }
     }
 
@@ -285,25 +288,25 @@ impl Fence {
     ///
     /// A job that unblocked signals would make its worker the one that runs
     /// the process's handlers, in the wrong namespace.
-    pub(crate) fn before_park(&mut self) -> Verdict {
+    pub(crate) fn before_park(&mut self) -> ThreadState {
         match sys::thread::block_signals() {
-            Ok(_) => Verdict::Clean,
-            Err(error) => Verdict::Unknown(error),
+            Ok(_) => ThreadState::Clean,
+            Err(error) => ThreadState::Unknown(error),
         }
     }
 
-    /// Tells whether a job's panic reads as if something that this fence
+    /// Tells whether a job's panic reads as if something that this guard
     /// refused was the reason.
     pub(crate) fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        match &self.kind {
-            FenceKind::Seal(sealed) => sealed.explains(payload),
-            FenceKind::Detect(_) | FenceKind::Off(_) => false,
+        match &self.installed {
+            Installed::Seal(sealed) => sealed.explains(payload),
+            Installed::Detect(_) | Installed::Off(_) => false,
         }
     }
 }
 
 /// Where a thread belongs.
-pub(crate) struct Place {
+pub(crate) struct NetnsCheck {
     probe: NsProbe,
     link: NsLink,
     /// Keeps the inode number in `link` from being given to another namespace
@@ -311,12 +314,12 @@ pub(crate) struct Place {
     _netns: OwnedFd,
 }
 
-impl Place {
+impl NetnsCheck {
     /// Takes the calling thread's namespace for its place.
-    fn here() -> io::Result<Place> {
+    fn here() -> io::Result<NetnsCheck> {
         let netns = sys::netns::of_this_thread()?;
         let probe = NsProbe::of_this_thread()?;
-        Ok(Place {
+        Ok(NetnsCheck {
             link: probe.read()?,
             probe,
             _netns: netns,
@@ -324,16 +327,16 @@ impl Place {
     }
 
     /// Tells whether the thread is known to be there.
-    pub(crate) fn is_kept(&self) -> bool {
-        matches!(self.verdict(), Verdict::Clean)
+    pub(crate) fn is_in_place(&self) -> bool {
+        matches!(self.verdict(), ThreadState::Clean)
     }
 
     #[inline]
-    fn verdict(&self) -> Verdict {
+    fn verdict(&self) -> ThreadState {
         match self.probe.read() {
-            Ok(link) if link == self.link => Verdict::Clean,
-            Ok(_) => Verdict::Escaped,
-            Err(error) => Verdict::Unknown(error),
+            Ok(link) if link == self.link => ThreadState::Clean,
+            Ok(_) => ThreadState::Escaped,
+            Err(error) => ThreadState::Unknown(error),
         }
     }
 }

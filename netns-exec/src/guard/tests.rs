@@ -1,5 +1,5 @@
 //! Each mechanism on raw threads and real namespaces. They stay in the crate
-//! because a fence can be put around a thread without an executor only here.
+//! because a guard can be put around a thread without an executor only here.
 
 use std::any::Any;
 use std::fs;
@@ -38,11 +38,11 @@ fn in_new_netns<T: Send>(f: impl FnOnce(Registration) -> T + Send) -> T {
 }
 
 /// Runs `f` on a sealed thread in a new network namespace.
-fn sealed<T: Send>(f: impl FnOnce(&mut Fence) -> T + Send) -> T {
+fn sealed<T: Send>(f: impl FnOnce(&mut ThreadGuard) -> T + Send) -> T {
     let policy = Policy::prepare(Guard::Seal).expect("root can seal");
     in_new_netns(|registration| {
-        let mut fence = policy.install(registration).expect("what was tried works");
-        f(&mut fence)
+        let mut guard = policy.install(registration).expect("what was tried works");
+        f(&mut guard)
     })
 }
 
@@ -73,7 +73,7 @@ mod seal {
     #[test]
     fn sealed_thread_cannot_move() {
         let elsewhere = in_new_netns(|_| Netns::current().expect("a namespace"));
-        sealed(|fence| {
+        sealed(|guard| {
             let before = sys::netns::of_this_thread().expect("procfs");
             let refused = |result: nix::Result<()>| assert_eq!(result, Err(Errno::EPERM));
             refused(nix::sched::setns(&elsewhere, CloneFlags::CLONE_NEWNET));
@@ -83,7 +83,7 @@ mod seal {
             refused(unshare(CloneFlags::CLONE_NEWNS));
             // One thread cannot have a user namespace of its own.
             assert_eq!(unshare(CloneFlags::CLONE_NEWUSER), Err(Errno::EINVAL));
-            assert!(matches!(fence.after_job(), Verdict::Clean));
+            assert!(matches!(guard.after_job(), ThreadState::Clean));
         });
     }
 
@@ -148,13 +148,13 @@ mod seal {
         let policy = Policy::prepare(Guard::Seal).expect("root can seal");
         in_new_netns(|registration| {
             sys::caps::drop_sys_admin().expect("capset");
-            let fence = policy
+            let guard = policy
                 .install(registration)
                 .expect("no privilege is needed");
             assert_eq!(status("NoNewPrivs"), "1");
             assert_eq!(refusal(), Some(libc::EPERM));
             let bare = "called `Result::unwrap()` on an `Err` value: EPERM";
-            assert!(!fence.explains(&bare));
+            assert!(!guard.explains(&bare));
         });
         assert_eq!(status("NoNewPrivs"), "0");
     }
@@ -251,20 +251,20 @@ for thread in threads: thread.join()
 
     #[test]
     fn panics_over_a_refusal_are_explained() {
-        sealed(|fence| {
+        sealed(|guard| {
             let spawn = panic_of(|| drop(thread::spawn(|| {})));
-            assert!(fence.explains(&*spawn));
+            assert!(guard.explains(&*spawn));
             let unwrap = panic_of(|| drop(thread::Builder::new().spawn(|| {}).unwrap()));
-            assert!(fence.explains(&*unwrap));
+            assert!(guard.explains(&*unwrap));
             let nix = panic_of(|| unshare(CloneFlags::CLONE_NEWNET).unwrap());
-            assert!(fence.explains(&*nix));
+            assert!(guard.explains(&*nix));
             let error = thread::Builder::new().spawn(|| {}).unwrap_err();
-            assert!(fence.explains(&*panic_of(|| std::panic::panic_any(error))));
+            assert!(guard.explains(&*panic_of(|| std::panic::panic_any(error))));
 
             let missing = panic_of(|| drop(fs::read("/does/not/exist").unwrap()));
-            assert!(!fence.explains(&*missing));
-            assert!(!fence.explains(&*panic_of(|| panic!("a thread is bare"))));
-            assert!(!fence.explains(&17_u32));
+            assert!(!guard.explains(&*missing));
+            assert!(!guard.explains(&*panic_of(|| panic!("a thread is bare"))));
+            assert!(!guard.explains(&17_u32));
         });
     }
 }
@@ -293,32 +293,32 @@ mod detect {
 
     /// Runs `f` on a watched thread in a new network namespace, once for each
     /// way of watching.
-    fn watched(f: impl Fn(&mut Fence) + Sync) {
+    fn watched(f: impl Fn(&mut ThreadGuard) + Sync) {
         for recording in RECORDINGS {
             let policy = policy(recording);
             in_new_netns(|registration| {
-                let mut fence = policy.install(registration).expect("root may use perf");
-                if let FenceKind::Detect(watch) = &fence.kind {
+                let mut guard = policy.install(registration).expect("root may use perf");
+                if let Installed::Detect(watch) = &guard.installed {
                     assert_eq!(
                         watch.recording(),
                         recording,
                         "perf_event_open(2) is refused: run this as root of the machine"
                     );
                 }
-                f(&mut fence);
+                f(&mut guard);
             });
         }
     }
 
-    fn job(fence: &mut Fence, f: impl FnOnce()) -> Verdict {
-        fence.before_job();
+    fn job(guard: &mut ThreadGuard, f: impl FnOnce()) -> ThreadState {
+        guard.before_job();
         f();
-        fence.after_job()
+        guard.after_job()
     }
 
     #[track_caller]
-    fn assert_clean(verdict: Verdict) {
-        assert!(matches!(verdict, Verdict::Clean), "{verdict:?}");
+    fn assert_clean(finding: ThreadState) {
+        assert!(matches!(finding, ThreadState::Clean), "{finding:?}");
     }
 
     /// A thread that lives until it is let go.
@@ -354,26 +354,26 @@ mod detect {
 
     #[test]
     fn jobs_that_do_nothing_are_clean() {
-        watched(|fence| {
+        watched(|guard| {
             for _ in 0..3 {
-                assert_clean(job(fence, || ()));
+                assert_clean(job(guard, || ()));
             }
         });
     }
 
     #[test]
     fn threads_that_end_before_the_job_are_fine() {
-        watched(|fence| {
+        watched(|guard| {
             for _ in 0..200 {
                 // Ends without a join, so that the thread may still be there.
-                assert_clean(job(fence, || {
+                assert_clean(job(guard, || {
                     thread::scope(|scope| {
                         for _ in 0..4 {
                             scope.spawn(|| ());
                         }
                     });
                 }));
-                assert_clean(job(fence, || {
+                assert_clean(job(guard, || {
                     thread::spawn(|| ()).join().expect("no panic")
                 }));
             }
@@ -382,19 +382,19 @@ mod detect {
 
     #[test]
     fn thread_left_behind_is_reported_once_with_tid_and_name() {
-        watched(|fence| {
+        watched(|guard| {
             let mut lingering = None;
-            let verdict = job(fence, || lingering = Some(Lingering::named("left-behind")));
+            let finding = job(guard, || lingering = Some(Lingering::named("left-behind")));
             let lingering = lingering.expect("the job ran");
-            let Verdict::LeftThreads(left) = verdict else {
-                panic!("{verdict:?}");
+            let ThreadState::LeftThreads(left) = finding else {
+                panic!("{finding:?}");
             };
             let expected = LeftThread {
                 tid: lingering.tid,
                 name: "left-behind".to_owned(),
             };
             assert_eq!(left, [expected]);
-            assert_clean(job(fence, || {
+            assert_clean(job(guard, || {
                 thread::spawn(|| ()).join().expect("no panic")
             }));
             lingering.end();
@@ -403,9 +403,9 @@ mod detect {
 
     #[test]
     fn thread_with_the_number_of_one_reported_before_is_reported() {
-        watched(|fence| {
+        watched(|guard| {
             let mut lingering = None;
-            let verdict = job(fence, || {
+            let finding = job(guard, || {
                 let thread = Lingering::named("namesake");
                 // As if a thread of this number had been reported and had ended.
                 crate::home::roster::claim(&[(thread.tid, 0)], &[thread.tid]);
@@ -413,8 +413,8 @@ mod detect {
             });
             let lingering = lingering.expect("the job ran");
             assert!(
-                matches!(&verdict, Verdict::LeftThreads(left) if left[0].tid == lingering.tid),
-                "{verdict:?}"
+                matches!(&finding, ThreadState::LeftThreads(left) if left[0].tid == lingering.tid),
+                "{finding:?}"
             );
             lingering.end();
         });
@@ -422,17 +422,17 @@ mod detect {
 
     #[test]
     fn thread_of_a_thread_that_is_gone_is_reported() {
-        watched(|fence| {
+        watched(|guard| {
             let mut lingering = None;
-            let verdict = job(fence, || {
+            let finding = job(guard, || {
                 let parent = thread::spawn(|| Lingering::named("grandchild"));
                 lingering = Some(parent.join().expect("no panic"));
             });
             let lingering = lingering.expect("the job ran");
             assert!(
-                matches!(&verdict, Verdict::LeftThreads(left)
+                matches!(&finding, ThreadState::LeftThreads(left)
                     if left.len() == 1 && left[0].tid == lingering.tid),
-                "{verdict:?}"
+                "{finding:?}"
             );
             lingering.end();
         });
@@ -440,13 +440,13 @@ mod detect {
 
     #[test]
     fn more_threads_than_the_record_holds_are_all_found() {
-        watched(|fence| {
+        watched(|guard| {
             let mut lingering = Vec::new();
-            let verdict = job(fence, || {
+            let finding = job(guard, || {
                 lingering.extend((0..150).map(|_| Lingering::named("many")));
             });
-            let Verdict::LeftThreads(mut left) = verdict else {
-                panic!("{verdict:?}");
+            let ThreadState::LeftThreads(mut left) = finding else {
+                panic!("{finding:?}");
             };
             left.sort_by_key(|left| left.tid);
             let mut expected: Vec<_> = lingering.iter().map(|thread| thread.tid).collect();
@@ -459,9 +459,9 @@ mod detect {
 
     #[test]
     fn child_processes_are_fine() {
-        watched(|fence| {
+        watched(|guard| {
             let mut child = None;
-            assert_clean(job(fence, || {
+            assert_clean(job(guard, || {
                 output(&mut Command::new("true"));
                 child = Command::new("sleep").arg("1000").spawn().ok();
             }));
@@ -473,20 +473,20 @@ mod detect {
 
     #[test]
     fn escaped_thread_is_found() {
-        watched(|fence| {
-            assert_clean(job(fence, || ()));
-            let verdict = job(fence, || {
+        watched(|guard| {
+            assert_clean(job(guard, || ()));
+            let finding = job(guard, || {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root");
             });
-            assert!(matches!(verdict, Verdict::Escaped), "{verdict:?}");
+            assert!(matches!(finding, ThreadState::Escaped), "{finding:?}");
         });
     }
 
     #[test]
     fn thread_that_came_back_is_in_place() {
-        watched(|fence| {
+        watched(|guard| {
             let here = sys::netns::of_this_thread().expect("procfs");
-            assert_clean(job(fence, || {
+            assert_clean(job(guard, || {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root");
                 sys::netns::enter(&here).expect("root");
             }));
@@ -497,18 +497,18 @@ mod detect {
     fn thread_left_in_a_third_namespace_is_reported_where_threads_are_recorded() {
         let policy = policy(Recording::TasksAndNamespaces);
         in_new_netns(|registration| {
-            let mut fence = policy.install(registration).expect("root may use perf");
+            let mut guard = policy.install(registration).expect("root may use perf");
             let here = sys::netns::of_this_thread().expect("procfs");
             let mut lingering = None;
-            let verdict = job(&mut fence, || {
+            let finding = job(&mut guard, || {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root");
                 lingering = Some(Lingering::named("third"));
                 sys::netns::enter(&here).expect("root");
             });
             let lingering = lingering.expect("the job ran");
             assert!(
-                matches!(&verdict, Verdict::LeftThreads(left) if left[0].tid == lingering.tid),
-                "{verdict:?}"
+                matches!(&finding, ThreadState::LeftThreads(left) if left[0].tid == lingering.tid),
+                "{finding:?}"
             );
             lingering.end();
         });
@@ -522,9 +522,9 @@ mod detect {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     let registration = roster::enter(home.id());
-                    let mut fence = policy.install(registration).expect("root may use perf");
+                    let mut guard = policy.install(registration).expect("root may use perf");
                     let mut lingering = None;
-                    assert_clean(job(&mut fence, || {
+                    assert_clean(job(&mut guard, || {
                         lingering = Some(Lingering::named("home"));
                     }));
                     lingering.expect("the job ran").end();
@@ -540,16 +540,16 @@ mod detect {
             in_new_netns(|registration| {
                 let here = sys::netns::of_this_thread().expect("procfs");
                 let id = Netns::current().expect("procfs").id();
-                let mut fence = policy.install(registration).expect("root may use perf");
+                let mut guard = policy.install(registration).expect("root may use perf");
                 let (created, checked) = (Barrier::new(2), Barrier::new(2));
                 thread::scope(|scope| {
                     let other = scope.spawn(|| {
                         let registration = roster::enter(id);
                         // Born here already: threads inherit the namespace.
                         sys::netns::enter(&here).expect("root");
-                        let mut fence = policy.install(registration).expect("root may use perf");
+                        let mut guard = policy.install(registration).expect("root may use perf");
                         let mut lingering = None;
-                        let verdict = job(&mut fence, || {
+                        let finding = job(&mut guard, || {
                             // Not the worker's own child, so nobody's record
                             // has it.
                             let parent = thread::spawn(|| Lingering::named("theirs"));
@@ -557,23 +557,23 @@ mod detect {
                             created.wait();
                             checked.wait();
                         });
-                        (verdict, lingering.expect("the job ran"))
+                        (finding, lingering.expect("the job ran"))
                     });
                     created.wait();
                     // Its own thread gives the job reason to look.
-                    let mine = job(&mut fence, || {
+                    let mine = job(&mut guard, || {
                         thread::spawn(|| ()).join().expect("no panic");
                     });
                     // Before anything can fail: the other job waits for it.
                     checked.wait();
                     assert_clean(mine);
-                    let (verdict, lingering) = other.join().expect("no panic");
+                    let (finding, lingering) = other.join().expect("no panic");
                     let theirs = lingering.tid;
                     lingering.end();
                     assert!(
-                        matches!(&verdict, Verdict::LeftThreads(left)
+                        matches!(&finding, ThreadState::LeftThreads(left)
                             if left.len() == 1 && left[0].tid == theirs),
-                        "{verdict:?}"
+                        "{finding:?}"
                     );
                 });
             });
@@ -584,7 +584,7 @@ mod detect {
     fn suspicion_of_others_makes_a_job_look() {
         let policy = policy(Recording::TasksAndNamespaces);
         in_new_netns(|registration| {
-            let mut fence = policy.install(registration).expect("root may use perf");
+            let mut guard = policy.install(registration).expect("root may use perf");
             let other = {
                 // A worker of the same namespace, on whose behalf one asks.
                 let id = Netns::current().expect("procfs").id();
@@ -592,15 +592,15 @@ mod detect {
             };
             // Created outside of any job, as if by the thread of a thread.
             let stray = Lingering::named("stray");
-            if let FenceKind::Detect(watch) = &mut fence.kind {
+            if let Installed::Detect(watch) = &mut guard.installed {
                 watch.forget();
             }
-            fence.before_job();
+            guard.before_job();
             assert!(other.suspect_others());
-            let verdict = fence.after_job();
+            let finding = guard.after_job();
             assert!(
-                matches!(&verdict, Verdict::LeftThreads(left) if left[0].tid == stray.tid),
-                "{verdict:?}"
+                matches!(&finding, ThreadState::LeftThreads(left) if left[0].tid == stray.tid),
+                "{finding:?}"
             );
             stray.end();
         });
@@ -624,11 +624,11 @@ mod off {
     fn escaped_thread_is_found() {
         let policy = Policy::prepare(Guard::Off).expect("nothing is needed");
         in_new_netns(|registration| {
-            let mut fence = policy.install(registration).expect("procfs");
-            fence.before_job();
-            assert!(matches!(fence.after_job(), Verdict::Clean));
+            let mut guard = policy.install(registration).expect("procfs");
+            guard.before_job();
+            assert!(matches!(guard.after_job(), ThreadState::Clean));
             unshare(CloneFlags::CLONE_NEWNET).expect("root");
-            assert!(matches!(fence.after_job(), Verdict::Escaped));
+            assert!(matches!(guard.after_job(), ThreadState::Escaped));
         });
     }
 
@@ -636,11 +636,11 @@ mod off {
     fn signals_are_blocked_again_before_the_worker_sleeps() {
         let policy = Policy::prepare(Guard::Off).expect("nothing is needed");
         in_new_netns(|registration| {
-            let mut fence = policy.install(registration).expect("procfs");
+            let mut guard = policy.install(registration).expect("procfs");
             let mut some = SigSet::empty();
             some.add(Signal::SIGUSR1);
             some.thread_unblock().expect("a valid mask");
-            assert!(matches!(fence.before_park(), Verdict::Clean));
+            assert!(matches!(guard.before_park(), ThreadState::Clean));
             let mask = SigSet::empty()
                 .thread_swap_mask(SigmaskHow::SIG_BLOCK)
                 .expect("a valid mask");

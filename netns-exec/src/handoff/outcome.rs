@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, LeftThread};
-use crate::guard::{Fence, Verdict};
+use crate::guard::{ThreadGuard, ThreadState};
 
 /// How a job ended.
 pub(crate) enum Outcome<T> {
@@ -36,7 +36,7 @@ pub(crate) enum Finding {
 
 /// Where jobs run: what a worker brings along for them.
 pub(crate) struct Site {
-    pub(crate) fence: Fence,
+    pub(crate) guard: ThreadGuard,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -98,18 +98,18 @@ impl After {
 /// Calls `f` on the worker's thread, and has the guard look at what it did.
 pub(crate) fn call<T>(f: impl FnOnce() -> T, site: &mut Site) -> Outcome<T> {
     Counters::bump(&site.counters.started);
-    site.fence.before_job();
+    site.guard.before_job();
     // The caller gets the payload and decides; nothing of `f` is seen again.
     let result = catch_unwind(AssertUnwindSafe(f));
-    let verdict = site.fence.after_job();
+    let state = site.guard.after_job();
     if result.is_err() {
         Counters::bump(&site.counters.panicked);
     }
     Counters::bump(&site.counters.done);
-    let found = match verdict {
-        Verdict::Clean => match result {
+    let found = match state {
+        ThreadState::Clean => match result {
             Ok(value) => return Outcome::Returned(value),
-            Err(panic) if site.fence.explains(&*panic) => {
+            Err(panic) if site.guard.explains(&*panic) => {
                 return Outcome::Violated(Box::new(Violation {
                     found: Finding::Refused,
                     result: Err(panic),
@@ -117,9 +117,9 @@ pub(crate) fn call<T>(f: impl FnOnce() -> T, site: &mut Site) -> Outcome<T> {
             }
             Err(panic) => return Outcome::Panicked(panic),
         },
-        Verdict::Escaped => Finding::Escaped,
-        Verdict::Unknown(cause) => Finding::Unknown(cause),
-        Verdict::LeftThreads(threads) => Finding::LeftThreads(threads),
+        ThreadState::Escaped => Finding::Escaped,
+        ThreadState::Unknown(cause) => Finding::Unknown(cause),
+        ThreadState::LeftThreads(threads) => Finding::LeftThreads(threads),
     };
     Outcome::Violated(Box::new(Violation { found, result }))
 }
