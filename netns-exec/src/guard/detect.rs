@@ -1,14 +1,14 @@
 //! `Guard::Detect`: what a job did is found out when it is over.
 //!
-//! Two questions: is the thread still in its place, and is a thread alive that
+//! Two questions: is the thread still in its namespace, and is a thread alive that
 //! the job created? The kernel's own record (`sys::perf`) answers "nothing
 //! happened" with one load. Where something did, or there is no record, the
 //! threads of the process are looked at.
 //!
 //! Who created a thread is in the record only: the ones in this worker's record
-//! are its job's for certain. Other threads in the namespace that nobody
-//! registered may come from those (a thread's threads are not recorded), or
-//! from a job of another worker of the same namespace. While such a job runs,
+//! are its job's for certain. Other threads in the namespace that are
+//! not in the roster may come from those (a thread's threads are not recorded),
+//! or from a job of another worker of the same namespace. While such a job runs,
 //! the blame is left to it (`roster::Registration::suspect_others`), so that
 //! nothing is reported twice and the last one looks.
 //!
@@ -22,10 +22,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
 use crate::error::{Error, LeftThread, Result};
-use crate::guard::{NetnsCheck, ThreadState};
 use crate::home::Home;
 use crate::home::roster::{self, Registration};
+use crate::sys;
 use crate::sys::perf::{Record, Recorder};
 use crate::sys::task::{NsLink, NsProbe, TaskDir};
 
@@ -66,8 +67,10 @@ impl Recording {
     }
 }
 
-impl Detect {
-    pub(super) fn prepare() -> Result<Detect> {
+impl Mechanism for Detect {
+    type OnThread = Box<Detector>;
+
+    fn prepare() -> Result<Detect> {
         let failed = |cause: io::Error| {
             Error::kernel("cannot watch the threads of workers", cause)
                 .hint("/proc must be mounted, and show this process")
@@ -77,20 +80,7 @@ impl Detect {
             .map_err(failed)
     }
 
-    /// To be called on a thread in the home namespace.
-    pub(super) fn with(recording: Recording) -> io::Result<Detect> {
-        let tasks = TaskDir::open()?;
-        let home = NsProbe::of_this_thread()?.read()?;
-        // What will be needed later must be known to work.
-        tasks.alive_since(crate::sys::thread::tid())?;
-        Ok(Detect {
-            tasks: Arc::new(tasks),
-            home,
-            recording,
-        })
-    }
-
-    pub(super) fn mechanism(&self) -> &'static str {
+    fn describe(&self) -> &'static str {
         match self.recording {
             Recording::TasksAndNamespaces => "perf",
             Recording::Tasks => "perf, own namespace",
@@ -98,25 +88,40 @@ impl Detect {
         }
     }
 
-    pub(super) fn install(&self) -> io::Result<Detector> {
-        let netns_check = Rc::new(NetnsCheck::here()?);
+    fn install(&self) -> io::Result<Box<Detector>> {
+        let netns_check = Rc::new(NetnsCheck::of_this_thread()?);
         let recorder = self.recording.start();
         if recorder.is_none() && self.recording != Recording::Nothing {
             // Each event locks two pages of memory; kernel.perf_event_mlock_kb
             // and RLIMIT_MEMLOCK have an end.
             tracing::debug!("no perf event for this worker: looking through /proc instead");
         }
-        Ok(Detector {
-            is_home: netns_check.link == self.home,
+        Ok(Box::new(Detector {
+            is_home: netns_check.entered() == self.home,
             home: self.home,
             netns_check,
             recorder,
             tasks: Arc::clone(&self.tasks),
+        }))
+    }
+}
+
+impl Detect {
+    /// To be called on a thread in the home namespace.
+    pub(super) fn with(recording: Recording) -> io::Result<Detect> {
+        let tasks = TaskDir::open()?;
+        let home = NsProbe::of_this_thread()?.read()?;
+        // What will be needed later must be known to work.
+        tasks.alive_since(sys::thread::tid())?;
+        Ok(Detect {
+            tasks: Arc::new(tasks),
+            home,
+            recording,
         })
     }
 }
 
-/// Watches one worker.
+/// Finds out what the jobs of one worker did.
 pub(super) struct Detector {
     netns_check: Rc<NetnsCheck>,
     recorder: Option<Recorder>,
@@ -134,48 +139,55 @@ struct Suspicion {
     created: Vec<u32>,
 }
 
-impl Detector {
-    pub(super) fn netns_check(&self) -> Rc<NetnsCheck> {
-        Rc::clone(&self.netns_check)
+impl OnThread for Box<Detector> {
+    #[inline]
+    fn before_job(&mut self, worker: &Registration) {
+        worker.job_begins();
     }
 
     #[inline]
-    pub(super) fn after_job(&mut self, registration: &Registration) -> ThreadState {
+    fn after_job(&mut self, worker: &Registration) -> ThreadState {
         let nothing = (self.recorder.as_ref())
             .is_some_and(|recorder| recorder.sees_namespaces() && !recorder.is_pending());
         if !nothing {
-            return self.inspect(registration, false);
+            return self.inspect(worker, false);
         }
-        if registration.job_ends() {
+        if worker.job_ends() {
             return ThreadState::Clean;
         }
-        self.inspect(registration, true)
+        self.inspect(worker, true)
     }
 
+    fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
+        Some(Rc::clone(&self.netns_check))
+    }
+}
+
+impl Detector {
     /// Looks until there is no reason left to; `suspected` is the reason that
     /// another worker has.
     ///
     /// A worker that is told anything but `Clean` is over. It stays busy in the
     /// roster until it signs out: whatever still turns up is its doing.
     #[cold]
-    fn inspect(&mut self, registration: &Registration, suspected: bool) -> ThreadState {
+    fn inspect(&mut self, worker: &Registration, suspected: bool) -> ThreadState {
         let suspicion = self.suspicion();
         if suspicion.moved {
-            match self.netns_check.verdict() {
+            match self.netns_check.state() {
                 ThreadState::Clean => {}
-                verdict => return verdict,
+                state => return state,
             }
         }
         let mut threads = suspicion.threads || suspected;
         loop {
             if threads && !self.is_home {
-                match self.left_threads(&suspicion.created, registration) {
+                match self.left_threads(&suspicion.created, worker) {
                     Ok(left) if left.is_empty() => {}
                     Ok(left) => return ThreadState::LeftThreads(left),
                     Err(error) => return ThreadState::Unknown(error),
                 }
             }
-            if registration.job_ends() {
+            if worker.job_ends() {
                 return ThreadState::Clean;
             }
             threads = true;
@@ -205,7 +217,7 @@ impl Detector {
                 created: Vec::new(),
             };
         };
-        let (me, this_process) = (crate::sys::thread::tid(), std::process::id());
+        let (me, this_process) = (sys::thread::tid(), std::process::id());
         let mut suspicion = Suspicion {
             moved: !recorder.sees_namespaces(),
             threads: false,
@@ -228,11 +240,7 @@ impl Detector {
     }
 
     /// The threads that the job is to blame for.
-    fn left_threads(
-        &self,
-        created: &[u32],
-        registration: &Registration,
-    ) -> io::Result<Vec<LeftThread>> {
+    fn left_threads(&self, created: &[u32], worker: &Registration) -> io::Result<Vec<LeftThread>> {
         let deadline = Instant::now() + GRACE;
         let mut pause = Duration::from_micros(50);
         loop {
@@ -255,7 +263,7 @@ impl Detector {
                 let astray = if mine {
                     link != self.home
                 } else {
-                    link == self.netns_check.link
+                    link == self.netns_check.entered()
                 };
                 if astray
                     && let Some(started) = self.tasks.alive_since(tid)?
@@ -267,16 +275,16 @@ impl Detector {
             if known.is_empty() && unclear.is_empty() {
                 return Ok(Vec::new());
             }
-            if known.is_empty() && registration.suspect_others() {
+            if known.is_empty() && worker.suspect_others() {
                 return Ok(Vec::new());
             }
             if Instant::now() < deadline {
-                // Nothing tells of the end of a thread that somebody else made.
+                // Nothing tells of the end of a thread that the job made.
                 thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(5));
                 continue;
             }
-            if !unclear.is_empty() && !registration.suspect_others() {
+            if !unclear.is_empty() && !worker.suspect_others() {
                 known.append(&mut unclear);
             }
             let blamed = roster::claim(&known, &alive);

@@ -3,21 +3,27 @@
 //!
 //! A [`Policy`] is made once for an executor, and tried: what it promises has
 //! been seen to work on this kernel, with these privileges, before the first
-//! worker exists. Each worker then puts up its own [`ThreadGuard`], on its own thread
-//! once it has entered its namespace, and asks it after every job.
+//! worker exists. Each worker then installs its own [`ThreadGuard`], on its own
+//! thread once it has entered its namespace, and asks it after every job.
+//!
+//! How each is kept is a [`Mechanism`], one a file: [`seal`], [`detect`],
+//! [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
+//! `mechanisms!` below.
 
+mod check;
 mod detect;
+mod off;
 mod seal;
 
 use std::any::Any;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
+
+pub(crate) use check::NetnsCheck;
 
 use crate::error::{Error, LeftThread, Result};
 use crate::home::roster::Registration;
 use crate::sys;
-use crate::sys::task::{NsLink, NsProbe};
 
 /// Keeps a job from moving its thread to another namespace and from leaving
 /// threads behind in its own.
@@ -27,7 +33,7 @@ use crate::sys::task::{NsLink, NsProbe};
 /// it knows nothing of. clone(2) gives a new thread the namespace of the thread
 /// that made it, so a pool that is started lazily (rayon's, a tokio runtime,
 /// the resolver of an HTTP client) and happens to be first touched in a job
-/// has its threads in the job's namespace from then on, for everybody.
+/// has its threads in the job's namespace from then on, for all code that uses it.
 ///
 /// Under every policy a worker that is found outside its namespace is retired
 /// at once, nothing else ever runs on it, and the job's caller is told
@@ -127,7 +133,7 @@ pub enum Guard {
     /// that are still alive in a namespace that is not home are reported to the
     /// job's caller with their ids and names
     /// ([`Error::is_left_threads`](crate::Error::is_left_threads)). The worker
-    /// is then retired. Nobody can make the threads go away: this tells what to
+    /// is then retired. The threads cannot be made to go away: this tells what to
     /// fix. A thread that is just ending gets a moment to do so, and each
     /// thread is reported once.
     ///
@@ -167,16 +173,117 @@ pub enum Guard {
 pub(crate) const CURE: &str = "a sealed job can neither create threads or io_urings nor use \
      CAP_SYS_ADMIN: start thread pools at home with `Builder::prewarm`, or choose `Guard::Detect`";
 
+/// How a guard is kept: what an executor has of it.
+trait Mechanism: Sized {
+    /// What each worker has of it.
+    type OnThread: OnThread;
+
+    /// Finds out how the guard can be kept on this kernel with the privileges of
+    /// the home thread, by trying.
+    fn prepare() -> Result<Self>;
+
+    /// What keeps it, for people.
+    fn describe(&self) -> &'static str;
+
+    /// Puts the calling thread, a worker in its namespace, under the guard.
+    fn install(&self) -> io::Result<Self::OnThread>;
+}
+
+/// A guard on one worker's thread, and called on that thread only.
+trait OnThread {
+    /// Learns that a job begins; `worker` is this thread's.
+    #[inline]
+    fn before_job(&mut self, worker: &Registration) {
+        let _ = worker;
+    }
+
+    /// Looks at what the job has done to its thread.
+    fn after_job(&mut self, worker: &Registration) -> ThreadState;
+
+    /// What tells whether the thread is in its namespace; `None` when no job
+    /// can take it out.
+    fn netns_check(&self) -> Option<Rc<NetnsCheck>>;
+
+    /// Tells whether a job's panic reads as if something that this guard
+    /// refused was the reason.
+    fn explains(&self, payload: &(dyn Any + Send)) -> bool {
+        let _ = payload;
+        false
+    }
+}
+
+/// Writes out the choice between the mechanisms, so that no job pays for a call
+/// through a pointer.
+macro_rules! mechanisms {
+    ($($guard:ident => $mechanism:ty,)*) => {
+        enum Prepared {
+            $($guard($mechanism),)*
+        }
+
+        impl Prepared {
+            fn new(guard: Guard) -> Result<Prepared> {
+                Ok(match guard {
+                    $(Guard::$guard => Prepared::$guard(Mechanism::prepare()?),)*
+                })
+            }
+
+            fn describe(&self) -> &'static str {
+                match self {
+                    $(Prepared::$guard(mechanism) => mechanism.describe(),)*
+                }
+            }
+
+            fn install(&self) -> io::Result<Installed> {
+                Ok(match self {
+                    $(Prepared::$guard(mechanism) => Installed::$guard(mechanism.install()?),)*
+                })
+            }
+        }
+
+        enum Installed {
+            $($guard(<$mechanism as Mechanism>::OnThread),)*
+        }
+
+        impl OnThread for Installed {
+            #[inline]
+            fn before_job(&mut self, worker: &Registration) {
+                match self {
+                    $(Installed::$guard(guard) => guard.before_job(worker),)*
+                }
+            }
+
+            #[inline]
+            fn after_job(&mut self, worker: &Registration) -> ThreadState {
+                match self {
+                    $(Installed::$guard(guard) => guard.after_job(worker),)*
+                }
+            }
+
+            fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
+                match self {
+                    $(Installed::$guard(guard) => guard.netns_check(),)*
+                }
+            }
+
+            fn explains(&self, payload: &(dyn Any + Send)) -> bool {
+                match self {
+                    $(Installed::$guard(guard) => guard.explains(payload),)*
+                }
+            }
+        }
+    };
+}
+
+mechanisms! {
+    Seal => seal::Seal,
+    Detect => detect::Detect,
+    Off => off::Off,
+}
+
 /// A guard that is known to work here.
 pub(crate) struct Policy {
     guard: Guard,
-    mechanism: Mechanism,
-}
-
-enum Mechanism {
-    Seal(seal::Seal),
-    Detect(detect::Detect),
-    Off,
+    prepared: Prepared,
 }
 
 impl Policy {
@@ -187,12 +294,8 @@ impl Policy {
     ///
     /// Fails, and says what is missing, when it cannot.
     pub(crate) fn prepare(guard: Guard) -> Result<Policy> {
-        let mechanism = match guard {
-            Guard::Seal => Mechanism::Seal(seal::Seal::prepare()?),
-            Guard::Detect => Mechanism::Detect(detect::Detect::prepare()?),
-            Guard::Off => Mechanism::Off,
-        };
-        Ok(Policy { guard, mechanism })
+        let prepared = Prepared::new(guard)?;
+        Ok(Policy { guard, prepared })
     }
 
     pub(crate) fn guard(&self) -> Guard {
@@ -201,29 +304,18 @@ impl Policy {
 
     /// What keeps it, for people.
     pub(crate) fn mechanism(&self) -> &'static str {
-        match &self.mechanism {
-            Mechanism::Seal(_) => "seccomp, capset",
-            Mechanism::Detect(detect) => detect.mechanism(),
-            Mechanism::Off => "own namespace only",
-        }
+        self.prepared.describe()
     }
 
-    /// Puts the guard up around the calling thread, which has entered the
-    /// namespace that it signed in for.
+    /// Puts the calling thread under the guard, which has entered the namespace
+    /// that it is registered for.
     pub(crate) fn install(&self, registration: Registration) -> Result<ThreadGuard> {
-        let failed = |cause: io::Error| {
+        let installed = self.prepared.install().map_err(|cause| {
             Error::kernel(
                 format!("cannot put guard {:?} around a worker", self.guard),
                 cause,
             )
-        };
-        let installed = match &self.mechanism {
-            Mechanism::Seal(seal) => Installed::Seal(seal.install().map_err(failed)?),
-            Mechanism::Detect(detect) => {
-                Installed::Detect(Box::new(detect.install().map_err(failed)?))
-            }
-            Mechanism::Off => Installed::Off(Rc::new(NetnsCheck::here().map_err(failed)?)),
-        };
+        })?;
         Ok(ThreadGuard {
             installed,
             registration,
@@ -231,16 +323,10 @@ impl Policy {
     }
 }
 
-/// What stands around one worker; lives on its thread.
+/// The guard on one worker's thread; lives there.
 pub(crate) struct ThreadGuard {
     installed: Installed,
     registration: Registration,
-}
-
-enum Installed {
-    Seal(seal::Sealed),
-    Detect(Box<detect::Detector>),
-    Off(Rc<NetnsCheck>),
 }
 
 /// What was found when a job was over. All but `Clean` end the worker.
@@ -259,29 +345,19 @@ impl ThreadGuard {
     /// Says that a job begins.
     #[inline]
     pub(crate) fn before_job(&mut self) {
-        if let Installed::Detect(_) = self.installed {
-            self.registration.job_begins();
-        }
+        self.installed.before_job(&self.registration);
     }
 
-    /// Looks at what the job has done to its thread. Under [`Guard::Seal`] it
-    /// cannot have done anything.
+    /// Looks at what the job has done to its thread.
     #[inline]
     pub(crate) fn after_job(&mut self) -> ThreadState {
-        match &mut self.installed {
-            Installed::Seal(_) => ThreadState::Clean,
-            Installed::Detect(detector) => detector.after_job(&self.registration),
-            Installed::Off(check) => check.verdict(),
-        }
+        self.installed.after_job(&self.registration)
     }
 
-    /// Where the thread belongs, if a job could take it elsewhere.
+    /// What tells whether the thread is in its namespace, if a job could take
+    /// it out.
     pub(crate) fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
-        match &self.installed {
-            Installed::Seal(_) => None,
-            Installed::Detect(detector) => Some(detector.netns_check()),
-            Installed::Off(check) => Some(Rc::clone(check)),
-        }
+        self.installed.netns_check()
     }
 
     /// Puts right, before the worker sleeps, what a job may have changed.
@@ -298,46 +374,7 @@ impl ThreadGuard {
     /// Tells whether a job's panic reads as if something that this guard
     /// refused was the reason.
     pub(crate) fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        match &self.installed {
-            Installed::Seal(sealed) => sealed.explains(payload),
-            Installed::Detect(_) | Installed::Off(_) => false,
-        }
-    }
-}
-
-/// Where a thread belongs.
-pub(crate) struct NetnsCheck {
-    probe: NsProbe,
-    link: NsLink,
-    /// Keeps the inode number in `link` from being given to another namespace
-    /// while the thread is away from this one.
-    _netns: OwnedFd,
-}
-
-impl NetnsCheck {
-    /// Takes the calling thread's namespace for its place.
-    fn here() -> io::Result<NetnsCheck> {
-        let netns = sys::netns::of_this_thread()?;
-        let probe = NsProbe::of_this_thread()?;
-        Ok(NetnsCheck {
-            link: probe.read()?,
-            probe,
-            _netns: netns,
-        })
-    }
-
-    /// Tells whether the thread is known to be there.
-    pub(crate) fn is_in_place(&self) -> bool {
-        matches!(self.verdict(), ThreadState::Clean)
-    }
-
-    #[inline]
-    fn verdict(&self) -> ThreadState {
-        match self.probe.read() {
-            Ok(link) if link == self.link => ThreadState::Clean,
-            Ok(_) => ThreadState::Escaped,
-            Err(error) => ThreadState::Unknown(error),
-        }
+        self.installed.explains(payload)
     }
 }
 

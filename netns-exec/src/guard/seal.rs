@@ -29,12 +29,15 @@
 use std::any::Any;
 use std::io;
 use std::ops::Range;
+use std::rc::Rc;
 use std::thread;
 
 use libc::sock_filter;
 
+use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
+use crate::home::roster::Registration;
 use crate::sys;
 
 #[cfg(not(all(
@@ -63,8 +66,10 @@ pub(super) struct Sealed {
     gave_up_admin: bool,
 }
 
-impl Seal {
-    pub(super) fn prepare() -> Result<Seal> {
+impl Mechanism for Seal {
+    type OnThread = Sealed;
+
+    fn prepare() -> Result<Seal> {
         let code = Code::of_this_process();
         for cloners in [&code.cloners, &code.objects] {
             let seal = Seal {
@@ -81,15 +86,20 @@ impl Seal {
         .hint("choose `Guard::Detect`"))
     }
 
-    /// Seals the calling thread.
-    pub(super) fn install(&self) -> io::Result<Sealed> {
+    fn describe(&self) -> &'static str {
+        "seccomp, capset"
+    }
+
+    fn install(&self) -> io::Result<Sealed> {
         let gave_up_admin = sys::caps::has_sys_admin()?;
         // In this order: with the capability, no NO_NEW_PRIVS is needed.
         sys::seccomp::install(&self.program)?;
         sys::caps::drop_sys_admin()?;
         Ok(Sealed { gave_up_admin })
     }
+}
 
+impl Seal {
     /// Tries the seal on a thread of its own: `false` when that thread could
     /// create another one in spite of it.
     fn holds(&self) -> Result<bool> {
@@ -135,14 +145,22 @@ impl Seal {
     }
 }
 
-impl Sealed {
-    /// Tells whether a panic reads as if a refusal was the reason.
-    ///
+impl OnThread for Sealed {
+    /// There is nothing that the job can have done.
+    #[inline]
+    fn after_job(&mut self, _worker: &Registration) -> ThreadState {
+        ThreadState::Clean
+    }
+
+    fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
+        None
+    }
+
     /// All there is to go by is its text. `EPERM` from a thread that lost
     /// `CAP_SYS_ADMIN` here, and otherwise has what the process has, is taken
     /// for ours; from one that never had it only when it speaks of threads.
     /// `ENOSYS` is what the filter says and current kernels hardly ever do.
-    pub(super) fn explains(&self, payload: &(dyn Any + Send)) -> bool {
+    fn explains(&self, payload: &(dyn Any + Send)) -> bool {
         let text = if let Some(text) = payload.downcast_ref::<&str>() {
             (*text).to_owned()
         } else if let Some(text) = payload.downcast_ref::<String>() {

@@ -1,5 +1,5 @@
 //! Each mechanism on raw threads and real namespaces. They stay in the crate
-//! because a guard can be put around a thread without an executor only here.
+//! because a guard can be installed on a thread without an executor only here.
 
 use std::any::Any;
 use std::fs;
@@ -105,7 +105,7 @@ mod seal {
         thread::scope(|scope| {
             scope.spawn(|| {
                 in_new_netns(|registration| {
-                    let _fence = policy.install(registration).expect("what was tried works");
+                    let _guard = policy.install(registration).expect("what was tried works");
                     installed.wait();
                     checked.wait();
                 });
@@ -287,7 +287,7 @@ mod detect {
             .expect("procfs");
         Policy {
             guard: Guard::Detect,
-            mechanism: Mechanism::Detect(detect),
+            prepared: Prepared::Detect(detect),
         }
     }
 
@@ -298,9 +298,9 @@ mod detect {
             let policy = policy(recording);
             in_new_netns(|registration| {
                 let mut guard = policy.install(registration).expect("root may use perf");
-                if let Installed::Detect(watch) = &guard.installed {
+                if let Installed::Detect(detector) = &guard.installed {
                     assert_eq!(
-                        watch.recording(),
+                        detector.recording(),
                         recording,
                         "perf_event_open(2) is refused: run this as root of the machine"
                     );
@@ -317,8 +317,8 @@ mod detect {
     }
 
     #[track_caller]
-    fn assert_clean(finding: ThreadState) {
-        assert!(matches!(finding, ThreadState::Clean), "{finding:?}");
+    fn assert_clean(state: ThreadState) {
+        assert!(matches!(state, ThreadState::Clean), "{state:?}");
     }
 
     /// A thread that lives until it is let go.
@@ -384,10 +384,10 @@ mod detect {
     fn thread_left_behind_is_reported_once_with_tid_and_name() {
         watched(|guard| {
             let mut lingering = None;
-            let finding = job(guard, || lingering = Some(Lingering::named("left-behind")));
+            let state = job(guard, || lingering = Some(Lingering::named("left-behind")));
             let lingering = lingering.expect("the job ran");
-            let ThreadState::LeftThreads(left) = finding else {
-                panic!("{finding:?}");
+            let ThreadState::LeftThreads(left) = state else {
+                panic!("{state:?}");
             };
             let expected = LeftThread {
                 tid: lingering.tid,
@@ -405,7 +405,7 @@ mod detect {
     fn thread_with_the_number_of_one_reported_before_is_reported() {
         watched(|guard| {
             let mut lingering = None;
-            let finding = job(guard, || {
+            let state = job(guard, || {
                 let thread = Lingering::named("namesake");
                 // As if a thread of this number had been reported and had ended.
                 crate::home::roster::claim(&[(thread.tid, 0)], &[thread.tid]);
@@ -413,8 +413,8 @@ mod detect {
             });
             let lingering = lingering.expect("the job ran");
             assert!(
-                matches!(&finding, ThreadState::LeftThreads(left) if left[0].tid == lingering.tid),
-                "{finding:?}"
+                matches!(&state, ThreadState::LeftThreads(left) if left[0].tid == lingering.tid),
+                "{state:?}"
             );
             lingering.end();
         });
@@ -424,15 +424,15 @@ mod detect {
     fn thread_of_a_thread_that_is_gone_is_reported() {
         watched(|guard| {
             let mut lingering = None;
-            let finding = job(guard, || {
+            let state = job(guard, || {
                 let parent = thread::spawn(|| Lingering::named("grandchild"));
                 lingering = Some(parent.join().expect("no panic"));
             });
             let lingering = lingering.expect("the job ran");
             assert!(
-                matches!(&finding, ThreadState::LeftThreads(left)
+                matches!(&state, ThreadState::LeftThreads(left)
                     if left.len() == 1 && left[0].tid == lingering.tid),
-                "{finding:?}"
+                "{state:?}"
             );
             lingering.end();
         });
@@ -442,11 +442,11 @@ mod detect {
     fn more_threads_than_the_record_holds_are_all_found() {
         watched(|guard| {
             let mut lingering = Vec::new();
-            let finding = job(guard, || {
+            let state = job(guard, || {
                 lingering.extend((0..150).map(|_| Lingering::named("many")));
             });
-            let ThreadState::LeftThreads(mut left) = finding else {
-                panic!("{finding:?}");
+            let ThreadState::LeftThreads(mut left) = state else {
+                panic!("{state:?}");
             };
             left.sort_by_key(|left| left.tid);
             let mut expected: Vec<_> = lingering.iter().map(|thread| thread.tid).collect();
@@ -475,10 +475,10 @@ mod detect {
     fn escaped_thread_is_found() {
         watched(|guard| {
             assert_clean(job(guard, || ()));
-            let finding = job(guard, || {
+            let state = job(guard, || {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root");
             });
-            assert!(matches!(finding, ThreadState::Escaped), "{finding:?}");
+            assert!(matches!(state, ThreadState::Escaped), "{state:?}");
         });
     }
 
@@ -500,15 +500,15 @@ mod detect {
             let mut guard = policy.install(registration).expect("root may use perf");
             let here = sys::netns::of_this_thread().expect("procfs");
             let mut lingering = None;
-            let finding = job(&mut guard, || {
+            let state = job(&mut guard, || {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root");
                 lingering = Some(Lingering::named("third"));
                 sys::netns::enter(&here).expect("root");
             });
             let lingering = lingering.expect("the job ran");
             assert!(
-                matches!(&finding, ThreadState::LeftThreads(left) if left[0].tid == lingering.tid),
-                "{finding:?}"
+                matches!(&state, ThreadState::LeftThreads(left) if left[0].tid == lingering.tid),
+                "{state:?}"
             );
             lingering.end();
         });
@@ -549,15 +549,15 @@ mod detect {
                         sys::netns::enter(&here).expect("root");
                         let mut guard = policy.install(registration).expect("root may use perf");
                         let mut lingering = None;
-                        let finding = job(&mut guard, || {
-                            // Not the worker's own child, so nobody's record
-                            // has it.
+                        let state = job(&mut guard, || {
+                            // Not the worker's own child, so no worker's
+                            // record has it.
                             let parent = thread::spawn(|| Lingering::named("theirs"));
                             lingering = Some(parent.join().expect("no panic"));
                             created.wait();
                             checked.wait();
                         });
-                        (finding, lingering.expect("the job ran"))
+                        (state, lingering.expect("the job ran"))
                     });
                     created.wait();
                     // Its own thread gives the job reason to look.
@@ -567,13 +567,13 @@ mod detect {
                     // Before anything can fail: the other job waits for it.
                     checked.wait();
                     assert_clean(mine);
-                    let (finding, lingering) = other.join().expect("no panic");
+                    let (state, lingering) = other.join().expect("no panic");
                     let theirs = lingering.tid;
                     lingering.end();
                     assert!(
-                        matches!(&finding, ThreadState::LeftThreads(left)
+                        matches!(&state, ThreadState::LeftThreads(left)
                             if left.len() == 1 && left[0].tid == theirs),
-                        "{finding:?}"
+                        "{state:?}"
                     );
                 });
             });
@@ -586,21 +586,21 @@ mod detect {
         in_new_netns(|registration| {
             let mut guard = policy.install(registration).expect("root may use perf");
             let other = {
-                // A worker of the same namespace, on whose behalf one asks.
+                // A worker of the same namespace, which asks.
                 let id = Netns::current().expect("procfs").id();
                 thread::scope(|scope| scope.spawn(|| roster::enter(id)).join().expect("no panic"))
             };
             // Created outside of any job, as if by the thread of a thread.
             let stray = Lingering::named("stray");
-            if let Installed::Detect(watch) = &mut guard.installed {
-                watch.forget();
+            if let Installed::Detect(detector) = &mut guard.installed {
+                detector.forget();
             }
             guard.before_job();
             assert!(other.suspect_others());
-            let finding = guard.after_job();
+            let state = guard.after_job();
             assert!(
-                matches!(&finding, ThreadState::LeftThreads(left) if left[0].tid == stray.tid),
-                "{finding:?}"
+                matches!(&state, ThreadState::LeftThreads(left) if left[0].tid == stray.tid),
+                "{state:?}"
             );
             stray.end();
         });
