@@ -1,0 +1,87 @@
+//! Each mechanism on raw threads and real namespaces. They stay in the crate
+//! because a guard can be installed on a thread without an executor only here.
+
+use std::any::Any;
+use std::fs;
+use std::process::Command;
+use std::sync::Barrier;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::geteuid;
+
+use super::detect::{Detect, Recording};
+use super::*;
+use crate::home::roster;
+use crate::netns::Netns;
+
+mod detect;
+mod off;
+mod seal;
+
+/// Runs `f` on a thread in a new network namespace, signed in as its worker.
+fn in_new_netns<T: Send>(f: impl FnOnce(Registration) -> T + Send) -> T {
+    assert!(
+        geteuid().is_root(),
+        "this test makes network namespaces: run it as root, e.g. with \
+         CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E'"
+    );
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            let netns = Netns::current().expect("the new namespace");
+            f(roster::enter(netns.id()))
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs `f` on a sealed thread in a new network namespace.
+fn sealed<T: Send>(f: impl FnOnce(&mut ThreadGuard) -> T + Send) -> T {
+    let policy = Policy::prepare(Guard::Seal).expect("root can seal");
+    in_new_netns(|registration| {
+        let mut guard = policy.install(registration).expect("what was tried works");
+        f(&mut guard)
+    })
+}
+
+/// A line of the calling thread's `/proc` status.
+fn status(key: &str) -> String {
+    let status = fs::read_to_string("/proc/thread-self/status").expect("procfs");
+    let line = (status.lines())
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .expect("such a line");
+    line.trim().to_owned()
+}
+
+/// What a thread is refused with that must not be created.
+fn refusal() -> Option<i32> {
+    let error = thread::Builder::new().spawn(|| {}).err()?;
+    error.raw_os_error()
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.output().expect("the program can be started");
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn roster_forgets_a_thread_that_signs_out() {
+    let tid = sys::thread::tid();
+    let netns = Netns::current().expect("procfs");
+    let registration = roster::enter(netns.id());
+    assert!(roster::is_worker(tid));
+    assert_eq!(roster::netns_of(tid), Some(netns.id()));
+    drop(registration);
+    assert!(!roster::is_worker(tid));
+    let visit = roster::visit();
+    assert!(roster::is_worker(tid));
+    assert_eq!(roster::netns_of(tid), None);
+    drop(visit);
+}
