@@ -10,6 +10,7 @@ use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
 
+use crate::sys::caps;
 use crate::sys::mount_table::netns_inode;
 use crate::sys::task;
 use crate::sys::thread::FAULTS;
@@ -146,7 +147,6 @@ impl ProcDir {
 
 impl Status {
     fn parse(text: &str) -> Status {
-        const SYS_ADMIN: u64 = 1 << 21;
         let hex = |value: &str| u64::from_str_radix(value, 16).unwrap_or(0);
         let mut status = Status::default();
         for line in text.lines() {
@@ -158,7 +158,7 @@ impl Status {
                 "Tgid" => status.tgid = value.parse().unwrap_or(0),
                 "Kthread" => status.is_kernel_thread = value == "1",
                 // With it in the permitted set only, it can be had back.
-                "CapPrm" | "CapEff" => status.has_sys_admin |= hex(value) & SYS_ADMIN != 0,
+                "CapPrm" | "CapEff" => status.has_sys_admin |= hex(value) & caps::SYS_ADMIN != 0,
                 "Seccomp_filters" => status.seccomp_filters = value.parse().unwrap_or(0),
                 "SigBlk" => status.blocks_signals = hex(value) & ORDINARY == ORDINARY,
                 _ => {}

@@ -1,6 +1,5 @@
 //! What is done inside a namespace by a thread that goes there for it.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -119,7 +118,7 @@ pub(super) fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Why setns(2) refused the calling thread, and what helps.
 fn why_denied() -> String {
-    match has_sys_admin() {
+    match sys::caps::has_sys_admin() {
         Ok(true) => {
             "this process has CAP_SYS_ADMIN, but not over this namespace, which belongs to \
                      another user namespace: enter that one before the first thread starts"
@@ -134,15 +133,4 @@ pub(super) fn cure(need: &str) -> String {
         "{need}: run as root, give the program the capability (setcap cap_sys_admin+ep), \
          or start it in a user namespace of its own (unshare --user --map-root-user --net)"
     )
-}
-
-/// Whether the calling thread has that capability in its own user namespace.
-fn has_sys_admin() -> io::Result<bool> {
-    const CAP_SYS_ADMIN: u32 = 21;
-    let status = fs::read_to_string("/proc/thread-self/status")?;
-    let set = (status.lines())
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or(io::ErrorKind::InvalidData)?;
-    Ok(set & (1 << CAP_SYS_ADMIN) != 0)
 }

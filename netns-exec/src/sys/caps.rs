@@ -11,9 +11,6 @@ use nix::errno::Errno;
 /// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two words.
 const VERSION_3: u32 = 0x2008_0522;
 
-/// May enter, make and mount things: what setns(2) and unshare(2) ask for.
-const CAP_SYS_ADMIN: u32 = 21;
-
 #[repr(C)]
 struct Header {
     version: u32,
@@ -32,7 +29,7 @@ struct Word {
 type Sets = [Word; 2];
 
 /// `CAP_SYS_ADMIN` is in the first word.
-const BIT: u32 = 1 << CAP_SYS_ADMIN;
+const BIT: u32 = SYS_ADMIN as u32;
 
 fn get() -> io::Result<Sets> {
     let mut header = Header {
@@ -62,6 +59,8 @@ pub(crate) fn has_sys_admin() -> io::Result<bool> {
     Ok(get()?[0].effective & BIT != 0)
 }
 
+/// May enter, make and mount things: what setns(2) and unshare(2) ask for.
+pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 /// May bind ports below `ip_unprivileged_port_start`.
 pub(crate) const NET_BIND_SERVICE: u64 = 1 << 10;
 /// May set up networks, and filter the packets of TCP sockets.
