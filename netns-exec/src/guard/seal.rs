@@ -39,12 +39,7 @@ use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::home::roster::Registration;
 use crate::sys;
-
-#[cfg(not(all(
-    target_endian = "little",
-    any(target_arch = "x86_64", target_arch = "aarch64")
-)))]
-compile_error!("netns-exec knows the system calls of x86-64 and aarch64 only");
+use crate::sys::bpf::{self, AUDIT_ARCH, and, arg_low, jump, load, ret};
 
 /// What creating a thread fails with when clone(2) fails with `EPERM`.
 const REFUSED: i32 = if cfg!(target_env = "musl") {
@@ -233,18 +228,6 @@ impl Code {
 /// 4096 instructions.
 const MAX_RANGES: usize = 256;
 
-// Offsets in `struct seccomp_data`. Words are 32 bits, the lower one first.
-const NR: u32 = 0;
-const ARCH: u32 = 4;
-const IP_LOW: u32 = 8;
-const IP_HIGH: u32 = 12;
-const ARG0_LOW: u32 = 16;
-
-#[cfg(target_arch = "x86_64")]
-const AUDIT_ARCH: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const AUDIT_ARCH: u32 = 0xc000_00b7;
-
 /// Set in the numbers of the x32 ABI, which has the same architecture, and the
 /// same numbers for the calls in question.
 const X32_BIT: u32 = 0x4000_0000;
@@ -260,16 +243,16 @@ fn program(cloners: &[Range<u64>], objects: &[Range<u64>]) -> Vec<sock_filter> {
     let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
     let mut clone = vec![
-        load(ARG0_LOW),
+        load(arg_low(0)),
         jump(libc::BPF_JSET, libc::CLONE_THREAD as u32, 1, 0),
         ret(libc::SECCOMP_RET_ALLOW),
     ];
     answer_in(cloners, not_permitted, &mut clone);
 
     let mut program = vec![
-        load(ARCH),
+        load(bpf::ARCH),
         jump(libc::BPF_JEQ, AUDIT_ARCH, 0, 5),
-        load(NR),
+        load(bpf::NR),
         and(!X32_BIT),
         jump(libc::BPF_JEQ, number(libc::SYS_clone), 4, 0),
         jump(libc::BPF_JEQ, number(libc::SYS_clone3), 2, 0),
@@ -288,9 +271,9 @@ fn program(cloners: &[Range<u64>], objects: &[Range<u64>]) -> Vec<sock_filter> {
 fn answer_in(ranges: &[Range<u64>], answer: u32, program: &mut Vec<sock_filter>) {
     for piece in pieces(ranges) {
         program.extend([
-            load(IP_HIGH),
+            load(bpf::IP_HIGH),
             jump(libc::BPF_JEQ, piece.high, 0, 4),
-            load(IP_LOW),
+            load(bpf::IP_LOW),
             jump(libc::BPF_JGE, piece.first, 0, 2),
             jump(libc::BPF_JGT, piece.last, 1, 0),
             ret(answer),
@@ -342,32 +325,6 @@ fn number(call: libc::c_long) -> u32 {
     call as u32 & !X32_BIT
 }
 
-fn load(offset: u32) -> sock_filter {
-    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset, 0, 0)
-}
-
-fn and(mask: u32) -> sock_filter {
-    instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask, 0, 0)
-}
-
-/// Skips `yes` or `no` instructions; `BPF_JA` skips `operand`.
-fn jump(condition: u32, operand: u32, yes: u8, no: u8) -> sock_filter {
-    instruction(libc::BPF_JMP | condition | libc::BPF_K, operand, yes, no)
-}
-
-fn ret(value: u32) -> sock_filter {
-    instruction(libc::BPF_RET | libc::BPF_K, value, 0, 0)
-}
-
-fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -383,14 +340,16 @@ mod tests {
         flags: u64,
     }
 
+    const ARG0: u32 = arg_low(0);
+
     /// What the kernel would make of `program`.
     fn run(program: &[sock_filter], call: &Call) -> u32 {
         let word = |offset| match offset {
-            NR => call.nr,
-            ARCH => call.arch,
-            IP_LOW => call.ip as u32,
-            IP_HIGH => (call.ip >> 32) as u32,
-            ARG0_LOW => call.flags as u32,
+            bpf::NR => call.nr,
+            bpf::ARCH => call.arch,
+            bpf::IP_LOW => call.ip as u32,
+            bpf::IP_HIGH => (call.ip >> 32) as u32,
+            ARG0 => call.flags as u32,
             _ => panic!("nothing else is read"),
         };
         let (mut a, mut pc) = (0_u32, 0);

@@ -5,17 +5,16 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use libc::{seccomp_data, sock_filter};
+use libc::sock_filter;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{chdir, getpid};
 
-use super::{caps, seccomp};
+use super::{bpf, caps, seccomp};
 
 /// A process made by [`fork`]. Dropping it kills it and waits for its end.
 #[derive(Debug)]
@@ -135,11 +134,6 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(target_arch = "x86_64")]
-const AUDIT_ARCH: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const AUDIT_ARCH: u32 = 0xc000_00b7;
-
 /// A system call that is allowed, under a condition on one argument.
 pub(crate) struct Allowed {
     pub(crate) call: libc::c_long,
@@ -151,55 +145,32 @@ pub(crate) struct Allowed {
 /// Translates a list of system calls to a filter that kills the process at any
 /// other one.
 pub(crate) fn program(allowed: &[Allowed]) -> Vec<sock_filter> {
-    let load = |offset: usize| {
-        instruction(
-            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-            offset as u32,
-            0,
-            0,
-        )
-    };
-    let jump = |value: u32, yes: u8, no: u8| {
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no)
-    };
-    let ret = |value: u32| instruction(libc::BPF_RET | libc::BPF_K, value, 0, 0);
-    let kill = ret(libc::SECCOMP_RET_KILL_PROCESS);
-    let allow = ret(libc::SECCOMP_RET_ALLOW);
+    let is = |value: u32, yes: u8, no: u8| bpf::jump(libc::BPF_JEQ, value, yes, no);
+    let kill = bpf::ret(libc::SECCOMP_RET_KILL_PROCESS);
+    let allow = bpf::ret(libc::SECCOMP_RET_ALLOW);
 
     let mut program = vec![
-        load(offset_of!(seccomp_data, arch)),
-        jump(AUDIT_ARCH, 1, 0),
+        bpf::load(bpf::ARCH),
+        is(bpf::AUDIT_ARCH, 1, 0),
         kill,
-        load(offset_of!(seccomp_data, nr)),
+        bpf::load(bpf::NR),
     ];
     for Allowed { call, only } in allowed {
-        let mut verdict = Vec::new();
+        let mut answer = Vec::new();
         if let Some((argument, values)) = only {
-            // The low half comes first on every architecture that we know.
-            verdict.push(load(
-                offset_of!(seccomp_data, args) + argument * size_of::<u64>(),
-            ));
+            answer.push(bpf::load(bpf::arg_low(*argument)));
             for (index, &value) in values.iter().enumerate() {
                 let to_allow = values.len() - index; // over the rest, and `kill`
-                verdict.push(jump(value as u32, to_allow as u8, 0));
+                answer.push(is(value as u32, to_allow as u8, 0));
             }
-            verdict.push(kill);
+            answer.push(kill);
         }
-        verdict.push(allow);
-        program.push(jump(*call as u32, 0, verdict.len() as u8));
-        program.extend(verdict);
+        answer.push(allow);
+        program.push(is(*call as u32, 0, answer.len() as u8));
+        program.extend(answer);
     }
     program.push(kill);
     program
-}
-
-fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    }
 }
 
 #[cfg(test)]

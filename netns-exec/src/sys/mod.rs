@@ -2,6 +2,7 @@
 //! [`std::io::Result`]; what was attempted on whose behalf is said above.
 
 pub(crate) mod apart;
+pub(crate) mod bpf;
 pub(crate) mod caps;
 pub(crate) mod futex;
 pub(crate) mod mount;

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::sys::socket::{self, Backlog, Shutdown, SockaddrStorage, setsockopt, sockopt};
 
+use super::bpf;
+
 /// From linux/in.h (Linux 6.3); neither libc nor nix has it.
 const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
 /// From linux/sctp.h.
@@ -118,12 +120,7 @@ pub(crate) fn set_packet_info(fd: impl AsFd, v6: bool) -> io::Result<()> {
 /// Makes the socket drop every packet: no handshake, no datagram.
 pub(crate) fn drop_packets(fd: impl AsFd) -> io::Result<()> {
     // One instruction: accept zero bytes of the packet, which drops it.
-    let mut program = [libc::sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
-        jt: 0,
-        jf: 0,
-        k: 0,
-    }];
+    let mut program = [bpf::ret(0)];
     let program = libc::sock_fprog {
         len: 1,
         filter: program.as_mut_ptr(),
