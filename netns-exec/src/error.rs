@@ -164,8 +164,8 @@ impl Error {
         self
     }
 
-    /// Says the same to somebody else. What cannot be copied, a panic's payload
-    /// or a job's result, stays with the original.
+    /// Says the same a second time, for another caller. What cannot be copied, a
+    /// panic's payload or a job's result, stays with the original.
     pub(crate) fn duplicate(&self) -> Error {
         let kind = match &self.inner.kind {
             Kind::NotFound => Kind::NotFound,
@@ -311,6 +311,19 @@ impl Error {
     }
 }
 
+/// How a cause is put at the end of a message: the kernel's text in lower case,
+/// without the number that [`io::Error`] adds.
+pub fn reason(cause: &io::Error) -> String {
+    let Some(errno) = cause.raw_os_error() else {
+        return cause.to_string();
+    };
+    let mut text = nix::errno::Errno::from_raw(errno).desc().to_owned();
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
+    text
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.inner.attempt)?;
@@ -324,15 +337,7 @@ impl fmt::Display for Error {
             }
         }
         if let Some(cause) = &self.inner.cause {
-            match cause.raw_os_error() {
-                Some(errno) => {
-                    let text = nix::errno::Errno::from_raw(errno).desc();
-                    let mut chars = text.chars();
-                    let first = chars.next().map(|c| c.to_ascii_lowercase());
-                    write!(f, ": {}{}", first.unwrap_or_default(), chars.as_str())?;
-                }
-                None => write!(f, ": {cause}")?,
-            }
+            write!(f, ": {}", reason(cause))?;
         }
         if let Some(hint) = &self.inner.hint {
             write!(f, " ({hint})")?;

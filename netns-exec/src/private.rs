@@ -1,5 +1,6 @@
-//! What the output of `#[in_netns]` calls. Not part of the public API: it
-//! changes with the macro, whose version is tied to this crate's.
+//! What is public for this repository's own use only, and may change with any
+//! release: what the code that `#[in_netns]` writes calls (the macro's version is
+//! tied to this crate's), and what the command and the benches share.
 
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
@@ -9,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::netns::{Netns, NetnsId};
 use crate::ports;
+
+pub use crate::error::reason;
 
 pub fn open(name: impl AsRef<str>) -> Result<Netns> {
     Netns::open(name.as_ref())
