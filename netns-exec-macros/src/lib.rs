@@ -137,8 +137,8 @@ use parse::{Args, Function};
 ///   [`Send`], and thread-local variables are the worker's.
 ///   `Result<_, Box<dyn Error>>` becomes `Result<_, Box<dyn Error + Send + Sync>>`.
 /// - `async fn`, `const fn` and functions without a body are refused.
-///   A future that a plain function returns is polled by whoever awaits it, in
-///   their namespace.
+///   A future that a plain function returns is polled by the task that awaits it,
+///   in the namespace of that task's thread.
 /// - The part of an argument that a pattern leaves out (`(a, _): (A, B)`) is
 ///   dropped by the caller. An argument that is `_` as a whole is not.
 /// - An argument that is passed by value counts as used, so the compiler does

@@ -59,8 +59,8 @@
 //!   what keeps a namespace alive.
 //!
 //! All workers are children of one *home thread*, which stays in the namespace of
-//! the process's main thread. So a worker inherits nothing from whoever called
-//! first, and the whole crate works from inside a job as well.
+//! the process's main thread. So a worker inherits nothing from the first
+//! caller, and the whole crate works from inside a job as well.
 //!
 //! # Privileges
 //!

@@ -117,8 +117,8 @@ pub trait CommandExt: sealed::Sealed {
     /// As [`spawn_in`](CommandExt::spawn_in), and when waiting fails.
     fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus>;
 
-    /// Prepares the command: whoever starts it, and however, its children enter
-    /// `ns`.
+    /// Prepares the command: from whichever thread and by whichever call it is
+    /// started, its children enter `ns`.
     ///
     /// This is for what starts commands itself, such as tokio (through its
     /// `Command::as_std_mut`) or the standard library's `exec`. The child

@@ -213,7 +213,7 @@ impl Namespaces {
 /// that moment ends with it.
 ///
 /// What the kernel holds on its own, and descriptors that are on their way in a
-/// message or registered with an io_uring, nobody can list. Nor is a table of
+/// message or registered with an io_uring, cannot be listed. Nor is a table of
 /// descriptors looked at that a thread made its own with
 /// `unshare(CLONE_FILES)`.
 ///
@@ -288,7 +288,7 @@ pub fn namespaces() -> Result<Namespaces> {
     })
 }
 
-/// The one namespace a survey is about; held by whoever asks, so that its inode
+/// The one namespace a survey is about; held by the caller, so that its inode
 /// number is its own.
 #[derive(Clone, Copy)]
 struct Wanted {
@@ -330,7 +330,7 @@ impl Survey {
 
     fn process(&mut self, pid: u32) -> io::Result<()> {
         let dir = ProcDir::open(pid)?;
-        // They are in the first namespace, which needs nobody to live on.
+        // They are in the first namespace, which lives on without them.
         if dir.status("status")?.is_kernel_thread {
             return Ok(());
         }

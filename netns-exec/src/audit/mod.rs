@@ -2,7 +2,7 @@
 //!
 //! [`Process`] judges the threads of one process, this or another: a thread
 //! that is neither in the namespace of its process's main thread nor a worker
-//! is a *stray*, and what it does happens in a network nobody meant. That is
+//! is a *stray*, and what it does happens in a network that its code did not mean. That is
 //! what `ls -l /proc/PID/task/*/ns/net` would show, told by ids that are never
 //! reused. [`holders()`] says why a namespace that was deleted is still there;
 //! [`namespaces`] finds all of them.
@@ -11,7 +11,8 @@
 //! meanwhile are left out. What may not be read is [`Verdict::Unknown`] or
 //! [unreadable](Holders::unreadable), never left out: reading about other
 //! users' processes takes `CAP_SYS_PTRACE`. Processes that /proc does not show
-//! (`hidepid`, another pid namespace) cannot be missed by anybody.
+//! (`hidepid`, another pid namespace) are left out without a word: an audit
+//! cannot know of them.
 //!
 //! # Examples
 //!

@@ -375,7 +375,7 @@ impl Look {
         match self.home {
             Some(home) if home == inode => return Ok(Verdict::Home),
             Some(_) => {}
-            // Nobody can say what home would be.
+            // It is not known which namespace is home.
             None => return Ok(Verdict::Unknown),
         }
         if self.whose == Whose::Ours || !is_name_of_worker(name) {

@@ -574,7 +574,7 @@ impl Handle {
         }
         shared.threads.join_all();
         // The deletion watch has a thread as long as there is something to watch.
-        watch::settle();
+        watch::join_thread();
         Ok(())
     }
 }

@@ -53,7 +53,7 @@ pub(super) struct Inner {
     pub(super) label: Arc<str>,
     /// This process gave it a name when it made it.
     pub(super) named: bool,
-    /// It was found without a name since. Whoever holds it now wants it as it is.
+    /// It was found without a name since. The holders that it still has want it as it is.
     pub(super) lost_name: AtomicBool,
 }
 
@@ -75,7 +75,7 @@ impl Netns {
     /// was just made.
     pub(super) fn with_name(mut self) -> Netns {
         let inner = Arc::get_mut(&mut self.inner);
-        inner.expect("nobody else has it yet").named = true;
+        inner.expect("the only handle").named = true;
         self
     }
 

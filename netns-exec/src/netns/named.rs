@@ -3,9 +3,9 @@
 //! A name is a file in `/run/netns` with the namespace bind-mounted on it. The
 //! folder is a shared mount, so that in every mount namespace that has it the
 //! names come and go together; otherwise a deleted namespace would live on
-//! wherever somebody had copied the mount. Making it one must happen once:
+//! wherever the mount had been copied. Making it one must happen once:
 //! each further bind mount of the folder on itself doubles the number of
-//! mounts below it, so whoever does it holds a lock on the folder (flock(2)),
+//! mounts below it, so the process that does it holds a lock on the folder (flock(2)),
 //! as iproute2 does.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -73,8 +73,8 @@ impl Netns {
     /// `ip netns del`. The label is the name. Like [`new`](Netns::new) it
     /// comes with a loopback device that is down.
     ///
-    /// Waits for a short-lived thread that makes it, and, where somebody else
-    /// is just preparing `/run/netns`, for them.
+    /// Waits for a short-lived thread that makes it, and, where another
+    /// process is just preparing `/run/netns`, for that.
     ///
     /// # Errors
     ///
@@ -238,8 +238,8 @@ fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
     made
 }
 
-/// Removes the file of a name that came to nothing, unless somebody else has
-/// removed it meanwhile and made the name theirs.
+/// Removes the file of a name that came to nothing, unless another process
+/// has removed it meanwhile and made the name its own.
 fn withdraw(path: &Path, file: &File) {
     let key = |meta: fs::Metadata| (meta.dev(), meta.ino());
     let ours = file.metadata().map(key);

@@ -2,7 +2,7 @@
 //!
 //! `ip netns del` is an umount and an unlink. The namespace itself lives on for
 //! as long as a thread is in it, and with it the physical and veth devices that
-//! were moved there, so whoever keeps idle threads in it must hear of it.
+//! were moved there, so an executor that keeps idle threads in it must hear of it.
 //!
 //! One thread serves the whole process. It starts with the first
 //! [`Subscription`] and ends with the last; in between it sleeps in poll(2). It
@@ -12,7 +12,7 @@
 //! The watch hears of a mount a moment after it was made. So its view alone
 //! neither proves that a namespace is not mounted, which is why a subscriber
 //! looks into the mount table itself, nor that it is no longer mounted, which is
-//! why the table is looked at before anybody is called.
+//! why the table is looked at before a subscriber is called.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -66,12 +66,12 @@ pub(crate) fn subscribe(
     WATCH.subscribe(inode, id, had_name, Arc::new(on_unmounted))
 }
 
-/// Returns once the watch's thread has ended, unless somebody still subscribes.
+/// Waits until the watch's thread has ended, unless a subscription is left.
 ///
-/// For those who promise to leave no thread behind. Not to be called by
+/// For an executor that promises to leave no thread behind. Not to be called by
 /// `on_unmounted`.
-pub(crate) fn settle() {
-    WATCH.settle();
+pub(crate) fn join_thread() {
+    WATCH.join_thread();
 }
 
 /// Ends with its drop.
@@ -156,7 +156,7 @@ impl Watch {
             mounted: had_name,
             on_unmounted,
         };
-        // Before the thread is there, which would end if nobody subscribed.
+        // Before the thread is there, which would end without a subscriber.
         state.subscribers.insert(token, subscriber);
         let subscription = Subscription { watch: self, token };
         if state.running.is_none() {
@@ -182,7 +182,7 @@ impl Watch {
             subscriber.mounted |= mounted;
         }
         // By now it may have been unmounted, and the watch may have heard of
-        // that when nobody cared.
+        // that when there was no subscriber.
         if mounted || had_name {
             state.wake();
         }
@@ -191,7 +191,7 @@ impl Watch {
 
     /// Starts the thread and waits until it watches.
     ///
-    /// No lock is held: the home thread may be busy with somebody who wants it.
+    /// No lock is held: what the home thread is busy with may want it.
     fn start(&'static self) -> Result<()> {
         const STACK: usize = 256 * 1024;
         let failed = |cause| Error::kernel("cannot watch for unmounted netns", cause);
@@ -215,7 +215,7 @@ impl Watch {
     }
 
     /// Makes the calling thread the watch's thread, if there is none and
-    /// somebody still subscribes.
+    /// a subscription is left.
     fn set_up(&self) -> io::Result<Option<(MountWaiter, Arc<EventFd>)>> {
         let mut state = self.state.lock();
         if state.running.is_some() || state.subscribers.is_empty() {
@@ -257,7 +257,7 @@ impl Watch {
         loop {
             let woken = waiter.wait(wake.as_fd());
             let begun = Instant::now();
-            // Before the lock is taken: who wakes after this has not been seen.
+            // Before the lock is taken: what wakes it after this has not been seen.
             // An error is the absence of a value, and then there is nothing to take.
             let _ = wake.read();
 
@@ -312,7 +312,7 @@ impl Watch {
         }
     }
 
-    fn settle(&self) {
+    fn join_thread(&self) {
         let mut state = self.state.lock();
         if state.subscribers.is_empty() {
             let threads = std::mem::take(&mut state.threads);
@@ -736,13 +736,13 @@ mod tests {
                     .collect()
             });
             assert!(watch.state.lock().running.is_some());
-            watch.settle();
+            watch.join_thread();
             assert!(
                 watch.state.lock().running.is_some(),
                 "{kind:?}: still wanted"
             );
             drop(many);
-            watch.settle();
+            watch.join_thread();
             let state = watch.state.lock();
             assert!(state.running.is_none(), "{kind:?}");
             assert!(
@@ -764,7 +764,7 @@ mod tests {
             state
                 .running
                 .as_ref()
-                .expect("somebody subscribes")
+                .expect("there is a subscription")
                 .mounts
                 .notification()
         };
@@ -773,7 +773,7 @@ mod tests {
             // As if the events had failed: reading a group from a file opened
             // for nothing but its name does.
             let mut state = watch.state.lock();
-            let running = state.running.as_mut().expect("somebody subscribes");
+            let running = state.running.as_mut().expect("there is a subscription");
             running.mounts.break_events();
             state.wake();
         }

@@ -60,7 +60,7 @@ pub(crate) unsafe fn fork(child: impl FnOnce() -> i32) -> io::Result<Child> {
     }
     mask.thread_set_mask()?;
     pid?;
-    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    // SAFETY: the kernel just made this descriptor for us, so this is its only owner.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Child { pidfd, parent })
 }
@@ -92,7 +92,7 @@ impl Drop for Child {
             )
         };
         let mut flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
-        // We may have become somebody who may not kill it. Then it ends when it
+        // This process may have lost the right to kill it. Then it ends when it
         // notices that we are gone, and must not be waited for.
         if killed != 0 {
             flags |= WaitPidFlag::WNOHANG;
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn child_is_found_by_no_plain_wait_and_reaped_on_drop() {
         let (ours, theirs) = scm::pair().expect("a pair");
-        // Waits for a message that nobody sends.
+        // Waits for a message that is never sent.
         let wait = || {
             scm::receive_bytes(theirs.as_fd(), &mut [0; 1])
                 .is_err()

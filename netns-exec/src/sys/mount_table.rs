@@ -494,7 +494,7 @@ mod tests {
 
     #[test]
     fn more_events_than_the_queue_holds_are_made_up_for() {
-        // In a mount namespace of its own, which nobody else mounts in.
+        // In a mount namespace of its own, which no other thread mounts in.
         let thread = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNS).expect("needs CAP_SYS_ADMIN");
             let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;

@@ -83,7 +83,7 @@ pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
         let fd = Errno::result(fd)?;
         let fd = libc::c_int::try_from(fd).expect("a file descriptor is an int");
-        // SAFETY: the kernel just made this descriptor and nobody else knows it.
+        // SAFETY: the kernel just made this descriptor, so this is its only owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     };
     match open(0) {
@@ -102,7 +102,7 @@ pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
 fn of_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: this request takes no pointer.
     let fd = unsafe { ioctl::pidfd_get_net_namespace(pidfd.as_raw_fd(), 0) }?;
-    // SAFETY: the kernel just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel just made this descriptor, so this is its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -138,7 +138,7 @@ fn of_pid_in_proc(pid: libc::pid_t, pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd
 pub(crate) fn of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: this request takes no argument.
     let fd = unsafe { ioctl::siocgskns(socket.as_raw_fd()) }?;
-    // SAFETY: the kernel just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel just made this descriptor, so this is its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -336,7 +336,7 @@ impl FileHandle {
         };
         let fd = Errno::result(fd)?;
         let fd = libc::c_int::try_from(fd).expect("a file descriptor is an int");
-        // SAFETY: the kernel just made this descriptor and nobody else knows it.
+        // SAFETY: the kernel just made this descriptor, so this is its only owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

@@ -102,7 +102,7 @@ impl Recorder {
             )
         };
         let fd = Errno::result(fd)?.try_into().expect("descriptors fit");
-        // SAFETY: the kernel just made this descriptor, and nobody else has it.
+        // SAFETY: the kernel just made this descriptor, so this is its only owner.
         let event = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
 
         let page_size = sysconf(SysconfVar::PAGE_SIZE)?.expect("pages have a size") as usize;

@@ -13,6 +13,6 @@ pub(crate) fn getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
     let fd = Errno::result(fd)?;
     let fd = libc::c_int::try_from(fd).expect("a file descriptor is an int");
-    // SAFETY: the kernel just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel just made this descriptor, so this is its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

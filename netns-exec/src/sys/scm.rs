@@ -170,8 +170,8 @@ pub(crate) fn receive(
                 let place = unsafe { data.add(index) };
                 // SAFETY: as above; CMSG_DATA need not be aligned for anything.
                 let fd = unsafe { place.read_unaligned() };
-                // SAFETY: the kernel just made this descriptor for us, so nobody
-                // else owns it.
+                // SAFETY: the kernel just made this descriptor for us, so this
+                // is its only owner.
                 fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
@@ -252,7 +252,7 @@ mod tests {
     fn closed_end_is_told_without_a_signal() {
         let (here, there) = pair().expect("a pair");
         drop(there);
-        let error = send(here.as_fd(), b"?", iter::empty()).expect_err("nobody is there");
+        let error = send(here.as_fd(), b"?", iter::empty()).expect_err("the other end is closed");
         assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
         let ended = receive_bytes(here.as_fd(), &mut [0; 4]).expect("the end");
         assert_eq!(ended.len, 0);
@@ -262,7 +262,7 @@ mod tests {
     fn silence_ends_when_patience_does() {
         let (here, _there) = pair().expect("a pair");
         set_patience(&here, Duration::from_millis(1)).expect("an option");
-        let error = receive_bytes(here.as_fd(), &mut [0; 4]).expect_err("nobody speaks");
+        let error = receive_bytes(here.as_fd(), &mut [0; 4]).expect_err("the other end is silent");
         assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
     }
 }

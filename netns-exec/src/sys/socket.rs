@@ -40,7 +40,7 @@ pub(crate) fn open(
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    // SAFETY: the kernel just made this descriptor for us, so this is its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -264,7 +264,7 @@ mod tests {
             (&v6, Ipv6Addr::LOCALHOST.into()),
         ] {
             let addr = SocketAddr::new(ip, 33000);
-            sctp_bindx(socket, addr).expect("nobody has the port");
+            sctp_bindx(socket, addr).expect("the port is free");
             assert_eq!(local_addr(socket).expect("it is bound"), Some(addr));
         }
     }

@@ -19,7 +19,7 @@ pub(crate) struct Object {
 pub(crate) fn objects() -> Vec<Object> {
     let mut objects: Vec<Object> = Vec::new();
     // SAFETY: the callback takes its last argument for a `Vec<Object>`, which
-    // is what it is, and nobody else holds it.
+    // is what it is, and the only reference to it.
     unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut objects).cast()) };
     // SAFETY: getauxval(3) reads a table that the kernel filled before main.
     let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
