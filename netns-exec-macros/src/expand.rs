@@ -10,7 +10,7 @@ use syn::{
     parse_quote,
 };
 
-use crate::parse::{Args, Function, Target};
+use crate::parse::{Args, Function, Source};
 
 /// Writes the function whose body ships `function`'s body to a worker.
 ///
@@ -38,10 +38,10 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
     };
     let inside = body.stream();
     let block = in_braces(quote!(#captures #inside));
-    let (target, run) = match target(&args.target, here) {
-        Some(target) => (
-            quote_spanned!(here=> let target = #target;),
-            quote_spanned!(here=> run(&executor, target, move || -> #returns #block)),
+    let (source, run) = match source(&args.source, here) {
+        Some(source) => (
+            quote_spanned!(here=> let source = #source;),
+            quote_spanned!(here=> run(&executor, source, move || -> #returns #block)),
         ),
         None => (
             TokenStream::new(),
@@ -50,7 +50,7 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
     };
 
     let outside = in_braces(quote_spanned! {here=>
-        #target
+        #source
         let executor = #executor;
         let outcome = ::netns_exec::__private::#run;
         let failure = ::netns_exec::__private::Failure::of(&outcome);
@@ -66,14 +66,14 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
 }
 
 /// The call that opens the namespace, or nothing for a fresh one.
-fn target(target: &Target, here: Span) -> Option<TokenStream> {
-    let call = match target {
-        Target::Literal(name) => quote_spanned!(here=> open(#name)),
-        Target::Name(name) => with_borrowed("open", name, here),
-        Target::Path(path) => with_borrowed("from_path", path, here),
-        Target::Pid(pid) => quote_spanned!(here=> from_pid(#pid)),
-        Target::Ns(ns) => with_borrowed("netns", ns, here),
-        Target::Fresh => return None,
+fn source(source: &Source, here: Span) -> Option<TokenStream> {
+    let call = match source {
+        Source::Literal(name) => quote_spanned!(here=> open(#name)),
+        Source::Name(name) => with_borrowed("open", name, here),
+        Source::Path(path) => with_borrowed("from_path", path, here),
+        Source::Pid(pid) => quote_spanned!(here=> from_pid(#pid)),
+        Source::Ns(ns) => with_borrowed("netns", ns, here),
+        Source::Fresh => return None,
     };
     Some(quote_spanned!(here=> ::netns_exec::__private::#call))
 }

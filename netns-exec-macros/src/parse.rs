@@ -13,7 +13,7 @@ const FORMS: &str =
 
 /// The namespace that the body is to run in.
 #[derive(Debug)]
-pub(crate) enum Target {
+pub(crate) enum Source {
     /// `"blue"`: a name that was already checked.
     Literal(LitStr),
     Name(Expr),
@@ -26,29 +26,29 @@ pub(crate) enum Target {
 /// What stands between the attribute's parentheses.
 #[derive(Debug)]
 pub(crate) struct Args {
-    pub(crate) target: Target,
+    pub(crate) source: Source,
     pub(crate) executor: Option<Expr>,
 }
 
 /// One of the comma-separated arguments, with the span to complain about.
 enum Arg {
-    Target(Span, Target),
+    Source(Span, Source),
     Executor(Span, Expr),
 }
 
 impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
-        let mut target = None;
+        let mut source = None;
         let mut executor = None;
         for arg in Punctuated::<Arg, Token![,]>::parse_terminated(input)? {
             match arg {
-                Arg::Target(span, _) if target.is_some() => {
+                Arg::Source(span, _) if source.is_some() => {
                     return Err(Error::new(
                         span,
                         "a second namespace: a function runs in one, so keep one of the two",
                     ));
                 }
-                Arg::Target(_, given) => target = Some(given),
+                Arg::Source(_, given) => source = Some(given),
                 Arg::Executor(span, _) if executor.is_some() => {
                     return Err(Error::new(
                         span,
@@ -58,8 +58,8 @@ impl Parse for Args {
                 Arg::Executor(_, given) => executor = Some(given),
             }
         }
-        match target {
-            Some(target) => Ok(Args { target, executor }),
+        match source {
+            Some(source) => Ok(Args { source, executor }),
             // The whole attribute: there is no token that could be wrong.
             None => Err(Error::new(
                 Span::call_site(),
@@ -75,7 +75,7 @@ impl Parse for Arg {
             let name: LitStr = input.parse()?;
             check_name(&name)?;
             expect_end_of_arg(input)?;
-            return Ok(Arg::Target(name.span(), Target::Literal(name)));
+            return Ok(Arg::Source(name.span(), Source::Literal(name)));
         }
         if !input.peek(Ident::peek_any) {
             return Err(input.error(format!(
@@ -86,17 +86,17 @@ impl Parse for Arg {
         let key = input.call(Ident::parse_any)?;
         let span = key.span();
         let make: fn(Span, Expr) -> Arg = match key.to_string().as_str() {
-            "name" => |span, value| Arg::Target(span, Target::Name(value)),
-            "path" => |span, value| Arg::Target(span, Target::Path(value)),
-            "pid" => |span, value| Arg::Target(span, Target::Pid(value)),
-            "ns" => |span, value| Arg::Target(span, Target::Ns(value)),
+            "name" => |span, value| Arg::Source(span, Source::Name(value)),
+            "path" => |span, value| Arg::Source(span, Source::Path(value)),
+            "pid" => |span, value| Arg::Source(span, Source::Pid(value)),
+            "ns" => |span, value| Arg::Source(span, Source::Ns(value)),
             "executor" => Arg::Executor,
             "fresh" => {
                 if input.peek(Token![=]) {
                     return Err(input.error("`fresh` takes no value: write just `fresh`"));
                 }
                 expect_end_of_arg(input)?;
-                return Ok(Arg::Target(span, Target::Fresh));
+                return Ok(Arg::Source(span, Source::Fresh));
             }
             _ => return Err(unknown_key(&key, input)),
         };
@@ -296,21 +296,21 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_target_is_understood() {
+    fn every_form_of_source_is_understood() {
         assert!(
-            matches!(args("\"blue\"").unwrap().target, Target::Literal(name) if name.value() == "blue")
+            matches!(args("\"blue\"").unwrap().source, Source::Literal(name) if name.value() == "blue")
         );
-        assert!(matches!(args("name = n").unwrap().target, Target::Name(_)));
-        assert!(matches!(args("path = p").unwrap().target, Target::Path(_)));
+        assert!(matches!(args("name = n").unwrap().source, Source::Name(_)));
+        assert!(matches!(args("path = p").unwrap().source, Source::Path(_)));
         assert!(matches!(
-            args("pid = self.child.id()").unwrap().target,
-            Target::Pid(_)
+            args("pid = self.child.id()").unwrap().source,
+            Source::Pid(_)
         ));
         assert!(matches!(
-            args("ns = &self.ns").unwrap().target,
-            Target::Ns(_)
+            args("ns = &self.ns").unwrap().source,
+            Source::Ns(_)
         ));
-        assert!(matches!(args("fresh").unwrap().target, Target::Fresh));
+        assert!(matches!(args("fresh").unwrap().source, Source::Fresh));
     }
 
     #[test]
