@@ -237,7 +237,7 @@ fn not_audited(pid: u32, cause: io::Error) -> Error {
 fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
     let pid = dir.pid();
     let failed = |cause| not_audited(pid, cause);
-    let mut look = Look {
+    let mut auditor = Auditor {
         main: None,
         spaces: Spaces::default(),
         home: None,
@@ -245,20 +245,20 @@ fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
         dir,
     };
     // The link in the process's folder is that of its main thread.
-    look.home = match look.spaces.meet(&look.dir, "ns/net") {
+    auditor.home = match auditor.spaces.meet(&auditor.dir, "ns/net") {
         Ok(inode) => Some(inode),
         Err(error) if is_gone(&error) || is_denied(&error) => None,
         Err(error) => return Err(failed(error)),
     };
-    let name = look.dir.name("comm").map_err(failed)?;
+    let name = auditor.dir.name("comm").map_err(failed)?;
 
     let mut found = Vec::new();
-    for tid in look.dir.tids().map_err(failed)? {
-        if let Some(thread) = look.at(tid).map_err(failed)? {
+    for tid in auditor.dir.tids().map_err(failed)? {
+        if let Some(thread) = auditor.at(tid).map_err(failed)? {
             found.push(thread);
         }
     }
-    look.again(&mut found).map_err(failed)?;
+    auditor.again(&mut found).map_err(failed)?;
     if found.is_empty() {
         return Err(failed(io::Error::from_raw_os_error(libc::ESRCH)));
     }
@@ -266,17 +266,17 @@ fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
     // Names are for namespaces that may be other than home.
     let named = found
         .iter()
-        .any(|thread| thread.inode.is_some() && thread.inode != look.home);
+        .any(|thread| thread.inode.is_some() && thread.inode != auditor.home);
     let names = match named {
         true => spaces::names().map_err(failed)?,
         false => Default::default(),
     };
     let mut labels: Vec<(Option<u64>, Arc<str>)> = vec![(None, "?".into())];
-    if look.home.is_some() {
-        labels.push((look.home, "home".into()));
+    if auditor.home.is_some() {
+        labels.push((auditor.home, "home".into()));
     }
     let threads = found.into_iter().map(|found| {
-        let netns = found.inode.and_then(|inode| look.spaces.id(inode));
+        let netns = found.inode.and_then(|inode| auditor.spaces.id(inode));
         let known = labels.iter().find(|(inode, _)| *inode == found.inode);
         let label = match (known, found.inode, netns) {
             (Some((_, label)), ..) => Arc::clone(label),
@@ -304,20 +304,20 @@ fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
     Ok(Process {
         pid,
         name,
-        home: look.home.and_then(|inode| look.spaces.id(inode)),
+        home: auditor.home.and_then(|inode| auditor.spaces.id(inode)),
         threads: threads.collect(),
     })
 }
 
 /// A thread and what it looks like so far.
-struct Found {
+struct Seen {
     tid: u32,
     name: String,
     inode: Option<u64>,
     verdict: Verdict,
 }
 
-struct Look {
+struct Auditor {
     dir: ProcDir,
     whose: Whose,
     spaces: Spaces,
@@ -326,9 +326,9 @@ struct Look {
     main: Option<Status>,
 }
 
-impl Look {
+impl Auditor {
     /// `None` when the thread has ended.
-    fn at(&mut self, tid: u32) -> io::Result<Option<Found>> {
+    fn at(&mut self, tid: u32) -> io::Result<Option<Seen>> {
         let name = match self.dir.name(&format!("task/{tid}/comm")) {
             Ok(name) => name,
             Err(error) if is_gone(&error) => return Ok(None),
@@ -355,7 +355,7 @@ impl Look {
                 Err(error) => return Err(error),
             },
         };
-        Ok(Some(Found {
+        Ok(Some(Seen {
             tid,
             name,
             inode,
@@ -364,7 +364,7 @@ impl Look {
     }
 
     fn judge(&mut self, tid: u32, name: &str, inode: u64) -> io::Result<Verdict> {
-        if self.whose == Whose::Ours && roster::is_worker(tid) {
+        if self.whose == Whose::Ours && roster::contains(tid) {
             return Ok(match roster::netns_of(tid) {
                 // Visitors go wherever they are sent.
                 None => Verdict::Worker,
@@ -396,7 +396,7 @@ impl Look {
     }
 
     /// Looks again at whom it would be serious to accuse wrongly.
-    fn again(&mut self, found: &mut Vec<Found>) -> io::Result<()> {
+    fn again(&mut self, found: &mut Vec<Seen>) -> io::Result<()> {
         let deadline = Instant::now() + GRACE;
         loop {
             let mut suspects = 0;
@@ -482,7 +482,7 @@ mod tests {
             let thread = thread::Builder::new().name(name.to_owned());
             let thread = thread.spawn_scoped(scope, move || {
                 let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
-                let registration = roster::enter(netns.id());
+                let registration = roster::sign_in(netns.id());
                 sys::netns::enter(&netns).expect("needs CAP_SYS_ADMIN");
                 let _guard = prepare(registration);
                 entered.send(sys::thread::tid()).expect("awaited below");

@@ -189,7 +189,7 @@ impl Birth {
 
 /// Brings the calling thread, new and at home, to where it will stay.
 fn settle(netns: &Netns, shared: &Shared) -> Result<ThreadGuard, Error> {
-    let registration = roster::enter(netns.id());
+    let registration = roster::sign_in(netns.id());
     netns.enter()?;
     shared.policy.install(registration)
 }

@@ -27,7 +27,7 @@ use crate::error::{Error, LeftThread, Result};
 use crate::home::Home;
 use crate::home::roster::{self, Registration};
 use crate::sys;
-use crate::sys::perf::{Record, Recorder};
+use crate::sys::perf::{PerfRecord, Recorder};
 use crate::sys::task::{NsLink, NsProbe, TaskDir};
 
 /// How long a thread that was found alive after its job may take to end.
@@ -224,14 +224,14 @@ impl Detector {
             created: Vec::new(),
         };
         recorder.drain(|record| match record {
-            Record::Fork { pid, tid } if pid == this_process => {
+            PerfRecord::Fork { pid, tid } if pid == this_process => {
                 suspicion.threads = true;
                 suspicion.created.push(tid);
             }
             // A child process.
-            Record::Fork { .. } => {}
-            Record::Namespaces { tid } => suspicion.moved |= tid == me,
-            Record::Other => {
+            PerfRecord::Fork { .. } => {}
+            PerfRecord::Namespaces { tid } => suspicion.moved |= tid == me,
+            PerfRecord::Other => {
                 suspicion.moved = true;
                 suspicion.threads = true;
             }
@@ -287,7 +287,7 @@ impl Detector {
             if !unclear.is_empty() && !worker.suspect_others() {
                 known.append(&mut unclear);
             }
-            let blamed = roster::claim(&known, &alive);
+            let blamed = roster::blame(&known, &alive);
             return Ok((blamed.into_iter())
                 .map(|tid| LeftThread {
                     tid,

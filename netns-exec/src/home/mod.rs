@@ -1,7 +1,7 @@
 //! The home thread: one per process, in the namespace of the main thread.
 //!
 //! It creates every other thread of this library, so that a worker inherits
-//! nothing from whoever happened to ask for it: not the network namespace
+//! nothing from the thread that asks for it: not the network namespace
 //! (clone(2) copies the caller's), not the signal mask, not a seccomp filter or
 //! a dropped capability. For jobs whose thread gave a privilege up it also does
 //! what needs that privilege.
@@ -27,13 +27,13 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::{Error, Result};
 use crate::sys;
 
-type Task = Box<dyn FnOnce() + Send>;
+type Request = Box<dyn FnOnce() + Send>;
 
 pub(crate) struct Home {
     /// The process that started it: fork(2) copies only the calling thread, so
-    /// in a child there is nobody to serve the queue.
+    /// in a child there is no thread to serve the queue.
     pid: u32,
-    queue: Mutex<VecDeque<Task>>,
+    queue: Mutex<VecDeque<Request>>,
     ready: Condvar,
 }
 
@@ -84,9 +84,9 @@ impl Home {
         let thread = thread::Builder::new()
             .name("netns-home".to_owned())
             .spawn(move || {
-                let settled = settle();
-                let stays = settled.is_ok();
-                born.send(settled).expect("`start` waits for this");
+                let at_home = go_home();
+                let stays = at_home.is_ok();
+                born.send(at_home).expect("`start` waits for this");
                 if stays {
                     home.serve();
                 }
@@ -101,18 +101,18 @@ impl Home {
     fn serve(&self) -> ! {
         IS_HOME.set(true);
         loop {
-            let task = {
+            let request = {
                 let mut queue = self.queue.lock();
                 loop {
                     match queue.pop_front() {
-                        Some(task) => break task,
+                        Some(request) => break request,
                         None => self.ready.wait(&mut queue),
                     }
                 }
             };
             // `call` catches the closure's own panics; what is left is a panic
-            // while a reply nobody wants any more is dropped.
-            let _ = catch_unwind(AssertUnwindSafe(task));
+            // while the reply is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(request));
         }
     }
 
@@ -136,13 +136,13 @@ impl Home {
         }
     }
 
-    /// Queues `task` for the home thread, and does not wait for it.
-    pub(crate) fn post(&self, task: Task) {
+    /// Queues `request` for the home thread, and does not wait for it.
+    pub(crate) fn post(&self, request: Request) {
         if cfg!(loom) {
             // To a model it does not matter which thread does it.
-            return task();
+            return request();
         }
-        self.queue.lock().push_back(task);
+        self.queue.lock().push_back(request);
         self.ready.notify_one();
     }
 
@@ -172,9 +172,9 @@ impl Home {
         const STACK: usize = 128 * 1024;
         let (reply, answer) = sync_channel(1);
         let thread = self.spawn_thread("netns-visit".to_owned(), STACK, move || {
-            // Whoever finds this thread in some namespace must not take it for
-            // one that a job left there.
-            let _registration = roster::visit();
+            // The guard and the audit must not take this thread, in some
+            // namespace, for one that a job left there.
+            let _registration = roster::sign_in_visitor();
             let _ = reply.send(f());
         })?;
         // Joined, so that the thread's reference to the namespace is gone too.
@@ -189,7 +189,7 @@ impl Home {
 
 /// Makes the calling thread the home thread: in the main thread's namespace,
 /// on the main thread's CPUs.
-fn settle() -> Result<()> {
+fn go_home() -> Result<()> {
     let failed = |cause: io::Error| {
         Error::kernel(
             "cannot move the home thread to the network namespace of the process's main thread",

@@ -83,7 +83,7 @@ fn spawn_deep<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> thre
 fn site() -> Site {
     let policy = Policy::prepare(Guard::Off).unwrap();
     Site {
-        guard: policy.install(roster::enter(here())).unwrap(),
+        guard: policy.install(roster::sign_in(here())).unwrap(),
         counters: std::sync::Arc::new(Counters::default()),
     }
 }

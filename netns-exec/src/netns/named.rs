@@ -21,7 +21,7 @@ use super::{Netns, enter, is_permission};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::sys::mount;
-use crate::sys::netns::{self, Found};
+use crate::sys::netns::{self, FileKind};
 
 const FOLDER: &str = "/run/netns";
 
@@ -299,7 +299,7 @@ fn remove(path: &Path, attempt: &str) -> Result<()> {
             break;
         }
         let open = netns::reopen(located.as_fd()).map_err(failed)?;
-        if let Found::Other(what) = netns::inspect(open.as_fd()).map_err(failed)? {
+        if let FileKind::Other(what) = netns::file_kind(open.as_fd()).map_err(failed)? {
             return Err(not_a_netns(attempt, what));
         }
         mount::detach(path).map_err(failed)?;

@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use super::{Netns, NetnsId, is_permission, with_privilege};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
-use crate::sys::netns::{self, Found};
+use crate::sys::netns::{self, FileKind};
 
 impl Netns {
     /// Opens the namespace at `path`: a bind mount such as `/run/netns/blue`
@@ -286,9 +286,9 @@ pub(super) fn open_at(path: &Path, label: &str, attempt: &str) -> Result<Netns> 
 
 /// Wraps `fd` if it is a network namespace, and says what it is if not.
 fn admit(fd: OwnedFd, label: Option<&str>, attempt: &str) -> Result<Netns> {
-    match netns::inspect(fd.as_fd()) {
-        Ok(Found::Netns) => Netns::wrap(fd, label, attempt),
-        Ok(Found::Other(what)) => Err(not_a_netns(attempt, what)),
+    match netns::file_kind(fd.as_fd()) {
+        Ok(FileKind::Netns) => Netns::wrap(fd, label, attempt),
+        Ok(FileKind::Other(what)) => Err(not_a_netns(attempt, what)),
         Err(cause) if cause.raw_os_error() == Some(libc::EBADF) => {
             Err(Error::kernel(attempt.to_owned(), cause).hint("open it without O_PATH"))
         }

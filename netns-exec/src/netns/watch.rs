@@ -35,7 +35,8 @@ use crate::sys;
 use crate::sys::mount_table::{MountWaiter, MountWatch, Notification};
 
 /// The watch of this process.
-static WATCH: Watch = Watch::new(&[Notification::MountEvents, Notification::MountInfo]);
+static WATCH: DeletionWatch =
+    DeletionWatch::new(&[Notification::MountEvents, Notification::MountInfo]);
 
 /// Calls `on_unmounted` each time the namespace is left without a bind mount in
 /// this process's mount namespace after it had one; not when it never had one.
@@ -77,7 +78,7 @@ pub(crate) fn join_thread() {
 /// Ends with its drop.
 #[must_use]
 pub(crate) struct Subscription {
-    watch: &'static Watch,
+    watch: &'static DeletionWatch,
     token: u64,
 }
 
@@ -94,13 +95,13 @@ impl Drop for Subscription {
     }
 }
 
-struct Watch {
+struct DeletionWatch {
     /// What to try, best first.
     notifications: &'static [Notification],
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
 }
 
-struct State {
+struct WatchState {
     /// What the thread works with, while there is one.
     running: Option<Running>,
     /// Threads that may not have ended yet: that one, and its predecessors.
@@ -127,11 +128,11 @@ struct Subscriber {
     on_unmounted: Arc<dyn Fn() + Send + Sync>,
 }
 
-impl Watch {
-    const fn new(notifications: &'static [Notification]) -> Watch {
-        Watch {
+impl DeletionWatch {
+    const fn new(notifications: &'static [Notification]) -> DeletionWatch {
+        DeletionWatch {
             notifications,
-            state: Mutex::new(State {
+            state: Mutex::new(WatchState {
                 running: None,
                 threads: Vec::new(),
                 subscribers: BTreeMap::new(),
@@ -328,8 +329,8 @@ impl Watch {
 /// Well below the tenth of a second within which a deletion is to be noticed.
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
-impl State {
-    /// Makes the watch's thread look again.
+impl WatchState {
+    /// Wakes the watch's thread.
     fn wake(&self) {
         if let Some(running) = &self.running {
             // Fails when the counter is full, and then it is readable anyway.
@@ -402,8 +403,8 @@ mod tests {
         format!("nx-{what}-{}-{count}", std::process::id())
     }
 
-    fn fresh_watch(notifications: &'static [Notification]) -> &'static Watch {
-        Box::leak(Box::new(Watch::new(notifications)))
+    fn fresh_watch(notifications: &'static [Notification]) -> &'static DeletionWatch {
+        Box::leak(Box::new(DeletionWatch::new(notifications)))
     }
 
     /// A directory with files to mount on; unmounts what is left there.
@@ -463,7 +464,7 @@ mod tests {
         umount2(target, MntFlags::MNT_DETACH).expect("it is mounted");
     }
 
-    fn listen(watch: &'static Watch, netns: &Netns) -> (Subscription, Receiver<()>) {
+    fn listen(watch: &'static DeletionWatch, netns: &Netns) -> (Subscription, Receiver<()>) {
         let (told, calls) = channel();
         let inode = fstat(netns).expect("an open file").st_ino;
         let subscription = watch
@@ -478,7 +479,7 @@ mod tests {
     }
 
     /// Returns when the watch has taken in everything that happened so far.
-    fn sync(watch: &'static Watch, dir: &Dir) {
+    fn sync(watch: &'static DeletionWatch, dir: &Dir) {
         let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
         let name = unique("sync");
         let target = dir.bind(&netns, &name);

@@ -28,7 +28,7 @@ mod ioctl {
 
 /// What a file turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum FileKind {
     Netns,
     /// Anything else, in words: "a regular file", "a mount namespace".
     Other(&'static str),
@@ -177,22 +177,22 @@ pub(crate) fn is_detached(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Tells what an open file is. `EBADF` for a namespace opened with `O_PATH`.
-pub(crate) fn inspect(fd: BorrowedFd<'_>) -> io::Result<Found> {
+pub(crate) fn file_kind(fd: BorrowedFd<'_>) -> io::Result<FileKind> {
     if !is_on_nsfs(fd)? {
-        return Ok(Found::Other(file_type(fd)?));
+        return Ok(FileKind::Other(file_type(fd)?));
     }
     // SAFETY: this request takes no argument.
     let clone_flag = unsafe { ioctl::ns_get_nstype(fd.as_raw_fd()) }?;
     Ok(match clone_flag {
-        libc::CLONE_NEWNET => Found::Netns,
-        libc::CLONE_NEWNS => Found::Other("a mount namespace"),
-        libc::CLONE_NEWUSER => Found::Other("a user namespace"),
-        libc::CLONE_NEWPID => Found::Other("a pid namespace"),
-        libc::CLONE_NEWIPC => Found::Other("an ipc namespace"),
-        libc::CLONE_NEWUTS => Found::Other("a uts namespace"),
-        libc::CLONE_NEWCGROUP => Found::Other("a cgroup namespace"),
-        libc::CLONE_NEWTIME => Found::Other("a time namespace"),
-        _ => Found::Other("a namespace of another type"),
+        libc::CLONE_NEWNET => FileKind::Netns,
+        libc::CLONE_NEWNS => FileKind::Other("a mount namespace"),
+        libc::CLONE_NEWUSER => FileKind::Other("a user namespace"),
+        libc::CLONE_NEWPID => FileKind::Other("a pid namespace"),
+        libc::CLONE_NEWIPC => FileKind::Other("an ipc namespace"),
+        libc::CLONE_NEWUTS => FileKind::Other("a uts namespace"),
+        libc::CLONE_NEWCGROUP => FileKind::Other("a cgroup namespace"),
+        libc::CLONE_NEWTIME => FileKind::Other("a time namespace"),
+        _ => FileKind::Other("a namespace of another type"),
     })
 }
 
@@ -388,9 +388,9 @@ mod tests {
     fn located_namespace_is_told_apart_only_after_reopening() {
         let located = locate(Path::new("/proc/thread-self/ns/net"), true).unwrap();
         assert!(is_on_nsfs(located.as_fd()).unwrap());
-        assert!(inspect(located.as_fd()).is_err());
+        assert!(file_kind(located.as_fd()).is_err());
         let netns = reopen(located.as_fd()).unwrap();
-        assert_eq!(inspect(netns.as_fd()).unwrap(), Found::Netns);
+        assert_eq!(file_kind(netns.as_fd()).unwrap(), FileKind::Netns);
     }
 
     #[test]
@@ -403,10 +403,13 @@ mod tests {
             ("/dev/null", "a device"),
         ] {
             let file = OwnedFd::from(File::open(path).unwrap());
-            assert_eq!(inspect(file.as_fd()).unwrap(), Found::Other(name));
+            assert_eq!(file_kind(file.as_fd()).unwrap(), FileKind::Other(name));
         }
         let pidfd = pidfd_open(nix::unistd::getpid().as_raw()).unwrap();
-        assert!(matches!(inspect(pidfd.as_fd()).unwrap(), Found::Other(_)));
+        assert!(matches!(
+            file_kind(pidfd.as_fd()).unwrap(),
+            FileKind::Other(_)
+        ));
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(crate) struct Recorder {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Record {
+pub(crate) enum PerfRecord {
     /// The thread created a task: a thread of `pid`.
     Fork { pid: u32, tid: u32 },
     /// A task's namespaces changed. A new task's count as changed.
@@ -133,7 +133,7 @@ impl Recorder {
     }
 
     /// Takes all records out.
-    pub(crate) fn drain(&mut self, mut take: impl FnMut(Record)) {
+    pub(crate) fn drain(&mut self, mut take: impl FnMut(PerfRecord)) {
         let head = self.header(DATA_HEAD).load(Ordering::Acquire);
         while self.tail != head {
             // Records and their headers are multiples of eight bytes, so no
@@ -143,18 +143,18 @@ impl Recorder {
             let second = self.word(self.tail + 8);
             let third = self.word(self.tail + 16);
             take(match kind {
-                PERF_RECORD_FORK => Record::Fork {
+                PERF_RECORD_FORK => PerfRecord::Fork {
                     pid: second as u32,
                     tid: third as u32,
                 },
-                PERF_RECORD_NAMESPACES => Record::Namespaces {
+                PERF_RECORD_NAMESPACES => PerfRecord::Namespaces {
                     tid: (second >> 32) as u32,
                 },
-                _ => Record::Other,
+                _ => PerfRecord::Other,
             });
             if size == 0 {
                 // Never seen; but then everything behind it is garbage.
-                take(Record::Other);
+                take(PerfRecord::Other);
                 self.tail = head;
             } else {
                 self.tail += size;

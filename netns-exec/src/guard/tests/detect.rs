@@ -138,7 +138,7 @@ fn thread_with_the_number_of_one_reported_before_is_reported() {
         let state = job(guard, || {
             let thread = Lingering::named("namesake");
             // As if a thread of this number had been reported and had ended.
-            crate::home::roster::claim(&[(thread.tid, 0)], &[thread.tid]);
+            crate::home::roster::blame(&[(thread.tid, 0)], &[thread.tid]);
             lingering = Some(thread);
         });
         let lingering = lingering.expect("the job ran");
@@ -251,7 +251,7 @@ fn worker_of_the_home_namespace_may_leave_threads() {
         let home = Netns::current().expect("procfs");
         thread::scope(|scope| {
             scope.spawn(|| {
-                let registration = roster::enter(home.id());
+                let registration = roster::sign_in(home.id());
                 let mut guard = policy.install(registration).expect("root may use perf");
                 let mut lingering = None;
                 assert_clean(job(&mut guard, || {
@@ -274,7 +274,7 @@ fn overlapping_jobs_in_one_namespace_are_not_blamed_for_each_other() {
             let (created, checked) = (Barrier::new(2), Barrier::new(2));
             thread::scope(|scope| {
                 let other = scope.spawn(|| {
-                    let registration = roster::enter(id);
+                    let registration = roster::sign_in(id);
                     // Born here already: threads inherit the namespace.
                     sys::netns::enter(&here).expect("root");
                     let mut guard = policy.install(registration).expect("root may use perf");
@@ -318,7 +318,12 @@ fn suspicion_of_others_makes_a_job_look() {
         let other = {
             // A worker of the same namespace, which asks.
             let id = Netns::current().expect("procfs").id();
-            thread::scope(|scope| scope.spawn(|| roster::enter(id)).join().expect("no panic"))
+            thread::scope(|scope| {
+                scope
+                    .spawn(|| roster::sign_in(id))
+                    .join()
+                    .expect("no panic")
+            })
         };
         // Created outside of any job, as if by the thread of a thread.
         let stray = Lingering::named("stray");

@@ -33,7 +33,7 @@ fn in_new_netns<T: Send>(f: impl FnOnce(Registration) -> T + Send) -> T {
         let thread = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
             let netns = Netns::current().expect("the new namespace");
-            f(roster::enter(netns.id()))
+            f(roster::sign_in(netns.id()))
         });
         thread
             .join()
@@ -75,13 +75,13 @@ fn output(command: &mut Command) -> String {
 fn roster_forgets_a_thread_that_signs_out() {
     let tid = sys::thread::tid();
     let netns = Netns::current().expect("procfs");
-    let registration = roster::enter(netns.id());
-    assert!(roster::is_worker(tid));
+    let registration = roster::sign_in(netns.id());
+    assert!(roster::contains(tid));
     assert_eq!(roster::netns_of(tid), Some(netns.id()));
     drop(registration);
-    assert!(!roster::is_worker(tid));
-    let visit = roster::visit();
-    assert!(roster::is_worker(tid));
+    assert!(!roster::contains(tid));
+    let visit = roster::sign_in_visitor();
+    assert!(roster::contains(tid));
     assert_eq!(roster::netns_of(tid), None);
     drop(visit);
 }
