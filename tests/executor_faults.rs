@@ -99,7 +99,8 @@ fn limit_of_threads_is_an_error_with_errno_and_cure() {
     }
     let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
     let executor = Executor::new().unwrap();
-    executor.run(&a, || ()).unwrap();
+    // Held, or it would be given up for the other one.
+    let _held = executor.pin(&a).unwrap();
     let limit = Limit::threads();
     for error in refusals(&executor, &b) {
         assert_eq!(error.raw_os_error(), Some(EAGAIN), "{error}");
@@ -176,7 +177,8 @@ fn senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start() {
     within("senders at the limit of threads", || {
         let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
         let executor = Executor::builder().queue_depth(1).build().unwrap();
-        executor.run(&b, || ()).unwrap();
+        // Held, or it would be given up for the stand-in.
+        let _held = executor.pin(&b).unwrap();
         thread::scope(|scope| {
             let gate = Gate::new();
             let pass = gate.pass();
@@ -184,7 +186,7 @@ fn senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start() {
             let holder = scope.spawn(move || {
                 executor.run(a, || {
                     pass.stop();
-                    // Blocks A's worker with its queue full, and nobody can
+                    // Blocks A's worker with its queue full, and no worker can
                     // stand in.
                     let _limit = Limit::threads();
                     executor.run(b, here)
@@ -218,7 +220,8 @@ fn limit_of_files_is_an_error_with_errno() {
     }
     let (a, b) = (fresh(), fresh());
     let executor = Executor::builder().guard(Guard::Off).build().unwrap();
-    executor.run(&a, || ()).unwrap();
+    // Held, or it would be given up for the other one.
+    let _held = executor.pin(&a).unwrap();
     let limit = Limit::fds();
     let errors = refusals(&executor, &b);
     let open = Netns::from_path("/proc/self/ns/net").unwrap_err();

@@ -193,10 +193,12 @@ fn job_that_takes_all_threads_leaves_a_working_worker() {
     setrlimit(Resource::RLIMIT_NPROC, 64.min(hard), hard).unwrap();
     for guard in GUARDS {
         let (executor, netns, other) = (executor(guard), fresh(), fresh());
+        // Held, or it would be given up for the other one.
+        let _held = executor.pin(&netns).unwrap();
         let worker = executor.run(&netns, tid).unwrap();
         let gate = Gate::new();
         if guard == Guard::Seal {
-            // It gets none in the first place, so somebody else takes them all.
+            // It gets none in the first place, so another thread takes them all.
             let (threads, error) = executor.run(&netns, || all_threads(&gate)).unwrap();
             assert_eq!(threads.len(), 0);
             assert_eq!(error.raw_os_error(), Some(Errno::EPERM as i32), "{error}");

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::Executor;
+use super::{Executor, Pool};
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
 use crate::home::Home;
+use crate::sys;
 
 /// Configures an [`Executor`].
 ///
@@ -38,6 +39,12 @@ pub(crate) struct Config {
     pub(crate) stack_size: usize,
     pub(crate) name_prefix: String,
 }
+
+/// Far beyond what a machine can serve: more is a slip, and would run out of memory at
+/// the first call instead of failing here.
+const MAX_PER_NETNS: usize = 1 << 16;
+const MAX_DEPTH: usize = 1 << 20;
+const MAX_STACK: usize = 1 << 40;
 
 /// The kernel shows this many bytes of a thread's name.
 const NAME_LEN: usize = 15;
@@ -159,7 +166,7 @@ impl Builder {
     /// # Errors
     ///
     /// [`is_invalid_input`](Error::is_invalid_input) for zero workers, an empty
-    /// queue or a prefix with a NUL byte; an error with the errno when the home
+    /// queue, sizes that no machine has, or a prefix with a NUL byte; an error with the errno when the home
     /// thread cannot be started or the guard's policy cannot be installed here.
     ///
     /// # Panics
@@ -177,9 +184,22 @@ impl Builder {
         if config.queue_depth == 0 {
             return nonsense("invalid executor: `queue_depth` is 0, so nothing could be queued");
         }
+        if config.workers_per_netns > MAX_PER_NETNS {
+            return nonsense("invalid executor: `workers_per_netns` is over 65,536");
+        }
+        if config.queue_depth > MAX_DEPTH {
+            return nonsense("invalid executor: `queue_depth` is over 1,048,576");
+        }
+        if config.stack_size > MAX_STACK {
+            return nonsense("invalid executor: `stack_size` is over 1 TiB");
+        }
         if config.name_prefix.contains('\0') {
             return nonsense("invalid executor: `name_prefix` contains a NUL byte");
         }
+        sys::fork::arm().map_err(|errno| {
+            Error::kernel("cannot have copies of this process told apart", errno)
+                .hint("needs MADV_WIPEONFORK, Linux 4.14")
+        })?;
         let home = Home::get()?;
         let policy = Policy::prepare(self.guard)?;
         tracing::debug!(guard = ?self.guard, mechanism = policy.mechanism(), "executor built");
@@ -187,7 +207,7 @@ impl Builder {
             let prewarm = self.prewarm;
             home.call(move || prewarm.into_iter().for_each(|f| f()));
         }
-        Ok(Executor::start(config, policy))
+        Ok(Executor::start(Pool::new(config, policy)))
     }
 }
 

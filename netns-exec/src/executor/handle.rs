@@ -1,17 +1,13 @@
 //! The handle to a spawned job: join, await, cancel.
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
-use std::panic::resume_unwind;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Kind, Result};
-use crate::executor::worker;
-use crate::guard;
-use crate::handoff::outcome::{Finding, Outcome, Violation};
+use super::current;
+use crate::error::Result;
 use crate::handoff::task::TaskHandle;
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or
@@ -71,9 +67,9 @@ use crate::handoff::task::TaskHandle;
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "a job's panic is seen by whoever joins it; drop the handle to say that nobody does"]
+#[must_use = "a job's panic is seen by the thread that joins it; drop the handle to say that none does"]
 pub struct JoinHandle<T> {
-    ticket: TaskHandle<'static, T>,
+    task: TaskHandle<'static, T>,
 }
 
 /// A handle to a job of a [`Scope`](crate::Scope).
@@ -84,65 +80,21 @@ pub struct JoinHandle<T> {
 ///
 /// See [`Executor::scope`](crate::Executor::scope).
 pub struct ScopedJoinHandle<'s, T> {
-    ticket: TaskHandle<'s, T>,
+    task: TaskHandle<'s, T>,
 }
 
-/// What joining a job gives: its value, or why there is none.
-fn join_result<T>(ticket: &mut TaskHandle<'_, T>) -> Result<T> {
-    let pack = ticket.pack();
-    match ticket.take_outcome() {
-        Some(Outcome::Returned(value)) => Ok(value),
-        Some(Outcome::Panicked(panic)) => Err(Error::panicked("job panicked", panic)),
-        Some(Outcome::Aborted(error)) => Err(error),
-        Some(Outcome::Violated(violation)) => Err(violated(*violation, pack)),
-        None => Err(Error::new(
-            Kind::Cancelled,
-            "job cancelled before it started",
-        )),
+/// Waits until a job is over or `deadline` has passed; tells which.
+fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> {
+    if task.is_over() {
+        return Ok(true);
     }
-}
-
-/// What `run` gives: a panic goes on in the caller.
-pub(crate) fn run_result<T>(outcome: Outcome<T>) -> Result<T> {
-    match outcome {
-        Outcome::Returned(value) => Ok(value),
-        Outcome::Panicked(panic) => resume_unwind(panic),
-        Outcome::Aborted(error) => Err(error),
-        Outcome::Violated(violation) => Err(violated(*violation, |_| None)),
-    }
-}
-
-fn violated<T>(violation: Violation<T>, pack: fn(T) -> Option<Box<dyn Any + Send>>) -> Error {
-    let error = match violation.found {
-        Finding::Escaped => Error::new(
-            Kind::Escaped,
-            "job left its thread in another network namespace; the thread has been retired",
-        )
-        .hint("a job must not call setns(2) or unshare(2); run it in the other namespace instead"),
-        Finding::Refused => Error::new(
-            Kind::Refused,
-            "job panicked over something that the guard refused",
-        )
-        .hint(guard::CURE),
-        Finding::Unknown(cause) => Error::new(
-            Kind::Escaped,
-            "cannot tell whether the job left its thread in place; the thread has been retired",
-        )
-        .caused_by(cause),
-        Finding::LeftThreads(threads) => Error::left_threads(&threads),
-    };
-    match violation.result {
-        Ok(value) => match pack(value) {
-            Some(value) => error.with_result(value),
-            None => error,
-        },
-        Err(panic) => error.with_panic(panic),
-    }
+    current::check_may_wait()?;
+    Ok(current::blocking(|| task.wait_until(deadline)))
 }
 
 impl<T> JoinHandle<T> {
-    pub(crate) fn new(ticket: TaskHandle<'static, T>) -> Self {
-        JoinHandle { ticket }
+    pub(crate) fn new(task: TaskHandle<'static, T>) -> Self {
+        JoinHandle { task }
     }
 
     /// Waits for the job and returns its result.
@@ -157,10 +109,8 @@ impl<T> JoinHandle<T> {
     /// [`is_cancelled`](Error::is_cancelled) when it never ran, and what the
     /// [`Guard`](crate::Guard) found, see [`Executor::run`](crate::Executor::run).
     pub fn join(mut self) -> Result<T> {
-        if !self.ticket.is_over() {
-            worker::blocking(|| self.ticket.wait_until(None));
-        }
-        join_result(&mut self.ticket)
+        wait(&self.task, None)?;
+        self.task.take_result()
     }
 
     /// Waits for the job for at most `timeout`; gives the handle back when the
@@ -177,16 +127,16 @@ impl<T> JoinHandle<T> {
     pub fn join_timeout(mut self, timeout: Duration) -> Result<Result<T>, JoinHandle<T>> {
         // A time that is out of range is one that never comes.
         let deadline = Instant::now().checked_add(timeout);
-        if worker::blocking(|| self.ticket.wait_until(deadline)) {
-            Ok(join_result(&mut self.ticket))
-        } else {
-            Err(self)
+        match wait(&self.task, deadline) {
+            Ok(true) => Ok(self.task.take_result()),
+            Ok(false) => Err(self),
+            Err(error) => Ok(Err(error)),
         }
     }
 
     /// Tells whether the job is over: ended, or cancelled.
     pub fn is_finished(&self) -> bool {
-        self.ticket.is_over()
+        self.task.is_over()
     }
 
     /// Cancels the job if it has not started; tells whether it did.
@@ -194,7 +144,7 @@ impl<T> JoinHandle<T> {
     /// A cancelled job never runs; its closure is dropped on the worker it was
     /// made for, when its turn comes.
     pub fn cancel(&self) -> bool {
-        self.ticket.cancel()
+        self.task.cancel()
     }
 }
 
@@ -205,8 +155,15 @@ impl<T> Future for JoinHandle<T> {
     ///
     /// When polled again after it was ready.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        ready!(self.ticket.poll(cx));
-        Poll::Ready(join_result(&mut self.ticket))
+        current::came_back();
+        if self.task.poll(cx).is_ready() {
+            return Poll::Ready(self.task.take_result());
+        }
+        if let Err(error) = current::check_may_wait() {
+            return Poll::Ready(Err(error));
+        }
+        current::polled_in_vain();
+        Poll::Pending
     }
 }
 
@@ -219,8 +176,8 @@ impl<T> fmt::Debug for JoinHandle<T> {
 }
 
 impl<'s, T> ScopedJoinHandle<'s, T> {
-    pub(crate) fn new(ticket: TaskHandle<'s, T>) -> Self {
-        ScopedJoinHandle { ticket }
+    pub(crate) fn new(task: TaskHandle<'s, T>) -> Self {
+        ScopedJoinHandle { task }
     }
 
     /// Waits for the job and returns its result.
@@ -233,20 +190,18 @@ impl<'s, T> ScopedJoinHandle<'s, T> {
     ///
     /// See [`JoinHandle::join`].
     pub fn join(mut self) -> Result<T> {
-        if !self.ticket.is_over() {
-            worker::blocking(|| self.ticket.wait_until(None));
-        }
-        join_result(&mut self.ticket)
+        wait(&self.task, None)?;
+        self.task.take_result()
     }
 
     /// Tells whether the job is over: ended, or cancelled.
     pub fn is_finished(&self) -> bool {
-        self.ticket.is_over()
+        self.task.is_over()
     }
 
     /// Cancels the job if it has not started; tells whether it did.
     pub fn cancel(&self) -> bool {
-        self.ticket.cancel()
+        self.task.cancel()
     }
 }
 

@@ -1,9 +1,13 @@
 //! The executor: ships jobs to the workers of all namespaces in use.
 
+mod birth;
 mod builder;
+pub(crate) mod current;
 mod group;
-pub(crate) mod handle;
+mod handle;
 mod pinned;
+mod pool;
+mod queue;
 mod registry;
 mod scope;
 mod stats;
@@ -17,20 +21,20 @@ use std::time::{Duration, Instant};
 pub use builder::Builder;
 #[cfg(all(test, loom))]
 pub(crate) use builder::Config;
-pub(crate) use group::{Group, Role};
+#[cfg(all(test, loom))]
+pub(crate) use group::Group;
 pub use handle::{JoinHandle, ScopedJoinHandle};
 pub use pinned::Pinned;
-pub(crate) use registry::Shared;
+pub(crate) use pool::Pool;
+pub(crate) use registry::Registry;
 pub use scope::Scope;
 pub use stats::{NetnsStats, Stats};
 pub use submit::TrySpawnError;
-pub(crate) use submit::{queue, queue_all};
 
 use crate::audit;
 use crate::error::{Error, Kind, Result};
-use crate::guard::{Guard, Policy};
-use crate::netns::Netns;
-use crate::netns::watch;
+use crate::guard::Guard;
+use crate::netns::{Netns, watch};
 
 /// Runs closures on threads that are pinned to network namespaces.
 ///
@@ -39,9 +43,10 @@ use crate::netns::watch;
 /// namespace and end when they have been idle for a while.
 ///
 /// Clones are handles to the same executor. Dropping the last one waits for the
-/// jobs that were accepted and ends the workers; dropped inside one of its own
-/// jobs it does not wait, since it would wait for itself, and neither does it
-/// when its time to [shut down](Executor::shutdown) has run out before.
+/// jobs that were accepted and ends the workers. Dropped inside a job, of whatever
+/// executor, it does not wait, since it could wait for itself: the rest goes on in the
+/// background. Neither does it wait when its time to [shut down](Executor::shutdown)
+/// has run out before, nor in a copy of the process that fork(2) made.
 ///
 /// # Examples
 ///
@@ -59,9 +64,9 @@ pub struct Executor {
     handle: Arc<Handle>,
 }
 
-/// Lives as long as anybody can submit jobs; workers do not hold it.
+/// Lives as long as jobs can be submitted; workers do not hold it.
 struct Handle {
-    shared: Arc<Shared>,
+    registry: Arc<Registry>,
 }
 
 impl Executor {
@@ -115,15 +120,15 @@ impl Executor {
         })
     }
 
-    pub(crate) fn start(config: builder::Config, policy: Policy) -> Executor {
-        let shared = Arc::new(Shared::new(config, policy));
+    fn start(pool: Pool) -> Executor {
+        let registry = Arc::new(Registry::new(pool, worker::main));
         Executor {
-            handle: Arc::new(Handle { shared }),
+            handle: Arc::new(Handle { registry }),
         }
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.handle.shared
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.handle.registry
     }
 
     /// Runs `f` on a worker of `netns` and waits for its result.
@@ -212,7 +217,7 @@ impl Executor {
     /// ```
     #[inline]
     pub fn run<T: Send>(&self, netns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T> {
-        submit::run(self.shared(), netns, f)
+        submit::run(self.registry(), netns, f)
     }
 
     /// Ships `f` to a worker of `netns` and returns at once.
@@ -267,7 +272,7 @@ impl Executor {
         netns: &Netns,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
-        submit::spawn(self.shared(), None, netns, f)
+        submit::spawn(self.registry(), None, netns, f).map(JoinHandle::new)
     }
 
     /// Ships many jobs to the workers of `netns`, for one wake-up where
@@ -327,12 +332,13 @@ impl Executor {
         netns: &Netns,
         jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 'static>,
     ) -> Result<Vec<JoinHandle<T>>> {
-        let shared = self.shared();
-        submit::spawn_batch(jobs, |batch| {
-            submit::with_group(shared, netns, |group| {
-                queue_all(shared, Some(group), netns, batch)
+        let registry = self.registry();
+        let tasks = submit::spawn_batch(jobs, |batch| {
+            submit::with_group(registry, netns, |group| {
+                submit::queue_all(registry, Some(group), netns, batch)
             })?
-        })
+        })?;
+        Ok(tasks.into_iter().map(JoinHandle::new).collect())
     }
 
     /// Ships `f` to a worker of `netns`, unless its queue is full.
@@ -366,7 +372,7 @@ impl Executor {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        submit::try_spawn(self.shared(), None, netns, f)
+        submit::try_spawn(self.registry(), None, netns, f).map(JoinHandle::new)
     }
 
     /// Calls `f` with a scope in which jobs may borrow, and waits for all of them.
@@ -454,16 +460,20 @@ impl Executor {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn retire(&self, netns: &Netns) -> Result<()> {
-        let shared = self.shared();
+        current::check_may_wait()?;
+        let registry = self.registry();
         submit::forget_cached();
-        let retired = shared.retire(netns.id());
-        if !self.is_caller() {
-            worker::blocking(|| {
+        let retired = registry.retire(netns.id());
+        if !current::is_worker_of(registry.pool()) {
+            current::blocking(|| {
                 for group in &retired.groups {
                     group.wait_empty(None);
                 }
+                registry
+                    .pool()
+                    .threads
+                    .join_retired(netns.id(), retired.end);
             });
-            shared.threads.join_retired(netns.id(), retired.end);
         }
         Ok(())
     }
@@ -478,7 +488,11 @@ impl Executor {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn stats(&self) -> Stats {
-        self.shared().stats()
+        if current::check_may_wait().is_err() {
+            // The locks may be held by threads that are not there.
+            return Stats::default();
+        }
+        self.registry().stats()
     }
 
     /// Looks where every thread of this process is: the quick check for tests and
@@ -510,7 +524,7 @@ impl Executor {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn guard(&self) -> Guard {
-        self.shared().policy.guard()
+        self.registry().pool().policy.guard()
     }
 
     /// Takes no more jobs, runs those that were accepted, and ends the workers.
@@ -539,40 +553,31 @@ impl Executor {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn shutdown(self, timeout: Option<Duration>) -> Result<()> {
-        self.handle.shut_down(timeout)
-    }
-
-    /// Whether the calling thread is one of this executor's own workers.
-    fn is_caller(&self) -> bool {
-        self.handle.is_caller()
+        current::check_may_wait()?;
+        let waits = !current::is_worker_of(self.registry().pool());
+        self.handle.shut_down(timeout, waits)
     }
 }
 
 impl Handle {
-    fn is_caller(&self) -> bool {
-        worker::with_current(|current| {
-            current.is_some_and(|current| Arc::ptr_eq(&current.shared, &self.shared))
-        })
-    }
-
-    fn shut_down(&self, timeout: Option<Duration>) -> Result<()> {
+    fn shut_down(&self, timeout: Option<Duration>, waits: bool) -> Result<()> {
         submit::forget_cached();
-        let shared = &self.shared;
-        let groups = shared.close();
-        if self.is_caller() {
+        let registry = &self.registry;
+        let groups = registry.close();
+        if !waits {
             return Ok(());
         }
         // A time that is out of range is one that never comes.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let ended = worker::blocking(|| groups.iter().all(|group| group.wait_empty(deadline)));
+        let ended = current::blocking(|| groups.iter().all(|group| group.wait_empty(deadline)));
         if !ended {
-            shared.abandon();
+            registry.pool().abandon();
             return Err(Error::new(
                 Kind::TimedOut,
                 "jobs were still running when the executor's time to shut down ran out",
             ));
         }
-        shared.threads.join_all();
+        current::blocking(|| registry.pool().threads.join_all());
         // The deletion watch has a thread as long as there is something to watch.
         watch::join_thread();
         Ok(())
@@ -581,10 +586,10 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Whoever gave the jobs up has waited for them as long as he wanted.
-        if !self.shared.is_abandoned() {
+        // A caller that gave the jobs up has waited for them as long as it wanted.
+        if !self.registry.pool().is_abandoned() && current::check_may_wait().is_ok() {
             // With no deadline it cannot fail.
-            let _ = self.shut_down(None);
+            let _ = self.shut_down(None, !current::is_worker());
         }
     }
 }
@@ -593,7 +598,7 @@ impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Executor")
             .field("guard", &self.guard())
-            .field("mechanism", &self.shared().policy.mechanism())
+            .field("mechanism", &self.registry().pool().policy.mechanism())
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }

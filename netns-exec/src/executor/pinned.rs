@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::current;
 use super::group::Group;
+use super::handle::JoinHandle;
 use super::submit::Patience;
 use super::{Executor, TrySpawnError, submit};
 use crate::error::Result;
-use crate::executor::handle::JoinHandle;
 use crate::netns::{Netns, NetnsId, WeakNetns};
 
 /// Keeps the workers of a namespace resident, and finds them without a look-up.
@@ -50,7 +51,7 @@ impl Drop for PinnedGroup {
 
 impl Pinned {
     pub(crate) fn new(executor: Executor, netns: &Netns) -> Result<Pinned> {
-        let group = submit::started(executor.shared(), None, netns, Patience::Endless)?;
+        let group = submit::started(executor.registry(), None, netns, Patience::Endless)?;
         Ok(Pinned {
             executor,
             netns: netns.downgrade(),
@@ -93,14 +94,15 @@ impl Pinned {
     /// See [`Executor::pin`].
     #[inline]
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
-        let shared = self.executor.shared();
-        if submit::is_inline(shared, self.id()) {
+        let registry = self.executor.registry();
+        if submit::is_inline(registry, self.id()) {
             return Ok(f());
         }
+        current::check_may_wait()?;
         if !self.group.0.is_retiring() {
-            return submit::run_on(shared, &self.group.0, &self.netns, f);
+            return submit::run_on(registry, &self.group.0, &self.netns, f);
         }
-        submit::run_on(shared, &self.renew(Patience::Endless)?, &self.netns, f)
+        submit::run_on(registry, &self.renew(Patience::Endless)?, &self.netns, f)
     }
 
     /// Ships `f` to a worker of the namespace and returns at once.
@@ -127,7 +129,7 @@ impl Pinned {
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
         let group = self.current(Patience::Endless)?;
-        submit::spawn(self.executor.shared(), Some(&group), &self.netns, f)
+        submit::spawn(self.executor.registry(), Some(&group), &self.netns, f).map(JoinHandle::new)
     }
 
     /// Ships many jobs to the workers of the namespace, for one wake-up where
@@ -162,10 +164,11 @@ impl Pinned {
         &self,
         jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 'static>,
     ) -> Result<Vec<JoinHandle<T>>> {
-        submit::spawn_batch(jobs, |batch| {
+        let tasks = submit::spawn_batch(jobs, |batch| {
             let group = self.current(Patience::Endless)?;
-            submit::queue_all(self.executor.shared(), Some(&group), &self.netns, batch)
-        })
+            submit::queue_all(self.executor.registry(), Some(&group), &self.netns, batch)
+        })?;
+        Ok(tasks.into_iter().map(JoinHandle::new).collect())
     }
 
     /// Ships `f` to a worker of the namespace, unless its queue is full.
@@ -188,13 +191,15 @@ impl Pinned {
         T: Send + 'static,
     {
         match self.current(Patience::None) {
-            Ok(group) => submit::try_spawn(self.executor.shared(), Some(&group), &self.netns, f),
+            Ok(group) => submit::try_spawn(self.executor.registry(), Some(&group), &self.netns, f)
+                .map(JoinHandle::new),
             Err(error) if error.is_full() => Err(TrySpawnError::Full(f)),
             Err(error) => Err(TrySpawnError::Failed(error, f)),
         }
     }
 
     fn current(&self, patience: Patience) -> Result<Arc<Group>> {
+        current::check_may_wait()?;
         if self.group.0.is_retiring() {
             self.renew(patience)
         } else {
@@ -205,15 +210,19 @@ impl Pinned {
     /// Finds or starts the group that serves the namespace now.
     #[cold]
     fn renew(&self, patience: Patience) -> Result<Arc<Group>> {
-        let mut later = self.later.lock();
-        if let Some(PinnedGroup(group)) = &*later
-            && !group.is_retiring()
         {
-            return Ok(Arc::clone(group));
+            let mut later = self.later.lock();
+            match &*later {
+                Some(PinnedGroup(group)) if !group.is_retiring() => return Ok(Arc::clone(group)),
+                _ => *later = None,
+            }
         }
-        *later = None;
-        let group = submit::started(self.executor.shared(), None, &self.netns, patience)?;
-        *later = Some(PinnedGroup::new(Arc::clone(&group)));
+        // Not locked: a call that finds room waits for no other that does not.
+        let group = submit::started(self.executor.registry(), None, &self.netns, patience)?;
+        let renewed = PinnedGroup::new(Arc::clone(&group));
+        // One pin is enough, should another call have been faster.
+        let before = self.later.lock().replace(renewed);
+        drop(before);
         Ok(group)
     }
 }

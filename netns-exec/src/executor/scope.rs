@@ -1,9 +1,10 @@
 //! Jobs that borrow from the caller, in parallel.
 
+use super::Executor;
+use super::current;
+use super::handle::ScopedJoinHandle;
+use super::submit::{queue, queue_all};
 use crate::error::Result;
-use crate::executor::handle::ScopedJoinHandle;
-use crate::executor::worker;
-use crate::executor::{Executor, queue, queue_all};
 use crate::handoff;
 use crate::netns::Netns;
 
@@ -102,7 +103,7 @@ pub(crate) fn scope<'env, R>(
     executor: &'env Executor,
     f: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> R,
 ) -> R {
-    let wait = |all_over: &handoff::latch::Latch| worker::blocking(|| all_over.wait());
+    let wait = |all_over: &handoff::latch::Latch| current::blocking(|| all_over.wait());
     handoff::scope::scope(executor, wait, f)
 }
 
@@ -126,8 +127,8 @@ impl<'s> Scope<'s, '_> {
         netns: &Netns,
         f: impl FnOnce() -> T + Send + 's,
     ) -> Result<ScopedJoinHandle<'s, T>> {
-        let shared = self.context().shared();
-        (self.ship(f, |job| queue(shared, None, netns, job))).map(ScopedJoinHandle::new)
+        let registry = self.context().registry();
+        (self.ship(f, |job| queue(registry, None, netns, job))).map(ScopedJoinHandle::new)
     }
 
     /// Ships many jobs, which may borrow whatever outlives the scope, to the
@@ -167,8 +168,8 @@ impl<'s> Scope<'s, '_> {
         netns: &Netns,
         jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 's>,
     ) -> Result<Vec<ScopedJoinHandle<'s, T>>> {
-        let shared = self.context().shared();
-        let handles = self.ship_all(jobs, |batch| queue_all(shared, None, netns, batch))?;
+        let registry = self.context().registry();
+        let handles = self.ship_all(jobs, |batch| queue_all(registry, None, netns, batch))?;
         Ok(handles.into_iter().map(ScopedJoinHandle::new).collect())
     }
 }

@@ -5,25 +5,25 @@ use std::error;
 use std::fmt;
 use std::sync::Arc;
 
-use super::group::Group;
-use super::registry::Shared;
+use super::group::{First, Group};
+use super::registry::{Registry, Room};
+use super::{birth, current};
 use crate::error::{Error, Kind, Result};
-use crate::executor::handle::{JoinHandle, run_result};
-use crate::executor::worker;
 use crate::handoff::job::{self, JobRef};
-use crate::handoff::task::{self, Batch};
+use crate::handoff::outcome::Outcome;
+use crate::handoff::task::{self, Batch, TaskHandle};
 use crate::netns::{Netns, NetnsId, WeakNetns};
 use crate::sync;
 
-/// What names the namespace of a call.
-pub(crate) trait Target {
+/// The namespace that a call is for.
+pub(crate) trait Destination {
     fn id(&self) -> NetnsId;
     fn label(&self) -> &str;
     /// A handle to start workers with.
     fn netns(&self) -> Result<Netns>;
 }
 
-impl Target for Netns {
+impl Destination for Netns {
     fn id(&self) -> NetnsId {
         self.id()
     }
@@ -37,7 +37,7 @@ impl Target for Netns {
     }
 }
 
-impl Target for WeakNetns {
+impl Destination for WeakNetns {
     fn id(&self) -> NetnsId {
         self.id()
     }
@@ -83,47 +83,49 @@ pub(crate) fn forget_cached() {
 /// Whether the calling thread is a worker of this namespace and executor, and
 /// still in that namespace.
 #[inline]
-pub(crate) fn is_inline(shared: &Shared, netns: NetnsId) -> bool {
-    worker::with_current(|current| {
+pub(crate) fn is_inline(registry: &Registry, netns: NetnsId) -> bool {
+    current::with_current(|current| {
         current.is_some_and(|current| {
-            current.group.id() == netns && current.shared.key == shared.key && current.is_in_place()
+            current.group.id() == netns
+                && current.registry.pool().key == registry.pool().key
+                && current.is_in_place()
         })
     })
 }
 
 #[inline]
-pub(crate) fn run<F, T>(shared: &Arc<Shared>, netns: &impl Target, f: F) -> Result<T>
+pub(crate) fn run<F, T>(registry: &Arc<Registry>, netns: &impl Destination, f: F) -> Result<T>
 where
     F: FnOnce() -> T + Send,
     T: Send,
 {
-    if is_inline(shared, netns.id()) {
+    if is_inline(registry, netns.id()) {
         return Ok(f());
     }
-    with_group(shared, netns, |group| run_on(shared, group, netns, f))?
+    with_group(registry, netns, |group| run_on(registry, group, netns, f))?
 }
 
 /// Calls `f` with the group of a namespace, which this thread remembers.
 #[inline]
 pub(crate) fn with_group<R>(
-    shared: &Arc<Shared>,
-    netns: &impl Target,
+    registry: &Arc<Registry>,
+    netns: &impl Destination,
     f: impl FnOnce(&Arc<Group>) -> R,
 ) -> Result<R> {
+    current::check_may_wait()?;
+    let key = registry.pool().key;
     // Taken out meanwhile: `f` may get here again.
     // Gone already when a thread-local's destructor calls.
     let cached = CACHED.try_with(Cell::take).ok().flatten();
     let cached = cached.filter(|cached| {
-        cached.executor == shared.key
-            && cached.group.id() == netns.id()
-            && !cached.group.is_retiring()
+        cached.executor == key && cached.group.id() == netns.id() && !cached.group.is_retiring()
     });
     let group = match cached {
         Some(cached) => cached.group,
-        None => shared.group(netns)?,
+        None => registry.group(netns.id(), netns.label())?,
     };
     let result = f(&group);
-    let executor = shared.key;
+    let executor = key;
     let _ = CACHED.try_with(|cached| cached.set(Some(Cached { executor, group })));
     Ok(result)
 }
@@ -131,9 +133,9 @@ pub(crate) fn with_group<R>(
 /// Runs `f` in a namespace whose group is known, and has not to be alive any more.
 #[inline]
 pub(crate) fn run_on<F, T>(
-    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
     group: &Arc<Group>,
-    netns: &impl Target,
+    netns: &impl Destination,
     f: F,
 ) -> Result<T>
 where
@@ -141,17 +143,26 @@ where
     T: Send,
 {
     // Blocked before the lane is claimed: from then on its worker waits for us.
-    let ending = worker::blocking(|| {
+    let outcome = current::blocking(|| {
         let f = match group.claim() {
             None => f,
-            Some(claim) => match claim.run(f, shared.may_spin) {
-                Ok(ending) => return ending,
+            Some(claim) => match claim.run(f, registry.pool().may_spin) {
+                Ok(outcome) => return outcome,
                 Err(f) => f,
             },
         };
-        job::run_on_stack(f, |job| queue(shared, Some(group), netns, job))
+        job::run_on_stack(f, |job| queue(registry, Some(group), netns, job))
     });
-    run_result(ending)
+    run_result(outcome)
+}
+
+/// What `run` gives: a panic goes on in the caller.
+#[inline]
+fn run_result<T>(outcome: Outcome<T>) -> Result<T> {
+    match outcome {
+        Outcome::Returned(value) => Ok(value),
+        other => other.into_run_result(),
+    }
 }
 
 /// Puts a job in the queue of a namespace that has a worker.
@@ -159,141 +170,164 @@ where
 /// Gives the job back with the error when it has none and cannot get one. After
 /// that it is the job's owner who is told of errors, through the job.
 pub(crate) fn queue(
-    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
-    netns: &impl Target,
+    netns: &impl Destination,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
-    let push = |group: &Arc<Group>, job| {
-        group.push(job);
-        settle(shared, netns, group);
+    let group = match served(registry, known, netns, Patience::Endless) {
+        Ok(group) => group,
+        Err(error) => return Err((job, error)),
     };
-    if let Some(group) = known
-        && group.is_served()
-    {
-        push(group, job);
-        return Ok(());
+    if let Err(job) = group.queue.try_push(job) {
+        current::blocking(|| group.queue.push(job));
     }
-    match started(shared, known, netns, Patience::Endless) {
-        Ok(group) => {
-            push(&group, job);
-            Ok(())
-        }
-        Err(error) => Err((job, error)),
-    }
+    ensure_served(registry, netns, &group);
+    Ok(())
 }
 
 /// As [`queue`], for many jobs, with as few wake-ups as possible. Takes none when
 /// it fails.
 pub(crate) fn queue_all(
-    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
-    netns: &impl Target,
+    netns: &impl Destination,
     jobs: impl Iterator<Item = JobRef>,
 ) -> Result<()> {
-    let group = match known {
-        Some(group) if group.is_served() => Arc::clone(group),
-        _ => started(shared, known, netns, Patience::Endless)?,
-    };
+    let group = served(registry, known, netns, Patience::Endless)?;
     for job in jobs {
-        if let Err(job) = group.try_push(job) {
-            // Nobody makes room who does not know that there is something to do.
-            settle(shared, netns, &group);
-            group.push(job);
+        if let Err(job) = group.queue.try_push(job) {
+            // No worker makes room that does not know that there is something to do.
+            ensure_served(registry, netns, &group);
+            current::blocking(|| group.queue.push(job));
             // Room for one is little to go on with: let the worker make more.
             sync::yield_now();
         }
     }
-    // One is enough for many workers: each that takes a job passes it on.
-    settle(shared, netns, &group);
+    // One is enough for many workers: each that takes a job has the rest covered.
+    ensure_served(registry, netns, &group);
     Ok(())
+}
+
+/// Finds the group of a namespace that has a worker, or sees to it that it has one.
+fn served(
+    registry: &Arc<Registry>,
+    known: Option<&Arc<Group>>,
+    netns: &impl Destination,
+    patience: Patience,
+) -> Result<Arc<Group>> {
+    match known {
+        Some(group) if group.is_served() => Ok(Arc::clone(group)),
+        _ => started(registry, known, netns, patience),
+    }
 }
 
 /// Finds the group of a namespace and sees to it that it has a worker.
 pub(crate) fn started(
-    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
-    netns: &impl Target,
+    netns: &impl Destination,
     patience: Patience,
 ) -> Result<Arc<Group>> {
+    current::check_may_wait()?;
+    let find = || registry.group(netns.id(), netns.label());
     let mut group = match known {
         Some(group) => Arc::clone(group),
-        None => shared.group(netns)?,
+        None => find()?,
     };
+    let room = match patience {
+        // The caller of this thread's job may hold the room that it needs.
+        _ if current::is_worker() => Room::Anyway,
+        Patience::None => Room::Now,
+        Patience::Endless => Room::Awaited,
+    };
+    let mut tried = false;
     loop {
-        match group.ensure_started(shared, netns, patience) {
-            Ok(Ok(())) => return Ok(group),
-            Ok(Err(_dead)) => group = shared.group(netns)?,
-            Err(error) => {
-                group.bury(shared);
-                return Err(error);
+        let born = match group.first() {
+            First::Served => return Ok(group),
+            First::Dead => {
+                group = find()?;
+                continue;
             }
+            First::Coming => group.wait_first(),
+            First::Wanted => {
+                let handle = netns.netns()?;
+                registry.reserve(room)?;
+                match group.begin_first(handle) {
+                    Some(start) => birth::start(registry, &group, start),
+                    None => continue,
+                }
+            }
+        };
+        match born {
+            // Even when it has left again by now: the queue finds that out.
+            Ok(()) => return Ok(group),
+            Err(error) if !tried && birth::make_room(registry, &error) => tried = true,
+            Err(error) => return Err(error),
         }
     }
 }
 
-/// Has somebody serve what was just pushed to `group`, or ships it elsewhere when
-/// the group has died in between.
-fn settle(shared: &Arc<Shared>, netns: &impl Target, group: &Arc<Group>) {
-    for orphan in group.notify(shared) {
-        if let Err((job, error)) = queue(shared, None, netns, orphan) {
+/// Sees to it that what was just pushed to `group` is served, or ships it elsewhere
+/// when the group has died in between.
+fn ensure_served(registry: &Arc<Registry>, netns: &impl Destination, group: &Arc<Group>) {
+    for orphan in birth::carry_out(registry, group, group.notify()) {
+        if let Err((job, error)) = queue(registry, None, netns, orphan) {
             job.abort(error);
         }
     }
 }
 
 pub(crate) fn spawn<F, T>(
-    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
-    netns: &impl Target,
+    netns: &impl Destination,
     f: F,
-) -> Result<JoinHandle<T>>
+) -> Result<TaskHandle<'static, T>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let spawn = |group: &Arc<Group>| task::spawn(f, |job| queue(shared, Some(group), netns, job));
+    let spawn = |group: &Arc<Group>| task::spawn(f, |job| queue(registry, Some(group), netns, job));
     let spawned = match known {
         Some(group) => spawn(group),
-        None => with_group(shared, netns, spawn)?,
+        None => with_group(registry, netns, spawn)?,
     };
-    spawned.map(JoinHandle::new).map_err(|(error, _f)| error)
+    spawned.map_err(|(error, _f)| error)
 }
 
 /// Spawns many jobs, which `send` puts in a queue.
 pub(crate) fn spawn_batch<F, T>(
     jobs: impl IntoIterator<Item = F>,
     send: impl FnOnce(&mut Batch<'static, T>) -> Result<()>,
-) -> Result<Vec<JoinHandle<T>>>
+) -> Result<Vec<TaskHandle<'static, T>>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let tickets = task::spawn_batch(jobs, send)?;
-    Ok(tickets.into_iter().map(JoinHandle::new).collect())
+    task::spawn_batch(jobs, send)
 }
 
 pub(crate) fn try_spawn<F, T>(
-    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
-    netns: &impl Target,
+    netns: &impl Destination,
     f: F,
-) -> Result<JoinHandle<T>, TrySpawnError<F>>
+) -> Result<TaskHandle<'static, T>, TrySpawnError<F>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let group = match started(shared, known, netns, Patience::None) {
+    let group = match started(registry, known, netns, Patience::None) {
         Ok(group) => group,
         Err(error) if error.is_full() => return Err(TrySpawnError::Full(f)),
         Err(error) => return Err(TrySpawnError::Failed(error, f)),
     };
     task::spawn(f, |job| {
-        group.try_push(job).map_err(|job| (job, ()))?;
-        settle(shared, netns, &group);
+        group.queue.try_push(job).map_err(|job| (job, ()))?;
+        ensure_served(registry, netns, &group);
         Ok(())
     })
-    .map(JoinHandle::new)
     .map_err(|((), f)| TrySpawnError::Full(f))
 }
 

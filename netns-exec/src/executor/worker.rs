@@ -3,257 +3,199 @@
 //! A *lane worker* owns one of its group's lanes for as long as it lives; there
 //! are as many as [`Builder::workers_per_netns`](crate::Builder) says. A *spare*
 //! has no lane: it serves the queue while lane workers are blocked in calls of
-//! their own, see [`blocking`], so that no nesting of calls can deadlock.
+//! their own, see [`blocking`](super::current::blocking), so that no nesting of calls
+//! can deadlock. A spare takes over a lane that has lost its worker.
 
-use std::cell::{Cell, OnceCell};
 use std::mem;
-use std::rc::Rc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Kind};
-use crate::executor::{Group, Role, Shared};
-use crate::guard::{NetnsCheck, ThreadGuard, ThreadState};
+use super::birth::carry_out;
+use super::current;
+use super::group::{Group, Leaving, Member, Role, Start};
+use super::pool::Pool;
+use super::registry::{Registry, Report};
+use crate::error::{Error, Kind, Result};
+use crate::guard::ThreadGuard;
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::Serving;
-use crate::handoff::outcome::{After, Counters, Site};
+use crate::handoff::outcome::{Counters, Door, discard};
 use crate::handoff::pace::{self, Credit};
 use crate::home::roster;
-use crate::netns::Netns;
-use crate::sync;
+use crate::netns::{Netns, watch};
 
-/// A worker that slept for so long is idle, and sees to itself: nobody waits for
+/// A worker that slept for so long is idle, and sees to itself: no caller waits for
 /// its CPU any more. Longer than any timer tick: a timer before the next tick has to
 /// be set in the hardware, at each park, and that takes longer than the rest.
-const SETTLE: Duration = Duration::from_millis(20);
+const UPKEEP_AFTER: Duration = Duration::from_millis(20);
 
-/// What a group knows of one of its workers.
-pub(crate) struct Record {
-    pub(crate) number: u64,
-    pub(crate) role: Role,
-    pub(crate) counters: Arc<Counters>,
-}
-
-/// The worker that the calling thread is.
-pub(crate) struct Current {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) group: Arc<Group>,
-    /// `None` when no job can take the thread out of its namespace.
-    netns_check: Option<Rc<NetnsCheck>>,
-}
-
-impl Current {
-    /// Whether the thread is in its namespace: a job of a guard that lets it may
-    /// have moved it, and not be over.
-    #[inline]
-    pub(crate) fn is_in_place(&self) -> bool {
-        (self.netns_check.as_ref()).is_none_or(|check| check.is_in_place())
-    }
-}
-
-sync::local! {
-    /// Cheaper to ask than `CURRENT`, and enough for all but workers.
-    static IS_WORKER: Cell<bool> = Cell::new(false);
-    static CURRENT: OnceCell<Current> = OnceCell::new();
-    /// Whether the calling thread is inside [`blocking`].
-    static WAITS: Cell<bool> = Cell::new(false);
-}
-
-/// Calls `f` with the worker that the calling thread is, if it is one.
-#[inline]
-pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Current>) -> R) -> R {
-    if !IS_WORKER.with(Cell::get) {
-        return f(None);
-    }
-    CURRENT.with(|current| f(current.get()))
-}
-
-/// Whether the calling thread is a worker, of whatever executor.
-#[inline]
-pub(crate) fn is_worker() -> bool {
-    IS_WORKER.with(Cell::get)
-}
-
-/// Surrounds whatever makes a thread wait for a job.
-///
-/// On a worker, its group learns that it has one thread less to serve its queue
-/// and gets a spare when it needs one. On any other thread it just calls `wait`.
-#[inline]
-pub(crate) fn blocking<R>(wait: impl FnOnce() -> R) -> R {
-    // One wait can be part of another (for room in a queue, as part of a call):
-    // the thread counts once.
-    if !IS_WORKER.with(Cell::get) || WAITS.with(Cell::get) {
-        return wait();
-    }
-    with_current(|current| match current {
-        Some(current) => {
-            WAITS.with(|it| it.set(true));
-            current.group.worker_blocks(&current.shared);
-            let result = wait();
-            current.group.worker_goes_on();
-            WAITS.with(|it| it.set(false));
-            result
+/// What a worker's thread runs.
+pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, report: Report) {
+    let Start {
+        number,
+        role,
+        netns,
+        ..
+    } = start;
+    let guard = match catch_unwind(AssertUnwindSafe(|| enter(&netns, registry.pool()))) {
+        Ok(Ok(guard)) => guard,
+        Ok(Err(error)) => return report(Err(error)),
+        Err(panic) => {
+            // Only a fault of this library gets here.
+            discard(panic);
+            let what = "panic while a worker was set up";
+            return report(Err(Error::new(Kind::Panic, what)));
         }
-        None => wait(),
-    })
-}
-
-/// Everything a new worker needs to know, put together by its group.
-pub(crate) struct Birth {
-    pub(crate) number: u64,
-    pub(crate) role: Role,
-    pub(crate) netns: Netns,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) group: Arc<Group>,
-}
-
-impl Birth {
-    /// The main function of a worker's thread.
-    pub(crate) fn live(self) {
-        let Birth {
-            number,
-            role,
-            netns,
-            shared,
-            group,
-        } = self;
-        let span = tracing::info_span!(
-            parent: None,
-            "netns_worker",
-            netns = %netns.label(),
-            netns_id = %netns.id(),
-            worker = number,
-        );
-        let _in_span = span.enter();
-        let guard = match settle(&netns, &shared) {
-            Ok(guard) => guard,
-            Err(error) => {
-                tracing::warn!(error = %error, "worker could not start");
-                group.start_failed(&shared, role, error);
-                shared.threads.ended(number);
-                return;
-            }
-        };
-        // The group has a handle of its own, for as long as it has workers.
-        drop(netns);
-        let counters = Arc::new(Counters::default());
-        let record = Arc::new(Record {
-            number,
-            role,
-            counters: Arc::clone(&counters),
-        });
-        IS_WORKER.with(|it| it.set(true));
-        CURRENT.with(|current| {
-            let _ = current.set(Current {
-                shared: Arc::clone(&shared),
-                group: Arc::clone(&group),
-                netns_check: guard.netns_check(),
-            });
-        });
-        let mut worker = Worker {
-            shared: &shared,
-            group: &group,
-            record: &record,
-            site: Site { guard, counters },
-        };
-        let why = match role {
-            Role::Lane(index) => {
-                let lane = (group.lane(index).open()).expect("a lane has one worker at a time");
-                group.started(Arc::clone(&record));
-                tracing::debug!("worker started");
-                worker.serve_lane(lane)
-            }
-            Role::Spare => {
-                group.started(Arc::clone(&record));
-                tracing::debug!("spare worker started");
-                worker.serve_as_spare()
-            }
-        };
-        match why {
-            Leaving::Spoiled => tracing::warn!(
-                done = record.counters.done(),
-                panicked = record.counters.panicked(),
-                "worker retired: a job left its thread where nothing else may run"
-            ),
-            Leaving::Idle | Leaving::Told => tracing::debug!(
-                done = record.counters.done(),
-                panicked = record.counters.panicked(),
-                idle = matches!(why, Leaving::Idle),
-                "worker retired"
-            ),
-        }
-        shared.threads.reap();
-        shared.threads.ended(number);
-    }
+    };
+    // The group has a handle of its own, for as long as it has workers.
+    drop(netns);
+    current::begin(registry, group, guard.netns_check());
+    let counters = Arc::new(Counters::default());
+    let member = Arc::new(Member {
+        number,
+        counters: Arc::clone(&counters),
+    });
+    let mut worker = Worker {
+        registry,
+        group,
+        member: &member,
+        role,
+        door: Door::new(guard, counters),
+    };
+    let lane = match role {
+        Role::Lane(index) => Some(worker.open(index)),
+        Role::Spare => None,
+    };
+    report(Ok(Arc::clone(&member)));
+    worker.serve_until_the_end(lane);
+    registry.pool().threads.reap();
 }
 
 /// Brings the calling thread, new and at home, to where it will stay.
-fn settle(netns: &Netns, shared: &Shared) -> Result<ThreadGuard, Error> {
+fn enter(netns: &Netns, pool: &Pool) -> Result<ThreadGuard> {
     let registration = roster::sign_in(netns.id());
     netns.enter()?;
-    shared.policy.install(registration)
+    pool.policy.install(registration)
 }
 
-/// Why a worker ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// Nothing to do for as long as the executor allows.
-    Idle,
-    /// Its namespace is retired, or the executor shuts down.
-    Told,
-    /// The guard found its thread unfit for another job.
-    Spoiled,
-}
-
-/// Whether the worker of `lane` should look for work before it parks.
-#[inline]
-fn may_spin(lane: &Serving<'_>, credit: &mut Credit) -> bool {
-    !lane.is_beside_caller() && credit.allows()
+/// What a round of serving ended with.
+enum Round {
+    Leaves(Leaving),
+    /// The spare has this lane from now on.
+    HasLane(usize),
 }
 
 struct Worker<'a> {
-    shared: &'a Arc<Shared>,
+    registry: &'a Arc<Registry>,
     group: &'a Arc<Group>,
-    record: &'a Record,
-    site: Site,
+    member: &'a Member,
+    role: Role,
+    door: Door,
 }
 
-impl Worker<'_> {
-    fn serve_lane(&mut self, mut lane: Serving<'_>) -> Leaving {
+impl<'a> Worker<'a> {
+    /// Opens a lane, busy as yet.
+    fn open(&self, index: usize) -> Serving<'a> {
+        (self.group.lane(index).open()).expect("a lane has one worker at a time")
+    }
+
+    /// Serves, and leaves the group in order, whatever happens.
+    fn serve_until_the_end(&mut self, mut lane: Option<Serving<'a>>) {
+        let span = self.span();
+        let _in_span = span.as_ref().map(tracing::Span::enter);
+        let is_spare = lane.is_none();
+        // A subscriber may ship its line through this very namespace: the lane is
+        // busy, so that callers use the queue, and others serve it meanwhile.
+        self.door
+            .report(|| tracing::debug!(is_spare, "worker started"));
+        if let Some(lane) = &mut lane {
+            lane.end_busy();
+        }
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve(&mut lane)));
+        let why = served.unwrap_or_else(|panic| {
+            // Only a fault of this library gets here. Its callers are told, and
+            // another worker takes over.
+            discard(panic);
+            self.leave_spoiled(lane.as_mut())
+        });
+        let (done, panicked) = (self.member.counters.done(), self.member.counters.panicked());
+        self.door.report(|| match why {
+            Leaving::Spoiled => tracing::warn!(
+                done,
+                panicked,
+                "worker retired: its thread was left where nothing else may run"
+            ),
+            Leaving::Idle | Leaving::Told => {
+                let idle = why == Leaving::Idle;
+                tracing::debug!(done, panicked, idle, "worker retired");
+            }
+        });
+    }
+
+    /// `None` when the subscriber panics.
+    fn span(&mut self) -> Option<tracing::Span> {
+        let (group, number) = (self.group, self.member.number);
+        self.door.report(|| {
+            tracing::info_span!(
+                parent: None,
+                "netns_worker",
+                netns = %group.label(),
+                netns_id = %group.id(),
+                worker = number,
+            )
+        })
+    }
+
+    fn serve(&mut self, lane: &mut Option<Serving<'a>>) -> Leaving {
+        loop {
+            if let Some(lane) = lane {
+                return self.serve_lane(lane);
+            }
+            match self.serve_as_spare() {
+                Round::Leaves(why) => return why,
+                Round::HasLane(index) => {
+                    self.role = Role::Lane(index);
+                    let lane = lane.insert(self.open(index));
+                    lane.end_busy();
+                }
+            }
+        }
+    }
+
+    fn serve_lane(&mut self, lane: &mut Serving<'a>) -> Leaving {
+        let may_spin = self.group.pool().may_spin;
         let mut credit = Credit::new();
         // Whether it has just emptied the queue.
         let mut emptied = false;
         loop {
+            current::came_back();
+            if self.door.is_spoiled() {
+                return self.leave_spoiled(Some(lane));
+            }
             if lane.has_call() {
-                self.group.pass_on(self.shared);
-                if lane
-                    .serve(&mut self.site)
-                    .is_some_and(|after| after.spoiled)
-                {
-                    return self.leave_spoiled(Some(&mut lane));
-                }
+                self.cover_queue();
+                lane.serve(&mut self.door);
                 if lane.was_sent_away() {
                     credit = Credit::full();
                 }
-            } else if self.group.has_queued() {
+            } else if !self.group.queue.is_empty() {
                 if lane.begin_busy() {
-                    while let Some(job) = self.group.take() {
-                        self.group.pass_on(self.shared);
-                        if self.run(job).spoiled {
-                            return self.leave_spoiled(Some(&mut lane));
-                        }
+                    self.serve_queue();
+                    if self.door.is_spoiled() {
+                        continue;
                     }
                     lane.end_busy();
                     emptied = true;
                 } else {
                     lane.await_post();
                 }
-            } else if mem::take(&mut emptied) && self.shared.may_spin && self.group.expects_jobs() {
-                // Whoever floods the queue and this worker would sleep by turns.
-                Credit::full().spin(pace::LONGEST_SPIN, || self.has_work(&lane));
-            } else if self.shared.may_spin && may_spin(&lane, &mut credit) {
-                credit.spin(lane.spin_budget(), || self.has_work(&lane));
-            } else if let Some(why) = self.park(&mut lane, &mut credit) {
+            } else if mem::take(&mut emptied) && may_spin && self.group.queue.expects_jobs() {
+                // A sender that floods the queue and this worker would sleep by turns.
+                Credit::full().spin(pace::LONGEST_SPIN, || self.has_work(lane));
+            } else if may_spin && may_spin_for(lane, &mut credit) {
+                credit.spin(lane.spin_budget(), || self.has_work(lane));
+            } else if let Some(why) = self.park(lane, &mut credit) {
                 return why;
             }
         }
@@ -261,36 +203,45 @@ impl Worker<'_> {
 
     #[inline]
     fn has_work(&self, lane: &Serving<'_>) -> bool {
-        lane.has_call() || self.group.has_queued()
+        lane.has_call() || !self.group.queue.is_empty()
+    }
+
+    /// Runs the jobs of the queue until there is none, or the thread is spoiled.
+    fn serve_queue(&mut self) {
+        while !self.door.is_spoiled()
+            && let Some(job) = self.group.queue.take()
+        {
+            self.cover_queue();
+            self.run(job);
+        }
     }
 
     /// Sleeps until there may be work; says so when the worker has left instead.
-    fn park(&mut self, lane: &mut Serving<'_>, credit: &mut Credit) -> Option<Leaving> {
+    fn park(&mut self, lane: &mut Serving<'a>, credit: &mut Credit) -> Option<Leaving> {
         let parked = Instant::now();
         if !lane.begin_park(parked) {
             lane.await_post();
             return None;
         }
-        if self.group.has_queued() {
+        if !self.group.queue.is_empty() {
             lane.stay_awake();
             return None;
         }
-        if self.group.wants_leave(self.record.role) {
-            return self.leave(lane, Leaving::Told);
+        if self.group.wants_leave(self.role) {
+            return self.leave_lane(lane, Leaving::Told);
         }
-        self.group.note_idle(self.shared);
+        self.group.note_idle();
         // What an idle worker does is not done yet: on a CPU that both share, the
         // caller would wait for it.
-        if lane.sleep(Some(SETTLE)) {
+        if lane.sleep(Some(UPKEEP_AFTER)) {
             if parked.elapsed() < pace::QUICK {
                 credit.gain();
             }
             return None;
         }
-        if !matches!(self.site.guard.before_park(), ThreadState::Clean) {
+        if !self.upkeep() {
             return Some(self.leave_spoiled(Some(lane)));
         }
-        self.group.watch_for_deletion(self.shared);
         if lane.sleep(self.idle_timeout()) {
             return None;
         }
@@ -299,57 +250,155 @@ impl Worker<'_> {
             lane.stay_awake();
             return None;
         }
-        self.leave(lane, Leaving::Idle)
+        self.leave_lane(lane, Leaving::Idle)
     }
 
-    fn leave(&mut self, lane: &mut Serving<'_>, why: Leaving) -> Option<Leaving> {
-        (self.group.leave(self.shared, self.record, Some(lane), why)).then_some(why)
+    /// What an idle worker does for itself; `false` when its thread is unfit.
+    fn upkeep(&mut self) -> bool {
+        if !self.door.before_park() {
+            return false;
+        }
+        self.watch_for_deletion();
+        !self.door.is_spoiled()
+    }
+
+    /// Has the group retired when its namespace loses its last name: from then on
+    /// it would be kept alive by its idle workers alone.
+    fn watch_for_deletion(&mut self) {
+        if cfg!(loom) {
+            // Takes a thread of its own, and is told of by `retire` alone.
+            return;
+        }
+        let Some(netns) = self.group.unwatched() else {
+            return;
+        };
+        let group = self.group;
+        let (id, weak, named) = (group.id(), Arc::downgrade(self.registry), netns.downgrade());
+        let retire = move || {
+            // Calls that still come have workers that idle, as in a namespace
+            // that never had a name.
+            named.note_lost_name();
+            if let Some(registry) = weak.upgrade() {
+                registry.retire(id);
+            }
+        };
+        // A job that was quick to end may find its namespace deleted by now.
+        let had_name = netns.had_name();
+        let subscribed =
+            (netns.inode()).and_then(|inode| watch::subscribe(inode, id, had_name, retire));
+        drop(netns);
+        match subscribed {
+            Ok(subscription) => drop(group.keep_watched(subscription)),
+            Err(error) => {
+                self.door.report(|| {
+                    tracing::warn!(
+                        netns = %group.label(),
+                        netns_id = %id,
+                        error = %error,
+                        "deletion is not watched: an idle worker keeps the namespace until it times out"
+                    );
+                });
+            }
+        }
     }
 
     fn idle_timeout(&self) -> Option<Duration> {
         if self.group.is_pinned() {
             None
         } else {
-            self.shared.config.idle_timeout
+            self.group.pool().config.idle_timeout
         }
     }
 
-    fn serve_as_spare(&mut self) -> Leaving {
+    fn serve_as_spare(&mut self) -> Round {
         loop {
-            while let Some(job) = self.group.take() {
-                self.group.pass_on(self.shared);
-                if self.run(job).spoiled {
-                    return self.leave_spoiled(None);
+            while let Some(job) = self.group.queue.take() {
+                self.cover_queue();
+                self.run(job);
+                if self.door.is_spoiled() {
+                    return Round::Leaves(self.leave_spoiled(None));
+                }
+                if let Some(index) = self.group.take_vacant_lane() {
+                    return Round::HasLane(index);
                 }
                 if self.group.has_enough_workers() {
                     break;
                 }
             }
-            if !matches!(self.site.guard.before_park(), ThreadState::Clean) {
-                return self.leave_spoiled(None);
+            if !self.door.before_park() {
+                return Round::Leaves(self.leave_spoiled(None));
             }
-            let timeout = self.shared.config.idle_timeout;
-            if let Some(why) = self.group.park_spare(self.shared, self.record, timeout) {
-                return why;
+            let timeout = self.group.pool().config.idle_timeout;
+            if let Some(why) = self.group.park_spare(timeout)
+                && self.leave(why)
+            {
+                return Round::Leaves(why);
             }
         }
     }
 
-    fn run(&mut self, job: JobRef) -> After {
-        if self.shared.is_abandoned() {
-            job.abort(Error::new(
-                Kind::Cancelled,
-                "job cancelled: the executor shut down before it started",
-            ));
-            return After::default();
+    fn run(&mut self, job: JobRef) {
+        if self.group.pool().is_abandoned() {
+            self.door.run("drop of a cancelled job", || {
+                job.abort(Error::new(
+                    Kind::Cancelled,
+                    "job cancelled: the executor shut down before it started",
+                ));
+            });
+        } else {
+            job.execute(&mut self.door);
         }
-        job.execute(&mut self.site)
+        current::came_back();
     }
 
-    fn leave_spoiled(&mut self, lane: Option<&mut Serving<'_>>) -> Leaving {
+    fn cover_queue(&self) {
+        let todo = self.group.cover_queue();
+        let orphans = carry_out(self.registry, self.group, todo);
+        debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+    }
+
+    // Death.
+
+    fn leave_lane(&self, lane: &mut Serving<'a>, why: Leaving) -> Option<Leaving> {
+        if !self.group.close_lane(lane, why) {
+            return None;
+        }
+        if self.leave(why) {
+            return Some(why);
+        }
+        lane.reopen();
+        None
+    }
+
+    /// Leaves although jobs may wait: they go to others.
+    fn leave_spoiled(&self, lane: Option<&mut Serving<'a>>) -> Leaving {
         let why = Leaving::Spoiled;
-        let left = self.group.leave(self.shared, self.record, lane, why);
+        let left = match lane {
+            Some(lane) => self.leave_lane(lane, why).is_some(),
+            None => self.leave(why),
+        };
         assert!(left, "a spoiled worker always leaves");
         why
     }
+
+    /// Leaves the group; `false` when there is work after all.
+    fn leave(&self, why: Leaving) -> bool {
+        match (self.registry).leave(self.group, self.member, self.role, why) {
+            None => false,
+            Some(todo) => {
+                current::left();
+                // The successor of a spoiled worker is waited for: it is this thread
+                // that tells the owners of the jobs if there will be none.
+                let orphans = carry_out(self.registry, self.group, todo);
+                debug_assert!(orphans.is_empty(), "nothing was pushed to a dead group");
+                true
+            }
+        }
+    }
+}
+
+/// Whether the worker of `lane` should spin before it parks.
+#[inline]
+fn may_spin_for(lane: &Serving<'_>, credit: &mut Credit) -> bool {
+    !lane.is_beside_caller() && credit.allows()
 }

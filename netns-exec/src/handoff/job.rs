@@ -12,15 +12,16 @@
 //! | `HeapJob`, see `task` | behind an `Arc`, 1 allocation | the `JobRef` owns one of two references |
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 use super::latch::Latch;
-use super::outcome::{self, After, Outcome, Site};
-use crate::error::Error;
+use super::outcome::{Door, Outcome};
+use crate::error::{Error, Kind};
 use crate::sync::UnsafeCell;
 
 pub(super) struct Vtable {
-    pub(super) execute: unsafe fn(NonNull<Header>, &mut Site) -> After,
+    pub(super) execute: unsafe fn(NonNull<Header>, &mut Door),
     pub(super) abort: unsafe fn(NonNull<Header>, Error),
 }
 
@@ -30,8 +31,11 @@ pub(super) struct Header {
 }
 
 /// One word that stands for a job, see the module.
+///
+/// A job whose reference is dropped has been aborted: no early return and no panic
+/// can lose its owner.
 pub(crate) struct JobRef {
-    pub(super) job: NonNull<Header>,
+    job: NonNull<Header>,
 }
 
 // SAFETY: jobs are made of closures and results that are `Send`, see
@@ -39,19 +43,33 @@ pub(crate) struct JobRef {
 unsafe impl Send for JobRef {}
 
 impl JobRef {
+    /// # Safety
+    ///
+    /// The job is live, and stays so until it has been executed or aborted; there is
+    /// no other reference to it.
+    pub(super) unsafe fn new(job: NonNull<Header>) -> JobRef {
+        JobRef { job }
+    }
+
+    /// Gives the reference up, neither executed nor aborted.
+    pub(super) fn into_raw(self) -> NonNull<Header> {
+        ManuallyDrop::new(self).job
+    }
+
     /// Runs the job and tells its owner.
-    pub(crate) fn execute(self, site: &mut Site) -> After {
+    #[inline]
+    pub(crate) fn execute(self, door: &mut Door) {
         let run = self.vtable().execute;
         // SAFETY: the job is live because neither function has been called yet,
-        // and `self` is gone after this.
-        unsafe { run(self.job, site) }
+        // and the reference is gone after this.
+        unsafe { run(self.into_raw(), door) }
     }
 
     /// Gives the job up without running it and tells its owner why.
     pub(crate) fn abort(self, why: Error) {
         let abort = self.vtable().abort;
         // SAFETY: as in `execute`.
-        unsafe { abort(self.job, why) }
+        unsafe { abort(self.into_raw(), why) }
     }
 
     fn vtable(&self) -> &'static Vtable {
@@ -60,11 +78,24 @@ impl JobRef {
     }
 }
 
-/// Ends the process when it is dropped: for frames that a worker still uses.
+impl Drop for JobRef {
+    fn drop(&mut self) {
+        // SAFETY: this is the only reference, and it is gone after this.
+        let job = unsafe { JobRef::new(self.job) };
+        job.abort(Error::new(Kind::Cancelled, "job lost before it started"));
+    }
+}
+
+/// Ends the process when it is dropped, that is when a panic comes by: for frames that
+/// another thread still uses, which must not go away.
 pub(crate) struct AbortOnUnwind;
 
 impl Drop for AbortOnUnwind {
     fn drop(&mut self) {
+        eprintln!(
+            "netns-exec: panic while another thread uses the frame of a call, which therefore \
+             cannot be left; ending the process"
+        );
         std::process::abort();
     }
 }
@@ -90,9 +121,8 @@ where
         outcome: UnsafeCell::new(None),
         latch: Latch::new(),
     };
-    let job_ref = JobRef {
-        job: NonNull::from(&job).cast(),
-    };
+    // SAFETY: this frame stays until the job's latch is set or the reference is back.
+    let job_ref = unsafe { JobRef::new(NonNull::from(&job).cast()) };
     // From here on this frame must stay until the latch is set, whatever happens.
     let stay = AbortOnUnwind;
     let sent = send(job_ref);
@@ -108,7 +138,10 @@ where
             let outcome = job.outcome.with_mut(|outcome| unsafe { (*outcome).take() });
             outcome.expect("the setter stores the outcome first")
         }
-        Err((_never_sent, why)) => Outcome::Aborted(why),
+        Err((never_sent, why)) => {
+            never_sent.into_raw();
+            Outcome::Aborted(why)
+        }
     }
 }
 
@@ -131,19 +164,17 @@ where
         abort: Self::abort,
     };
 
-    unsafe fn execute(job: NonNull<Header>, site: &mut Site) -> After {
+    unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
         // SAFETY: the caller waits, so the job is live until its latch is set.
         let job = unsafe { job.cast::<Self>().as_ref() };
         // SAFETY: the `JobRef` that was consumed is the only way to the cells.
         let f = job.f.with_mut(|f| unsafe { (*f).take() });
-        let outcome = outcome::call(f.expect("a job runs once"), site);
-        let after = After::of(&outcome);
+        let outcome = door.call(f.expect("a job runs once"));
         // SAFETY: as above.
         (job.outcome).with_mut(|cell| unsafe { *cell = Some(outcome) });
         let latch = &raw const job.latch;
         // SAFETY: live until this very call, the last touch.
         unsafe { Latch::set(latch) };
-        after
     }
 
     unsafe fn abort(job: NonNull<Header>, why: Error) {

@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 
 use super::caller::{Caller, Plan};
 use super::job::AbortOnUnwind;
-use super::outcome::{self, After, Outcome, Site};
+use super::outcome::{Door, Outcome};
 use super::placement::{Cpu, CpuHint, Whereabouts};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake, yield_now};
 
@@ -59,8 +59,9 @@ const ASLEEP: u32 = 1;
 const REQUEST: usize = 48;
 const REPLY: usize = 56;
 
-/// A job in the lane: reads the closure from the request, writes the outcome to the reply.
-type Call = unsafe fn(*mut Request, *mut Reply, &mut Site) -> After;
+/// A job in the lane: reads the closure from the request, writes the outcome to the
+/// reply, and returns how: 0 for a plain value, or [`BOXED`].
+type Call = unsafe fn(*mut Request, *mut Reply, &mut Door) -> u32;
 
 struct Request {
     call: Option<Call>,
@@ -212,7 +213,8 @@ impl Lane {
         false
     }
 
-    /// Makes the calling thread the lane's worker, if it has none.
+    /// Makes the calling thread the lane's worker, if it has none; a busy one, until it
+    /// says that it is [not](Serving::end_busy).
     pub(crate) fn open(&self) -> Option<Serving<'_>> {
         if !self.is_closed() {
             return None;
@@ -225,7 +227,7 @@ impl Lane {
         let gate = (self.gate.0)
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |gate| {
                 // OWNED stays: the last caller may not have let go yet.
-                (gate & CLOSED != 0).then_some(gate & !(CLOSED | BUSY | PARKED))
+                (gate & CLOSED != 0).then_some(gate & !(CLOSED | PARKED) | BUSY)
             })
             .ok()?;
         Some(Serving {
@@ -408,7 +410,7 @@ const REFUSED: u32 = 1 << 2;
 ///
 /// For both calls: posted and not done, so that both lines are the worker's, and
 /// the request holds what [`Claim::run`] put there for this very call.
-unsafe fn call_inline<F, T>(request: *mut Request, reply: *mut Reply, site: &mut Site) -> After
+unsafe fn call_inline<F, T>(request: *mut Request, reply: *mut Reply, door: &mut Door) -> u32
 where
     F: FnOnce() -> T,
 {
@@ -416,18 +418,22 @@ where
     let request = unsafe { &*request };
     // SAFETY: an F was put there.
     let f: F = unsafe { request.closure.take() };
-    let outcome = outcome::call(f, site);
-    let after = After::of(&outcome);
+    let outcome = door.call(f);
     // SAFETY: the worker's.
     let reply = unsafe { &mut *reply };
     match outcome {
-        Outcome::Returned(value) => reply.put(value),
-        other => reply.put(Box::new(other)),
+        Outcome::Returned(value) => {
+            reply.put(value);
+            0
+        }
+        other => {
+            reply.put(Box::new(other));
+            BOXED
+        }
     }
-    after
 }
 
-unsafe fn call_framed<F, T>(request: *mut Request, _reply: *mut Reply, site: &mut Site) -> After
+unsafe fn call_framed<F, T>(request: *mut Request, _reply: *mut Reply, door: &mut Door) -> u32
 where
     F: FnOnce() -> T,
 {
@@ -438,10 +444,8 @@ where
     // SAFETY: the caller waits, so its frame is live, and leaves it to us.
     let frame = unsafe { &mut *frame };
     let f = frame.f.take().expect("a job runs once");
-    let outcome = outcome::call(f, site);
-    let after = After::of(&outcome);
-    frame.outcome = Some(outcome);
-    after
+    frame.outcome = Some(door.call(f));
+    0
 }
 
 /// The worker's side of a lane.
@@ -462,7 +466,7 @@ impl Serving<'_> {
 
     /// Runs the call that waits, if any.
     #[inline]
-    pub(crate) fn serve(&mut self, site: &mut Site) -> Option<After> {
+    pub(crate) fn serve(&mut self, door: &mut Door) {
         let number = self.served.wrapping_add(CALL);
         let RequestLine {
             posted,
@@ -472,22 +476,24 @@ impl Serving<'_> {
         let reply = &self.lane.reply.0.result;
         // Acquire: the job is visible to us.
         if posted.load(Ordering::Acquire) != number {
-            return None;
+            return;
         }
         if from.has_moved() {
             self.lane.worker.go_back();
             self.sent_away = !self.is_beside_caller();
         }
-        let after = request.with_mut(|request| {
+        // The caller waits for this thread, whatever happens.
+        let stay = AbortOnUnwind;
+        let how = request.with_mut(|request| {
             reply.with_mut(|reply| {
                 // SAFETY: posted: the caller has written this, and leaves it.
                 let call = unsafe { (*request).call }.expect("posted with a call");
                 // SAFETY: it is the one that was written with the closure.
-                unsafe { call(request, reply, site) }
+                unsafe { call(request, reply, door) }
             })
         });
-        self.done(number | if after.boxed { BOXED } else { 0 });
-        Some(after)
+        mem::forget(stay);
+        self.done(number | how);
     }
 
     /// Waits for the job of a caller that has claimed the lane.

@@ -169,13 +169,12 @@ impl WakerLatch {
         }
     }
 
-    /// Sets the latch and wakes the waiter; returns the state before. Called once.
-    pub(crate) fn complete(&self) -> u32 {
+    /// Sets the latch and wakes the thread that waits; returns the state before, and
+    /// the waker that the caller is to wake: it is user code. Called once.
+    pub(crate) fn complete(&self) -> (u32, Option<Waker>) {
         let before = self.latch.set_shared();
-        if before & WAKER != 0 {
-            self.wake();
-        }
-        before
+        let waker = (before & WAKER != 0).then(|| self.take_waker());
+        (before, waker.flatten())
     }
 
     /// Wakes a stored waker because of one of the user's flags, on the waiting side.
@@ -183,18 +182,17 @@ impl WakerLatch {
     /// The caller just set a flag with [`Latch::try_flag`] that keeps the other
     /// side from ever calling [`complete`](WakerLatch::complete).
     pub(crate) fn wake_for_flag(&self) {
-        if self.latch.state.load(Ordering::Acquire) & WAKER != 0 {
-            self.wake();
+        if self.latch.state.load(Ordering::Acquire) & WAKER != 0
+            && let Some(waker) = self.take_waker()
+        {
+            waker.wake();
         }
     }
 
-    fn wake(&self) {
+    fn take_waker(&self) -> Option<Waker> {
         // SAFETY: `complete` runs once and found WAKER, so the waiting side has
         // given the cell up; `wake_for_flag` has excluded `complete`.
-        let waker = self.waker.with_mut(|cell| unsafe { (*cell).take() });
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        (self.waker).with_mut(|cell| unsafe { (*cell).take() })
     }
 
     /// Ready when the latch is set or one of `flags` is; stores the waker if not.

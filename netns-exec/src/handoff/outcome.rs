@@ -1,18 +1,27 @@
 //! How a job ended, and the one door through which a worker runs user code.
+//!
+//! User code is more than a job's closure: the drop of what it captured or returned,
+//! of a panic's payload, a waker, a tracing subscriber. All of it that runs on a
+//! worker goes through a [`Door`]: under a catch, and with the guard looking at what
+//! it has done before anything else runs there.
 
 use std::any::Any;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, LeftThread};
+use crate::error::{Error, Kind, LeftThread};
 use crate::guard::{ThreadGuard, ThreadState};
+
+/// What a panic was raised with.
+pub(crate) type Payload = Box<dyn Any + Send>;
 
 /// How a job ended.
 pub(crate) enum Outcome<T> {
     Returned(T),
-    Panicked(Box<dyn Any + Send>),
+    Panicked(Payload),
     /// It never ran.
     Aborted(Error),
     /// It ended one way or the other, and did what the guard forbids.
@@ -21,23 +30,65 @@ pub(crate) enum Outcome<T> {
 
 /// What the guard found after a job.
 pub(crate) struct Violation<T> {
-    pub(crate) found: Finding,
-    pub(crate) result: Result<T, Box<dyn Any + Send>>,
+    pub(crate) finding: Finding,
+    pub(crate) result: Result<T, Payload>,
 }
 
 pub(crate) enum Finding {
     Escaped,
     LeftThreads(Vec<LeftThread>),
-    /// The job panicked over something the guard refused.
-    Refused,
     /// Where the job left its thread could not be found out.
     Unknown(io::Error),
 }
 
-/// Where jobs run: what a worker brings along for them.
-pub(crate) struct Site {
-    pub(crate) guard: ThreadGuard,
-    pub(crate) counters: Arc<Counters>,
+/// Turns a result into something that an error can carry.
+pub(crate) type Pack<T> = fn(T) -> Option<Box<dyn Any + Send>>;
+
+impl<T> Outcome<T> {
+    /// What joining the job gives: its value, or why there is none.
+    pub(crate) fn into_join_result(self, pack: Pack<T>) -> Result<T, Error> {
+        match self {
+            Outcome::Returned(value) => Ok(value),
+            Outcome::Panicked(panic) => Err(Error::panicked("job panicked", panic)),
+            Outcome::Aborted(error) => Err(error),
+            Outcome::Violated(violation) => Err(violation.into_error(pack)),
+        }
+    }
+
+    /// What the caller that waited for the job is given: its panic goes on there.
+    pub(crate) fn into_run_result(self) -> Result<T, Error> {
+        match self {
+            Outcome::Panicked(panic) => resume_unwind(panic),
+            other => other.into_join_result(|_| None),
+        }
+    }
+}
+
+impl<T> Violation<T> {
+    fn into_error(self, pack: Pack<T>) -> Error {
+        let error = match self.finding {
+            Finding::Escaped => Error::new(
+                Kind::Escaped,
+                "job left its thread in another network namespace; the thread has been retired",
+            )
+            .hint(
+                "a job must not call setns(2) or unshare(2); run it in the other namespace instead",
+            ),
+            Finding::Unknown(cause) => Error::new(
+                Kind::Escaped,
+                "cannot tell whether the job left its thread in place; the thread has been retired",
+            )
+            .caused_by(cause),
+            Finding::LeftThreads(threads) => Error::left_threads(&threads),
+        };
+        match self.result {
+            Ok(value) => match pack(value) {
+                Some(value) => error.with_result(value),
+                None => error,
+            },
+            Err(panic) => error.with_panic(panic),
+        }
+    }
 }
 
 /// What a worker has done. Written by the worker only, before the job's owner is
@@ -70,68 +121,105 @@ impl Counters {
     }
 }
 
-/// What a worker needs to know of a job it ran.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct After {
+/// Where user code runs on a worker, see the module.
+pub(crate) struct Door {
+    guard: ThreadGuard,
+    counters: Arc<Counters>,
     /// The thread must run nothing any more.
-    pub(crate) spoiled: bool,
-    /// It did not end with a plain value.
-    pub(crate) boxed: bool,
+    spoiled: bool,
 }
 
-impl After {
-    pub(crate) fn of<T>(outcome: &Outcome<T>) -> After {
-        match outcome {
-            Outcome::Returned(_) | Outcome::Aborted(_) => After::default(),
-            Outcome::Panicked(_) => After {
-                spoiled: false,
-                boxed: true,
-            },
-            Outcome::Violated(violation) => After {
-                spoiled: !matches!(violation.found, Finding::Refused),
-                boxed: true,
-            },
+impl Door {
+    pub(crate) fn new(guard: ThreadGuard, counters: Arc<Counters>) -> Door {
+        Door {
+            guard,
+            counters,
+            spoiled: false,
         }
     }
-}
 
-/// Calls `f` on the worker's thread, and has the guard look at what it did.
-pub(crate) fn call<T>(f: impl FnOnce() -> T, site: &mut Site) -> Outcome<T> {
-    Counters::bump(&site.counters.started);
-    site.guard.before_job();
-    // The caller gets the payload and decides; nothing of `f` is seen again.
-    let result = catch_unwind(AssertUnwindSafe(f));
-    let state = site.guard.after_job();
-    if result.is_err() {
-        Counters::bump(&site.counters.panicked);
+    /// Whether the guard found the thread unfit for anything else.
+    #[inline]
+    pub(crate) fn is_spoiled(&self) -> bool {
+        self.spoiled
     }
-    Counters::bump(&site.counters.done);
-    let found = match state {
-        ThreadState::Clean => match result {
-            Ok(value) => return Outcome::Returned(value),
-            Err(panic) if site.guard.explains(&*panic) => {
-                return Outcome::Violated(Box::new(Violation {
-                    found: Finding::Refused,
-                    result: Err(panic),
-                }));
+
+    /// Runs a job's closure. The verdict is the job's.
+    #[inline]
+    pub(crate) fn call<T>(&mut self, f: impl FnOnce() -> T) -> Outcome<T> {
+        Counters::bump(&self.counters.started);
+        self.guard.before_job();
+        // The caller gets the payload and decides; nothing of `f` is seen again.
+        let result = catch_unwind(AssertUnwindSafe(f));
+        let verdict = self.guard.after_job();
+        if result.is_err() {
+            Counters::bump(&self.counters.panicked);
+        }
+        Counters::bump(&self.counters.done);
+        let finding = match verdict {
+            ThreadState::Clean => {
+                return match result {
+                    Ok(value) => Outcome::Returned(value),
+                    Err(panic) => Outcome::Panicked(panic),
+                };
             }
-            Err(panic) => return Outcome::Panicked(panic),
-        },
-        ThreadState::Escaped => Finding::Escaped,
-        ThreadState::Unknown(cause) => Finding::Unknown(cause),
-        ThreadState::LeftThreads(threads) => Finding::LeftThreads(threads),
-    };
-    Outcome::Violated(Box::new(Violation { found, result }))
+            ThreadState::Escaped => Finding::Escaped,
+            ThreadState::Unknown(cause) => Finding::Unknown(cause),
+            ThreadState::LeftThreads(threads) => Finding::LeftThreads(threads),
+        };
+        self.spoiled = true;
+        Outcome::Violated(Box::new(Violation { finding, result }))
+    }
+
+    /// Runs what is no job's closure, such as a drop or a waker: `what` says which.
+    /// `None` when it panicked. What it did wrong is told in the log, since no caller
+    /// waits for it, and a thread that it spoiled runs nothing after that.
+    pub(crate) fn run<R>(&mut self, what: &'static str, f: impl FnOnce() -> R) -> Option<R> {
+        let (result, verdict) = self.look_after(f);
+        if result.is_none() {
+            self.report(|| tracing::error!(what, "panic on a worker, outside of a job"));
+        }
+        if !matches!(verdict, ThreadState::Clean) {
+            self.report(|| tracing::error!(what, ?verdict, "guard broken outside of a job"));
+        }
+        result
+    }
+
+    /// Tells the tracing subscriber of something, which is the user's code as well.
+    /// `None` when it panicked: of its own faults it is not told.
+    pub(crate) fn report<R>(&mut self, event: impl FnOnce() -> R) -> Option<R> {
+        self.look_after(event).0
+    }
+
+    /// Runs `f` as a job's closure is run, with no caller to be told.
+    fn look_after<R>(&mut self, f: impl FnOnce() -> R) -> (Option<R>, ThreadState) {
+        self.guard.before_job();
+        let result = catch_unwind(AssertUnwindSafe(f));
+        let result = result.map_err(discard).ok();
+        let verdict = self.guard.after_job();
+        self.spoiled |= !matches!(verdict, ThreadState::Clean);
+        (result, verdict)
+    }
+
+    /// Puts right, before the worker sleeps, what jobs may have changed; `false` when
+    /// the thread is unfit for more.
+    pub(crate) fn before_park(&mut self) -> bool {
+        self.spoiled |= !matches!(self.guard.before_park(), ThreadState::Clean);
+        !self.spoiled
+    }
 }
 
-/// Drops `value`, which may run code of the user's that panics, and the
-/// payload's own drop may too.
-pub(crate) fn drop_quietly<T>(value: T) {
-    let mut panic = match catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        Ok(()) => return,
-        Err(panic) => panic,
-    };
-    while let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        panic = next;
+/// Runs user code on a thread that is no worker: what it panics with is dropped.
+pub(crate) fn quietly(f: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
+        discard(panic);
+    }
+}
+
+/// Drops a panic's payload. If that panics as well, what it panics with is leaked: it
+/// might go on like that for ever.
+pub(crate) fn discard(panic: Payload) {
+    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        mem::forget(next);
     }
 }

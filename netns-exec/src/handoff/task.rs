@@ -9,20 +9,22 @@
 //! | `DETACHED` | handle, dropped  | no handle will take the outcome: the worker drops it    |
 //! | set        | worker           | the outcome is stored and belongs to the handle         |
 //!
+//! A job that is aborted before it was cancelled leaves its closure to the handle,
+//! with the outcome that says so.
+//!
 //! `STARTED` and `CANCELLED` bar each other; between `DETACHED` and set, the later
 //! one drops the outcome.
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use super::job::{Header, JobRef, Vtable};
 use super::latch::{FIRST_FLAG, WakerLatch};
-use super::outcome::{After, Outcome, Site, call, drop_quietly};
+use super::outcome::{Door, Outcome, Pack, quietly};
 use crate::error::{Error, Kind};
 use crate::sync::UnsafeCell;
 
@@ -54,9 +56,6 @@ impl OnEnd for () {
 
     fn panic_dropped(&self) {}
 }
-
-/// Turns a result into something that an error can carry.
-type Pack<T> = fn(T) -> Option<Box<dyn Any + Send>>;
 
 /// A job behind an `Arc`, shared by the queue and the handle.
 #[repr(C)]
@@ -92,22 +91,33 @@ trait Packet<T> {
     fn panic_dropped(&self);
 }
 
-impl<F, T, E: OnEnd> Packet<T> for HeapJob<F, T, E> {
+impl<F, T, E> Packet<T> for HeapJob<F, T, E>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+{
     fn latch(&self) -> &WakerLatch {
         &self.latch
     }
 
     unsafe fn take_outcome(&self) -> Option<Outcome<T>> {
         // SAFETY: set and not detached: the cell belongs to the handle.
-        (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() })
+        let outcome = (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() });
+        // Still there when the job was aborted: it belongs to the handle as well.
+        if matches!(outcome, Some(Outcome::Aborted(_))) {
+            quietly(|| drop(self.take_closure()));
+        }
+        outcome
     }
 
     unsafe fn into_ref(self: Arc<Self>) -> JobRef {
         let job = Arc::into_raw(self).cast_mut();
-        JobRef {
-            // `HeapJob` is repr(C) with the header first.
-            job: NonNull::new(job.cast()).expect("an Arc is not null"),
-        }
+        // `HeapJob` is repr(C) with the header first.
+        let job = NonNull::new(job.cast()).expect("an Arc is not null");
+        // SAFETY: the reference that `into_raw` took keeps the job; the caller makes
+        // no other.
+        unsafe { JobRef::new(job) }
     }
 
     fn pack(&self) -> Pack<T> {
@@ -130,46 +140,64 @@ where
         abort: Self::abort,
     };
 
-    unsafe fn execute(job: NonNull<Header>, site: &mut Site) -> After {
+    unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
         // SAFETY: the `JobRef` that was consumed owned this reference, which
         // `spawn` made with `Arc::into_raw`.
         let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
-        // SAFETY: only the queue's side touches the closure, and that is us.
-        let f = job.f.with_mut(|f| unsafe { (*f).take() });
-        let f = f.expect("a job runs once");
-        if !job.latch.try_flag(STARTED, CANCELLED) {
-            drop_quietly(f);
+        if job.latch.try_flag(STARTED, CANCELLED) {
+            let f = job.take_closure().expect("a job runs once");
+            let outcome = door.call(f);
+            job.end(outcome, Some(door));
+        } else {
+            let f = job.take_closure();
+            door.run("drop of a cancelled job", || drop(f));
             job.on_end.job_over(false);
-            return After::default();
         }
-        let outcome = call(f, site);
-        let after = After::of(&outcome);
-        job.end(outcome);
-        after
     }
 
+    /// Runs none of the user's code but a waker, unless there is no handle: a closure
+    /// that has not run is dropped by the handle, on its own thread.
     unsafe fn abort(job: NonNull<Header>, why: Error) {
         // SAFETY: as in `execute`.
         let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
-        // SAFETY: as in `execute`.
-        drop_quietly(job.f.with_mut(|f| unsafe { (*f).take() }));
         if job.latch.try_flag(STARTED, CANCELLED) {
-            job.end(Outcome::Aborted(why));
+            job.end(Outcome::Aborted(why), None);
         } else {
+            quietly(|| drop(job.take_closure()));
             job.on_end.job_over(false);
         }
     }
 
+    /// For the side that owns the closure just now, as said at the top of this file.
+    fn take_closure(&self) -> Option<F> {
+        // SAFETY: the owner calls, and the other side does not touch it any more.
+        (self.f).with_mut(|f| unsafe { (*f).take() })
+    }
+
     /// Stores the outcome and tells the handle, or drops it when there is none.
-    fn end(&self, outcome: Outcome<T>) {
+    fn end(&self, outcome: Outcome<T>, mut door: Option<&mut Door>) {
+        let mut through = |what, f: &mut dyn FnMut()| match &mut door {
+            Some(door) => drop(door.run(what, f)),
+            None => quietly(f),
+        };
         let panicked = matches!(outcome, Outcome::Panicked(_));
-        // SAFETY: STARTED and not set: the cell belongs to the worker.
+        // SAFETY: STARTED and not set: the cell belongs to this side.
         (self.outcome).with_mut(|cell| unsafe { *cell = Some(outcome) });
-        let unclaimed = self.latch.complete() & DETACHED != 0;
+        let (before, waker) = self.latch.complete();
+        if let Some(waker) = waker {
+            let mut waker = Some(waker);
+            through("waker", &mut || waker.take().map_or((), Waker::wake));
+        }
+        let unclaimed = before & DETACHED != 0;
         if unclaimed {
             // SAFETY: the handle was gone before the latch was set, so the cell
-            // is still the worker's.
-            drop_quietly((self.outcome).with_mut(|outcome| unsafe { (*outcome).take() }));
+            // is still this side's.
+            let mut outcome = (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() });
+            let mut closure = self.take_closure();
+            through("drop of a result", &mut || {
+                drop(outcome.take());
+                drop(closure.take());
+            });
         }
         self.on_end.job_over(panicked && unclaimed);
     }
@@ -229,12 +257,11 @@ where
         match send(job_ref) {
             Ok(()) => Ok(self.into_handle()),
             Err((back, why)) => {
-                let back = back.job.as_ptr().cast_const().cast();
+                let back = back.into_raw().as_ptr().cast_const().cast();
                 assert_eq!(back, raw, "`send` returned another job");
                 // SAFETY: the reference that came back owns what into_ref took.
                 drop(unsafe { Arc::from_raw(back) });
-                // SAFETY: no worker has ever seen the job.
-                let f = self.job.f.with_mut(|f| unsafe { (*f).take() });
+                let f = self.job.take_closure();
                 Err((why, f.expect("the job has not run")))
             }
         }
@@ -276,7 +303,7 @@ where
 /// Jobs of their own that are handed over together: gives out each once, in
 /// their order. Those that are left when it is dropped never run.
 pub(crate) struct Batch<'a, T> {
-    tickets: Vec<TaskHandle<'a, T>>,
+    handles: Vec<TaskHandle<'a, T>>,
     /// How many have been given out.
     sent: usize,
 }
@@ -291,11 +318,11 @@ impl<'a, T: 'a> Batch<'a, T> {
     {
         let jobs = jobs.into_iter();
         let mut batch = Batch {
-            tickets: Vec::with_capacity(jobs.size_hint().0),
+            handles: Vec::with_capacity(jobs.size_hint().0),
             sent: 0,
         };
         for f in jobs {
-            batch.tickets.push(draft(f).into_handle());
+            batch.handles.push(draft(f).into_handle());
         }
         batch
     }
@@ -305,11 +332,11 @@ impl<'a, T: 'a> Batch<'a, T> {
         mut self,
         send: impl FnOnce(&mut Self) -> Result<(), X>,
     ) -> Result<Vec<TaskHandle<'a, T>>, X> {
-        if !self.tickets.is_empty() {
+        if !self.handles.is_empty() {
             send(&mut self)?;
         }
-        assert_eq!(self.sent, self.tickets.len(), "`send` has left out jobs");
-        Ok(std::mem::take(&mut self.tickets))
+        assert_eq!(self.sent, self.handles.len(), "`send` has left out jobs");
+        Ok(std::mem::take(&mut self.handles))
     }
 }
 
@@ -317,10 +344,10 @@ impl<T> Iterator for Batch<'_, T> {
     type Item = JobRef;
 
     fn next(&mut self) -> Option<JobRef> {
-        let ticket = self.tickets.get(self.sent)?;
+        let handle = self.handles.get(self.sent)?;
         self.sent += 1;
         // SAFETY: counted as sent, so this is the only time.
-        Some(unsafe { Arc::clone(&ticket.packet).into_ref() })
+        Some(unsafe { Arc::clone(&handle.packet).into_ref() })
     }
 }
 
@@ -392,6 +419,22 @@ impl<T> TaskHandle<'_, T> {
         self.is_over() || self.packet.latch().wait_until(deadline)
     }
 
+    /// Takes what a job that is over gives.
+    ///
+    /// # Panics
+    ///
+    /// When it has been taken already.
+    pub(crate) fn take_result(&mut self) -> Result<T, Error> {
+        let pack = self.packet.pack();
+        match self.take_outcome() {
+            Some(outcome) => outcome.into_join_result(pack),
+            None => Err(Error::new(
+                Kind::Cancelled,
+                "job cancelled before it started",
+            )),
+        }
+    }
+
     /// Takes the outcome of a job that is over; `None` when it was cancelled.
     pub(crate) fn take_outcome(&mut self) -> Option<Outcome<T>> {
         assert!(!self.taken, "polled again after it was ready");
@@ -402,10 +445,6 @@ impl<T> TaskHandle<'_, T> {
         }
         // SAFETY: set, and `taken` was clear.
         unsafe { self.packet.take_outcome() }
-    }
-
-    pub(crate) fn pack(&self) -> Pack<T> {
-        self.packet.pack()
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -425,7 +464,7 @@ impl<T> Drop for TaskHandle<'_, T> {
             if matches!(outcome, Some(Outcome::Panicked(_))) {
                 self.packet.panic_dropped();
             }
-            drop_quietly(outcome);
+            quietly(|| drop(outcome));
         }
     }
 }

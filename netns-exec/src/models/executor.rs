@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{STACK, check_deep, spawn_deep};
-use crate::executor::handle::JoinHandle;
 use crate::executor::submit::{self, Patience};
-use crate::executor::worker;
-use crate::executor::{Config, Group, Shared};
+use crate::executor::{Config, Group, JoinHandle, Pool, Registry, current, worker};
 use crate::guard::{Guard, Policy};
 use crate::netns::Netns;
 use crate::sync::{Condvar, Mutex, yield_now};
@@ -16,7 +14,7 @@ use crate::sync::{Condvar, Mutex, yield_now};
 /// An executor and the only namespace it serves.
 #[derive(Clone)]
 struct Fixture {
-    shared: Arc<Shared>,
+    registry: Arc<Registry>,
     netns: Netns,
 }
 
@@ -32,44 +30,44 @@ impl Fixture {
         };
         adjust(&mut config);
         let policy = Policy::prepare(Guard::Off).unwrap();
-        let mut shared = Shared::new(config, policy);
-        shared.may_spin = false;
+        let mut pool = Pool::new(config, policy);
+        pool.may_spin = false;
         Fixture {
-            shared: Arc::new(shared),
+            registry: Arc::new(Registry::new(pool, worker::main)),
             netns: Netns::current().unwrap(),
         }
     }
 
     /// The group, with its first worker started.
     fn group(&self) -> Arc<Group> {
-        submit::started(&self.shared, None, &self.netns, Patience::Endless).unwrap()
+        submit::started(&self.registry, None, &self.netns, Patience::Endless).unwrap()
     }
 
     fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        submit::run(&self.shared, &self.netns, f).unwrap()
+        submit::run(&self.registry, &self.netns, f).unwrap()
     }
 
     fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        submit::spawn(&self.shared, None, &self.netns, f).unwrap()
+        JoinHandle::new(submit::spawn(&self.registry, None, &self.netns, f).unwrap())
     }
 
     fn spawn_batch<T: Send + 'static>(
         &self,
         jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 'static>,
     ) -> Vec<JoinHandle<T>> {
-        submit::spawn_batch(jobs, |batch| {
-            submit::queue_all(&self.shared, None, &self.netns, batch)
-        })
-        .unwrap()
+        let tasks = submit::spawn_batch(jobs, |batch| {
+            submit::queue_all(&self.registry, None, &self.netns, batch)
+        });
+        tasks.unwrap().into_iter().map(JoinHandle::new).collect()
     }
 
     /// Ends the workers, which loom would call a deadlock otherwise, and with
     /// them whatever they had left undone.
     fn close(self) {
-        for group in self.shared.close() {
+        for group in self.registry.close() {
             group.wait_empty(None);
         }
-        self.shared.threads.join_all();
+        self.registry.pool().threads.join_all();
     }
 }
 
@@ -108,7 +106,7 @@ fn call_meets_a_worker_that_leaves_for_being_idle() {
         // Time is up as soon as a worker has nothing to do.
         let fixture = Fixture::new(|config| config.idle_timeout = Some(Duration::ZERO));
         let group = fixture.group();
-        let n = submit::run_on(&fixture.shared, &group, &fixture.netns, || 7);
+        let n = submit::run_on(&fixture.registry, &group, &fixture.netns, || 7);
         assert_eq!(n.unwrap(), 7);
         fixture.close();
     });
@@ -133,7 +131,7 @@ fn call_meets_retirement() {
             let fixture = fixture.clone();
             move || fixture.run(|| 7)
         });
-        for group in fixture.shared.retire(fixture.netns.id()).groups {
+        for group in fixture.registry.retire(fixture.netns.id()).groups {
             group.wait_empty(None);
         }
         assert_eq!(caller.join().unwrap(), 7);
@@ -150,7 +148,7 @@ fn queued_job_meets_retirement() {
             let fixture = fixture.clone();
             move || fixture.spawn(|| 7).join().unwrap()
         });
-        for group in fixture.shared.retire(fixture.netns.id()).groups {
+        for group in fixture.registry.retire(fixture.netns.id()).groups {
             group.wait_empty(None);
         }
         assert_eq!(caller.join().unwrap(), 7);
@@ -221,7 +219,7 @@ fn batch_meets_retirement() {
                 assert!(values.eq(1..=2));
             }
         });
-        for group in fixture.shared.retire(fixture.netns.id()).groups {
+        for group in fixture.registry.retire(fixture.netns.id()).groups {
             group.wait_empty(None);
         }
         caller.join().unwrap();
@@ -349,7 +347,7 @@ fn job_is_not_left_behind_workers_that_begin_to_wait() {
             // in the queue by then.
             move || {
                 fixture.run(move || {
-                    worker::blocking(|| {
+                    current::blocking(|| {
                         let mut is_done = done.0.lock();
                         while !*is_done {
                             done.1.wait(&mut is_done);

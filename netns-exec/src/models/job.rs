@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 
 use super::latch::Task;
-use super::{check, panicked, returned, site};
+use super::{check, door, panicked, returned};
 use crate::error::Error;
 use crate::handoff::job::{self, JobRef};
 use crate::handoff::outcome::Outcome;
@@ -48,7 +48,7 @@ fn spawn<T: Send + 'static>(
 
 fn execute(job: JobRef) -> thread::JoinHandle<()> {
     thread::spawn(move || {
-        job.execute(&mut site());
+        job.execute(&mut door());
     })
 }
 

@@ -3,18 +3,25 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{check, panicked, returned, site};
-use crate::handoff::lane::Lane;
+use super::{check, door, panicked, returned};
+use crate::handoff::lane::{Lane, Serving};
 use crate::handoff::outcome::Outcome;
 use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread, yield_now};
 
+/// Makes the calling thread the lane's worker, which is free at once.
+fn open(lane: &Lane) -> Serving<'_> {
+    let mut serving = lane.open().unwrap();
+    serving.end_busy();
+    serving
+}
+
 /// What a worker does, without a queue.
 fn serve(lane: &Lane, stop: &AtomicBool) {
-    let mut serving = lane.open().unwrap();
-    let mut site = site();
+    let mut serving = open(lane);
+    let mut door = door();
     loop {
         if serving.has_call() {
-            serving.serve(&mut site);
+            serving.serve(&mut door);
         } else if stop.load(Ordering::Relaxed) {
             if serving.close() {
                 return;
@@ -141,7 +148,7 @@ fn claim_meets_a_worker_that_leaves() {
         let worker = thread::spawn({
             let lane = Arc::clone(&lane);
             move || {
-                let mut serving = lane.open().unwrap();
+                let mut serving = open(&lane);
                 while !serving.close() {
                     serving.refuse();
                 }
@@ -164,7 +171,7 @@ fn large_closure_comes_back_from_a_worker_that_leaves() {
         let worker = thread::spawn({
             let lane = Arc::clone(&lane);
             move || {
-                let mut serving = lane.open().unwrap();
+                let mut serving = open(&lane);
                 while !serving.close() {
                     serving.refuse();
                 }
@@ -210,16 +217,17 @@ fn caller_has_read_its_result_before_the_next_one_takes_the_lane() {
     check(2, || {
         let lane = Arc::new(Lane::new());
         let callers_gone = Arc::new(AtomicU32::new(0));
-        // Never parks, and a caller may look at the right time and never sleep:
+        // Never parks, and a caller may come at the right time and never sleep:
         // then nothing but the lane itself orders anything.
         let worker = thread::spawn({
             let (lane, callers_gone) = (Arc::clone(&lane), Arc::clone(&callers_gone));
             move || {
-                let mut serving = lane.open().unwrap();
-                let mut site = site();
+                let mut serving = open(&lane);
+                let mut door = door();
                 while callers_gone.load(Ordering::Relaxed) < 2 {
-                    if serving.serve(&mut site).is_none() {
-                        yield_now();
+                    match serving.has_call() {
+                        true => serving.serve(&mut door),
+                        false => yield_now(),
                     }
                 }
             }

@@ -93,7 +93,8 @@ fn completion_wakes_the_last_waker() {
         let setter = thread::spawn({
             let latch = Arc::clone(&latch);
             move || {
-                latch.complete();
+                let (_, waker) = latch.complete();
+                waker.map_or((), Waker::wake);
             }
         });
         let (first, last) = (Task::new(), Task::new());

@@ -24,21 +24,21 @@
 //! | lane: post, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: done, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: let go, Release; claim, Acquire      | `lane::caller_has_read_its_result_before_the_next_one_takes_the_lane` |
-//! | fence of `begin_park`, of `notify`         | `executor::job_in_the_queue_finds_a_worker_that_is_about_to_park` |
-//! | fence of `push`, of `take`                 | `executor::sender_waits_for_room_until_a_job_is_taken` |
-//! | fence of `leave`                           | `executor::queued_job_meets_a_worker_that_leaves_for_being_idle` |
-//! | fence of `pass_on`                         | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
-//! | fence of `park_spare`                      | `executor::parked_spare_is_called_again`         |
-//! | fence of `wake_all`                        | `executor::call_meets_retirement`                |
+//! | guard of `begin_park`, of `notify`         | `executor::job_in_the_queue_finds_a_worker_that_is_about_to_park` |
+//! | guard of `push`, of `take`                 | `executor::sender_waits_for_room_until_a_job_is_taken` |
+//! | guard of `leave`                           | `executor::queued_job_meets_a_worker_that_leaves_for_being_idle` |
+//! | guard of `pass_on`                         | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
+//! | guard of `park_spare`                      | `executor::parked_spare_is_called_again`         |
+//! | guard of `wake_all`                        | `executor::call_meets_retirement`                |
 //! | `queue_all`: look after the last push      | `executor::batch_in_the_queue_finds_a_worker_that_is_about_to_park` |
 //! | `queue_all`: look before it waits for room | `executor::batch_wakes_its_worker_before_it_waits_for_room` |
 //!
-//! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
+//! Not noticed: the guard of `worker_blocks`, the Release of `Serving::set_flag`
 //! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
 //! users need: no cell is read because of them alone.
 //!
 //! Loom makes no difference between an access of sequential consistency and such a
-//! fence, so the protocols use fences, and nothing stronger than AcqRel beside them.
+//! guard, so the protocols use fences, and nothing stronger than AcqRel beside them.
 
 mod executor;
 mod job;
@@ -48,7 +48,7 @@ mod latch;
 use std::any::Any;
 
 use crate::guard::{Guard, Policy};
-use crate::handoff::outcome::{Counters, Outcome, Site};
+use crate::handoff::outcome::{Counters, Door, Outcome};
 use crate::home::roster;
 use crate::netns::{Netns, NetnsId};
 use crate::sync::thread;
@@ -80,12 +80,10 @@ fn spawn_deep<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> thre
 }
 
 /// What a worker brings along for its jobs. Nothing in it takes part.
-fn site() -> Site {
+fn door() -> Door {
     let policy = Policy::prepare(Guard::Off).unwrap();
-    Site {
-        guard: policy.install(roster::sign_in(here())).unwrap(),
-        counters: std::sync::Arc::new(Counters::default()),
-    }
+    let guard = policy.install(roster::sign_in(here())).unwrap();
+    Door::new(guard, std::sync::Arc::new(Counters::default()))
 }
 
 fn here() -> NetnsId {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::executor::worker;
+use crate::executor::current;
 
 /// Gives up the requests it was handed to with
 /// [`Request::cancel`](super::Request::cancel), from any thread.
@@ -60,7 +60,7 @@ impl Cancel {
     /// Sleeps for `pause`, or less when cancelled. A worker that does this, in a
     /// job that asks for a port, lets another one serve its namespace meanwhile.
     pub(crate) fn sleep(&self, pause: Duration) {
-        worker::blocking(|| {
+        current::blocking(|| {
             let mut state = self.0.state.lock();
             (self.0.changed).wait_while_for(&mut state, |state| !state.cancelled, pause);
         });

@@ -184,6 +184,12 @@ impl TimedOut {
     }
 }
 
+impl Default for Condvar {
+    fn default() -> Self {
+        Condvar::new()
+    }
+}
+
 impl Condvar {
     pub(crate) fn new() -> Self {
         Condvar(loom::sync::Condvar::new())

@@ -4,6 +4,7 @@
 pub(crate) mod apart;
 pub(crate) mod bpf;
 pub(crate) mod caps;
+pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod mount;
 pub(crate) mod mount_table;

@@ -117,3 +117,9 @@ pub(crate) fn wait_gone(tid: u32) {
         }
     }
 }
+
+/// Tells whether the kernel has let go of a thread of this process.
+pub(crate) fn is_gone(tid: u32) -> bool {
+    // A model's threads are all one.
+    cfg!(loom) || !std::path::Path::new(&format!("/proc/self/task/{tid}")).exists()
+}

@@ -1,0 +1,194 @@
+//! Which worker the calling thread is, and whether it waits: what lets calls nest.
+
+use std::cell::{Cell, OnceCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::birth::carry_out;
+use super::group::Group;
+use super::pool::Pool;
+use super::registry::Registry;
+use crate::error::{Error, Result};
+use crate::guard::NetnsCheck;
+use crate::sync;
+use crate::sys;
+
+/// The worker that the calling thread is.
+pub(crate) struct Current {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) group: Arc<Group>,
+    /// Where the thread belongs, unless no job can take it elsewhere.
+    netns_check: Option<Rc<NetnsCheck>>,
+}
+
+impl Current {
+    /// Whether the thread is in its namespace: a job of a guard that lets it may
+    /// have moved it, and not be over.
+    #[inline]
+    pub(crate) fn is_in_place(&self) -> bool {
+        (self.netns_check.as_ref()).is_none_or(|check| check.is_in_place())
+    }
+}
+
+/// How a worker's job waits just now, as far as its group knows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    No,
+    /// Inside [`blocking`].
+    Blocked,
+    /// It polled a handle that was not ready, and has not come back.
+    Polled,
+}
+
+sync::local! {
+    /// The [key](Pool::key) of the executor whose worker the calling thread is or
+    /// was, or 0. Still there when thread-locals have been destroyed.
+    static WORKER_OF: Cell<u64> = Cell::new(0);
+    /// Whether the calling thread is a worker that its group counts.
+    /// Cheaper to ask than `CURRENT`.
+    static SERVES: Cell<bool> = Cell::new(false);
+    static CURRENT: OnceCell<Current> = OnceCell::new();
+    static WAITS: Cell<Waits> = Cell::new(Waits::No);
+}
+
+/// Makes the calling thread a worker of `group`, with the check of its namespace if a job can
+/// take it elsewhere.
+pub(crate) fn begin(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns_check: Option<Rc<NetnsCheck>>,
+) {
+    WORKER_OF.with(|it| it.set(registry.pool().key));
+    CURRENT.with(|current| {
+        let worker = Current {
+            registry: Arc::clone(registry),
+            group: Arc::clone(group),
+            netns_check,
+        };
+        assert!(current.set(worker).is_ok(), "a thread is one worker");
+    });
+    SERVES.with(|it| it.set(true));
+}
+
+/// Notes that the calling thread's group does not count it any more.
+pub(crate) fn left() {
+    SERVES.with(|it| it.set(false));
+}
+
+/// Calls `f` with the worker that the calling thread is, if it is one and has not left
+/// its group.
+#[inline]
+pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Current>) -> R) -> R {
+    if !SERVES.with(Cell::get) {
+        return f(None);
+    }
+    let mut f = Some(f);
+    let mut call = |current: Option<&Current>| (f.take().expect("called once"))(current);
+    // Gone when the destructor of another thread-local calls: by then the thread has
+    // left its group.
+    match CURRENT.try_with(|current| call(current.get())) {
+        Ok(result) => result,
+        Err(_) => call(None),
+    }
+}
+
+/// Whether the calling thread is a worker, of whatever executor.
+#[inline]
+pub(crate) fn is_worker() -> bool {
+    WORKER_OF.with(Cell::get) != 0
+}
+
+/// Whether the calling thread is a worker of this executor, be it one whose
+/// thread-locals are being destroyed.
+pub(crate) fn is_worker_of(pool: &Pool) -> bool {
+    WORKER_OF.with(Cell::get) == pool.key
+}
+
+/// Says why the calling thread must not wait for what another thread does, if it
+/// must not.
+///
+/// # Errors
+///
+/// In a copy of a process that used the library: `ESRCH`.
+#[inline]
+pub(crate) fn check_may_wait() -> Result<()> {
+    if sys::fork::is_copy() {
+        return Err(in_a_copy());
+    }
+    Ok(())
+}
+
+#[cold]
+fn in_a_copy() -> Error {
+    Error::kernel(
+        "cannot wait for a worker: this process was forked after netns-exec was first used, \
+         and fork(2) copies only the thread that calls it",
+        std::io::Error::from_raw_os_error(libc::ESRCH),
+    )
+    .hint("fork first, or exec in the child")
+}
+
+/// Surrounds whatever makes a thread wait for a job.
+///
+/// On a worker, its group learns that it has one thread less to serve its queue
+/// and gets a spare when it needs one. On any other thread it just calls `wait`.
+#[inline]
+pub(crate) fn blocking<R>(wait: impl FnOnce() -> R) -> R {
+    // One wait can be part of another (for room in a queue, as part of a call):
+    // the thread counts once.
+    if !SERVES.with(Cell::get) || WAITS.with(Cell::get) == Waits::Blocked {
+        return wait();
+    }
+    came_back();
+    let _until_the_end = begin_wait(Waits::Blocked).then_some(Waiting);
+    wait()
+}
+
+/// Ends a wait when it is dropped, be it by a panic.
+struct Waiting;
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        end_wait();
+    }
+}
+
+/// Notes that the calling thread's job polled a handle that was not ready: it will
+/// wait, in a way that the executor does not see.
+pub(crate) fn polled_in_vain() {
+    if SERVES.with(Cell::get) && WAITS.with(Cell::get) == Waits::No {
+        begin_wait(Waits::Polled);
+    }
+}
+
+/// Notes that the calling thread does not wait any more, if it did since it
+/// [polled in vain](polled_in_vain).
+#[inline]
+pub(crate) fn came_back() {
+    if WAITS.with(Cell::get) == Waits::Polled {
+        end_wait();
+    }
+}
+
+fn begin_wait(how: Waits) -> bool {
+    with_current(|current| {
+        let Some(current) = current else {
+            return false;
+        };
+        // Before the group is told: a birth that it wants is waited for here.
+        WAITS.with(|it| it.set(how));
+        let todo = current.group.worker_blocks();
+        let orphans = carry_out(&current.registry, &current.group, todo);
+        debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+        true
+    })
+}
+
+fn end_wait() {
+    WAITS.with(|it| it.set(Waits::No));
+    with_current(|current| {
+        if let Some(current) = current {
+            current.group.worker_goes_on();
+        }
+    });
+}

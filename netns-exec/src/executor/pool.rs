@@ -1,0 +1,299 @@
+//! What all groups of one executor share: how it is configured, the room that is
+//! left for workers, their threads, and what they have done.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::builder::Config;
+use crate::error::{Error, Kind, Result};
+use crate::guard::Policy;
+use crate::handoff::pace;
+use crate::netns::NetnsId;
+use crate::sync::{Condvar, Mutex, thread};
+use crate::sys;
+
+/// See the module.
+pub(crate) struct Pool {
+    /// Tells executors apart, in what threads remember. Never 0.
+    pub(crate) key: u64,
+    pub(crate) config: Config,
+    pub(crate) policy: Policy,
+    /// With one CPU the thread that spins keeps the other from running.
+    pub(crate) may_spin: bool,
+    pub(crate) capacity: Capacity,
+    pub(crate) threads: Threads,
+    /// Set once, under the registry's lock.
+    closing: AtomicBool,
+    abandoned: AtomicBool,
+    worker_numbers: AtomicU64,
+    ticks: AtomicU64,
+    /// What groups that died have done.
+    done: AtomicU64,
+    panicked: AtomicU64,
+}
+
+impl Pool {
+    pub(crate) fn new(config: Config, policy: Policy) -> Pool {
+        static KEYS: AtomicU64 = AtomicU64::new(1);
+        Pool {
+            key: KEYS.fetch_add(1, Ordering::Relaxed),
+            capacity: Capacity::new(config.max_workers),
+            config,
+            policy,
+            may_spin: pace::may_spin(),
+            threads: Threads::default(),
+            closing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            worker_numbers: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            panicked: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                Kind::ShutDown,
+                "the executor has been shut down",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes no more jobs.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// What is queued from now on is given up instead of run.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn next_worker_number(&self) -> u64 {
+        self.worker_numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The executor's own clock, which moves when a worker becomes idle.
+    pub(crate) fn tick(&self) -> u64 {
+        self.ticks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_totals(&self, done: u64, panicked: u64) {
+        self.done.fetch_add(done, Ordering::Relaxed);
+        self.panicked.fetch_add(panicked, Ordering::Relaxed);
+    }
+
+    /// What groups that died have done: jobs that ended, and those that panicked.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        let done = self.done.load(Ordering::Relaxed);
+        (done, self.panicked.load(Ordering::Relaxed))
+    }
+}
+
+/// How many workers there may be.
+pub(crate) struct Capacity {
+    max: Option<usize>,
+    state: Mutex<CapacityState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct CapacityState {
+    workers: usize,
+    /// Counts the moments at which a waiter might find room.
+    epoch: u64,
+}
+
+impl Capacity {
+    fn new(max: Option<usize>) -> Capacity {
+        Capacity {
+            max,
+            state: Mutex::new(CapacityState::default()),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.max.is_some()
+    }
+
+    pub(crate) fn try_reserve(&self) -> bool {
+        let mut state = self.state.lock();
+        let room = self.max.is_none_or(|max| state.workers < max);
+        if room {
+            state.workers += 1;
+        }
+        room
+    }
+
+    pub(crate) fn reserve_anyway(&self) {
+        self.state.lock().workers += 1;
+    }
+
+    pub(crate) fn release(&self) {
+        self.state.lock().workers -= 1;
+        self.note_idle();
+    }
+
+    /// A worker has nothing to do, so that it could make room for another.
+    pub(crate) fn note_idle(&self) {
+        if self.is_limited() {
+            self.state.lock().epoch += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.lock().epoch
+    }
+
+    pub(crate) fn wait_for_change(&self, epoch: u64) {
+        let mut state = self.state.lock();
+        while state.epoch == epoch {
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
+/// The threads of the workers, until they are joined.
+#[derive(Default)]
+pub(crate) struct Threads {
+    state: Mutex<ThreadsState>,
+    /// A thread has nothing left to do but to end, or has been joined.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct ThreadsState {
+    /// By the worker's number, from birth until joined.
+    /// In that order, so that a model does the same each time.
+    threads: BTreeMap<u64, Thread>,
+    /// How many threads have come to their end.
+    ends: u64,
+}
+
+struct Thread {
+    netns: NetnsId,
+    /// The serial number of its group.
+    group: u64,
+    /// Its id, once it has nothing left to do but to end.
+    ended: Option<u32>,
+    /// Taken by the thread that joins it. The entry stays until that is done, so
+    /// that others who wait for the same thread go on waiting.
+    handle: Option<thread::JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts a thread and keeps its handle. Locked meanwhile, so that the
+    /// thread cannot have ended before its handle is here.
+    pub(crate) fn spawn(
+        &self,
+        number: u64,
+        netns: NetnsId,
+        group: u64,
+        spawn: impl FnOnce() -> io::Result<thread::JoinHandle<()>>,
+    ) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let thread = Thread {
+            netns,
+            group,
+            ended: None,
+            handle: Some(spawn()?),
+        };
+        state.threads.insert(number, thread);
+        Ok(())
+    }
+
+    /// The calling thread, the worker `number`, is about to end.
+    pub(crate) fn ended(&self, number: u64) {
+        let mut state = self.state.lock();
+        if let Some(thread) = state.threads.get_mut(&number) {
+            thread.ended = Some(sys::thread::tid());
+        }
+        state.ends += 1;
+        self.changed.notify_all();
+    }
+
+    /// How many threads have come to their end so far.
+    pub(crate) fn ends(&self) -> u64 {
+        self.state.lock().ends
+    }
+
+    /// Waits until more than `before` threads have come to their end, and joins those
+    /// that have; `false` when `limit` has passed first.
+    pub(crate) fn wait_for_end(&self, before: u64, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        {
+            let mut state = self.state.lock();
+            while state.ends == before {
+                if self.changed.wait_until(&mut state, deadline).timed_out() {
+                    return false;
+                }
+            }
+        }
+        while self.join_one(|thread| thread.ended.is_some()) {}
+        true
+    }
+
+    /// Joins the threads that the kernel has let go of already: one that is never
+    /// joined keeps its stack. Waits for none.
+    pub(crate) fn reap(&self) {
+        while self.join_one(|thread| thread.ended.is_some_and(sys::thread::is_gone)) {}
+    }
+
+    /// Waits until the threads of a namespace's groups before `end` are gone.
+    pub(crate) fn join_retired(&self, netns: NetnsId, end: u64) {
+        self.join(|thread| thread.netns == netns && thread.group < end);
+    }
+
+    /// Waits until all threads are gone.
+    pub(crate) fn join_all(&self) {
+        self.join(|_| true);
+    }
+
+    /// Waits until threads are gone, from the kernel's tables too: only then
+    /// have they let go of their namespace.
+    ///
+    /// Only for threads that have left their group.
+    fn join(&self, which: impl Fn(&Thread) -> bool) {
+        while self.join_one(&which) {}
+        // Others may be joining some of them.
+        let mut state = self.state.lock();
+        while state.threads.values().any(&which) {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Joins one of the threads that no other thread is joining; tells whether
+    /// there was one.
+    fn join_one(&self, which: impl Fn(&Thread) -> bool) -> bool {
+        let found = {
+            let mut state = self.state.lock();
+            let mut all = state.threads.iter_mut();
+            all.find_map(|(number, thread)| match which(thread) {
+                true => Some((*number, thread.handle.take()?)),
+                false => None,
+            })
+        };
+        let Some((number, handle)) = found else {
+            return false;
+        };
+        // A worker's main function catches every panic, and says so itself.
+        let _ = handle.join();
+        let ended = (self.state.lock().threads.get(&number)).and_then(|thread| thread.ended);
+        if let Some(tid) = ended {
+            sys::thread::wait_gone(tid);
+        }
+        self.state.lock().threads.remove(&number);
+        self.changed.notify_all();
+        true
+    }
+}
