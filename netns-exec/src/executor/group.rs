@@ -369,6 +369,8 @@ impl Group {
         state.live.push(member);
         self.alive.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_all();
+        drop(state);
+        self.pool.capacity.note_change();
     }
 
     /// Notes that a worker could not be born. The thread that started it then asks
@@ -474,7 +476,7 @@ impl Group {
     /// Notes that a worker has nothing to do, for `max_workers`.
     pub(crate) fn note_idle(&self) {
         self.idle_since.store(self.pool.tick(), Ordering::Relaxed);
-        self.pool.capacity.note_idle();
+        self.pool.capacity.note_change();
     }
 
     /// Closes the lane of a worker that is about to [`leave`](Group::leave); `false`

@@ -140,11 +140,12 @@ impl Capacity {
 
     pub(crate) fn release(&self) {
         self.state.lock().workers -= 1;
-        self.note_idle();
+        self.note_change();
     }
 
-    /// A worker has nothing to do, so that it could make room for another.
-    pub(crate) fn note_idle(&self) {
+    /// Has those look again that wait for room: a worker has nothing to do, so that it
+    /// could make room, or one has come, so that there is less to wait for.
+    pub(crate) fn note_change(&self) {
         if self.is_limited() {
             self.state.lock().epoch += 1;
             self.changed.notify_all();

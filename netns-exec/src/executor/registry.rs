@@ -109,7 +109,7 @@ impl Registry {
         for group in &groups {
             self.have_leave(group);
         }
-        self.pool.capacity.note_idle();
+        self.pool.capacity.note_change();
         self.leaving.lock().clone()
     }
 
@@ -117,16 +117,22 @@ impl Registry {
     /// recently used idle worker has left, when there is none; or fails at once, when
     /// the caller does not want to wait. A call made by a job takes room that is not
     /// there: the caller of that job may hold the room it needs.
-    pub(crate) fn reserve(&self, room: Room) -> Result<()> {
+    ///
+    /// `false`, and nothing is reserved, once the worker is not `wanted` any more:
+    /// another call has started it meanwhile, perhaps without room.
+    pub(crate) fn reserve(&self, room: Room, wanted: impl Fn() -> bool) -> Result<bool> {
         if room == Room::Anyway {
             self.pool.capacity.reserve_anyway();
-            return Ok(());
+            return Ok(true);
         }
         loop {
             let epoch = self.pool.capacity.epoch();
             self.pool.check_open()?;
+            if !wanted() {
+                return Ok(false);
+            }
             if self.pool.capacity.try_reserve() {
-                return Ok(());
+                return Ok(true);
             }
             self.evict(1);
             if room == Room::Now {

@@ -252,7 +252,9 @@ pub(crate) fn started(
             First::Coming => group.wait_first(),
             First::Wanted => {
                 let handle = netns.netns()?;
-                registry.reserve(room)?;
+                if !registry.reserve(room, || matches!(group.first(), First::Wanted))? {
+                    continue;
+                }
                 match group.begin_first(handle) {
                     Some(start) => birth::start(registry, &group, start),
                     None => continue,
