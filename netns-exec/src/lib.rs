@@ -109,7 +109,7 @@ pub mod __private;
 pub use error::{Error, Result};
 pub use executor::{
     Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope, ScopedJoinHandle, Stats,
-    TrySpawnError, run, spawn,
+    TrySpawnError, blocking, run, spawn,
 };
 pub use guard::Guard;
 pub use netns::{Netns, NetnsId, WeakNetns};

@@ -66,7 +66,7 @@ pub(crate) struct Start {
     pub(crate) number: u64,
     pub(crate) role: Role,
     pub(crate) netns: Netns,
-    /// Jobs rely on it: whoever starts it waits until it is there, and when it
+    /// Jobs rely on it: the thread that starts it waits until it is there, and when it
     /// cannot be, gives the jobs up that have no other worker.
     pub(crate) is_needed: bool,
 }

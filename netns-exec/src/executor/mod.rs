@@ -144,7 +144,7 @@ impl Executor {
     /// executors: a worker that waits for a job of its own is replaced meanwhile.
     /// What can deadlock is what deadlocks between any two threads: waiting in a
     /// job, through a channel or a lock of one's own, for something that only a
-    /// later job of the same namespace would do.
+    /// later job of the same namespace would do. [`blocking`] is for that.
     ///
     /// # What a job inherits
     ///
@@ -602,6 +602,41 @@ impl fmt::Debug for Executor {
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
+}
+
+/// Calls `wait`, which may block the calling thread, and lets others do its work
+/// meanwhile.
+///
+/// A job that waits for a job of its own through [`run`](Executor::run),
+/// [`join`](JoinHandle::join), a [scope](Executor::scope) or by awaiting a handle is
+/// replaced meanwhile, so that nesting cannot deadlock. What it waits for by other
+/// means, a channel or a lock of its own, the executor does not see: when that comes
+/// from a later job of the same namespace, both wait for ever. Inside `blocking` such a
+/// wait counts as well. The counterpart of tokio's `block_in_place`.
+///
+/// On a thread that is no worker it just calls `wait`.
+///
+/// # Panics
+///
+/// With the panic of `wait`.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::sync::mpsc::channel;
+/// use netns_exec::{Executor, Netns, blocking};
+///
+/// let executor = Executor::new()?;
+/// let blue = Netns::open("blue")?;
+/// let (sender, receiver) = channel();
+/// let waits = executor.spawn(&blue, move || blocking(|| receiver.recv()))?;
+/// // The only worker of blue is in `recv`; another one stands in for it.
+/// executor.run(&blue, || sender.send("eth0"))?.unwrap();
+/// assert_eq!(waits.join()?, Ok("eth0"));
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+pub fn blocking<R>(wait: impl FnOnce() -> R) -> R {
+    current::blocking(wait)
 }
 
 /// Runs `f` in `netns` on the [global executor](Executor::global) and waits for

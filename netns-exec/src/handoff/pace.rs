@@ -63,7 +63,7 @@ use crate::sync;
 /// Calls that follow each other within this come in quick succession.
 pub(crate) const QUICK: Duration = Duration::from_micros(60);
 
-/// How long somebody looks at most.
+/// How long a thread spins at most.
 pub(crate) const LONGEST_SPIN: Duration = Duration::from_millis(1);
 
 /// Looks between two readings of the clock.
