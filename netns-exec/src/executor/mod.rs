@@ -386,8 +386,9 @@ impl Executor {
     ///
     /// # Panics
     ///
-    /// With `f`'s panic, after the jobs are over; and when a job panicked whose
-    /// handle was not joined.
+    /// With `f`'s panic, after the jobs are over; when a job panicked whose handle was
+    /// not joined; and in a copy of the process that `f` made by fork(2), where jobs
+    /// are never over.
     ///
     /// # Examples
     ///

@@ -45,7 +45,10 @@ impl PinnedGroup {
 
 impl Drop for PinnedGroup {
     fn drop(&mut self) {
-        self.0.unpin();
+        // In a copy of the process there are no workers to tell.
+        if current::check_may_wait().is_ok() {
+            self.0.unpin();
+        }
     }
 }
 

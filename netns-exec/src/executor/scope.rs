@@ -103,7 +103,11 @@ pub(crate) fn scope<'env, R>(
     executor: &'env Executor,
     f: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> R,
 ) -> R {
-    let wait = |all_over: &handoff::latch::Latch| current::blocking(|| all_over.wait());
+    let wait = |all_over: &handoff::latch::Latch| {
+        current::check_may_wait()?;
+        current::blocking(|| all_over.wait());
+        Ok(())
+    };
     handoff::scope::scope(executor, wait, f)
 }
 

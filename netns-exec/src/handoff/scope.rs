@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::job::{AbortOnUnwind, JobRef};
 use super::latch::Latch;
 use super::task::{self, Batch, OnEnd, TaskHandle};
+use crate::error::Error;
 
 /// A scope in which jobs may borrow. `C` is what they are shipped with.
 ///
@@ -50,14 +51,16 @@ impl OnEnd for Tally {
 }
 
 /// Calls `f` with a scope, and returns when every job of the scope is over. `wait`
-/// waits for a latch.
+/// waits for a latch; it fails in a copy of the process only, where no job is ever
+/// over, and no thread uses what jobs have borrowed.
 ///
 /// # Panics
 ///
-/// With `f`'s panic; and when a job panicked whose handle was not joined.
+/// With `f`'s panic; when a job panicked whose handle was not joined; and with the
+/// error of `wait`.
 pub(crate) fn scope<'env, C, R>(
     context: &'env C,
-    wait: impl FnOnce(&Latch),
+    wait: impl FnOnce(&Latch) -> Result<(), Error>,
     f: impl for<'s> FnOnce(&'s Scope<'s, 'env, C>) -> R,
 ) -> R {
     let tally = Arc::new(Tally {
@@ -75,11 +78,17 @@ pub(crate) fn scope<'env, C, R>(
     // Whatever happens now must not end the frames that jobs borrow from.
     let stay = AbortOnUnwind;
     tally.job_over(false);
-    if !tally.all_over.is_set() {
-        wait(&tally.all_over);
+    let waited = match tally.all_over.is_set() {
+        true => Ok(()),
+        false => wait(&tally.all_over),
+    };
+    if waited.is_ok() {
         assert!(tally.all_over.is_set(), "`wait` waits for the latch");
     }
     std::mem::forget(stay);
+    if let (Ok(_), Err(error)) = (&result, waited) {
+        panic!("cannot end the scope: {error}");
+    }
     match result {
         Err(panic) => resume_unwind(panic),
         Ok(_) if tally.panicked.load(Ordering::Relaxed) => panic!("a scoped job panicked"),

@@ -186,7 +186,11 @@ where
         let (before, waker) = self.latch.complete();
         if let Some(waker) = waker {
             let mut waker = Some(waker);
-            through("waker", &mut || waker.take().map_or((), Waker::wake));
+            through("waker", &mut || {
+                if let Some(waker) = waker.take() {
+                    waker.wake();
+                }
+            });
         }
         let unclaimed = before & DETACHED != 0;
         if unclaimed {

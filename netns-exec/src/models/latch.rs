@@ -94,7 +94,9 @@ fn completion_wakes_the_last_waker() {
             let latch = Arc::clone(&latch);
             move || {
                 let (_, waker) = latch.complete();
-                waker.map_or((), Waker::wake);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
             }
         });
         let (first, last) = (Task::new(), Task::new());
