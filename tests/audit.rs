@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use netns_exec::audit::{self, Hold, Holders, Process, Thread, Verdict};
 use netns_exec::{Executor, Guard, Netns};
-use netns_exec_tests::{Alone, TempNetns, alone, alone_with, note};
+use netns_exec_tests::{Alone, TempNetns, alone, note, run_alone, this_test};
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::gettid;
 
@@ -152,7 +152,6 @@ fn stray_in_an_unnamed_namespace_is_told_by_its_id() {
 #[test]
 fn workers_are_known_from_inside_and_when_sealed_from_outside() {
     let _alone = one_at_a_time();
-    let test = "workers_are_known_from_inside_and_when_sealed_from_outside";
     if let Some(note) = note() {
         let (pid, expected) = note.split_once(' ').expect("written below");
         let audit = Process::of(pid.parse().expect("a pid")).expect("it waits for us");
@@ -181,12 +180,8 @@ fn workers_are_known_from_inside_and_when_sealed_from_outside() {
             (Some(netns.id()), netns.name())
         );
         assert_eq!(audit.strays().count(), 0, "{audit}");
-        alone_with(
-            test,
-            Alone::AsIs,
-            &format!("{} {expected}", id()),
-            Stdio::null(),
-        );
+        let note = format!("{} {expected}", id());
+        run_alone(this_test!(), Alone::AsIs, &note, Stdio::null());
         executor.shutdown(None).expect("nothing is running");
     }
 }
@@ -234,8 +229,7 @@ fn stray_of_another_process_is_found_from_there() {
     let netns = TempNetns::new();
     let stray = Parked::left_by_the_old_way(&netns);
     let note = format!("{} {}", id(), stray.tid);
-    let test = "stray_of_another_process_is_found_from_there";
-    alone_with(test, Alone::AsIs, &note, Stdio::null());
+    run_alone(this_test!(), Alone::AsIs, &note, Stdio::null());
 }
 
 #[test]
@@ -278,10 +272,7 @@ fn process_that_has_ended_is_not_found() {
 #[test]
 fn what_may_not_be_read_is_unknown_and_never_fine() {
     let _alone = one_at_a_time();
-    let test = "what_may_not_be_read_is_unknown_and_never_fine";
-    if !alone(test, Alone::OrdinaryUser) {
-        return;
-    }
+    alone!(Alone::OrdinaryUser);
     let audit = Process::of(1).expect("/proc shows it");
     assert!(!audit.threads().is_empty());
     for thread in audit.threads() {

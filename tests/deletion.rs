@@ -208,9 +208,7 @@ fn name_that_is_made_anew_names_the_new_namespace() {
 
 #[test]
 fn idle_workers_and_the_watch_cost_no_cpu() {
-    if !alone("idle_workers_and_the_watch_cost_no_cpu", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let spaces: Vec<_> = (0..20).map(|_| TempNetns::new()).collect();
     let executor = Executor::builder().idle_timeout(None).build().unwrap();
     for netns in &spaces {
@@ -239,9 +237,7 @@ fn idle_workers_and_the_watch_cost_no_cpu() {
 
 #[test]
 fn nothing_is_left_after_shutdown() {
-    if !alone("nothing_is_left_after_shutdown", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let mounts = || {
         let own = format!("nxt-{}-", std::process::id());
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -1,10 +1,11 @@
 //! What happens when the kernel refuses: privileges, threads, descriptors.
 
-use std::os::fd::AsFd;
 use std::thread;
 
 use netns_exec::{Error, Executor, Guard, Netns, TrySpawnError};
-use netns_exec_tests::{Alone, Gate, alone, alone_with, eventually, fresh, here, note, within};
+use netns_exec_tests::{
+    Alone, Gate, alone, eventually, fresh, handed_over, here, to_hand_over, within,
+};
 use nix::libc::{EAGAIN, EMFILE, EPERM};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -62,15 +63,8 @@ fn refusals(executor: &Executor, netns: &Netns) -> Vec<Error> {
 
 #[test]
 fn ordinary_user_is_told_which_privilege_is_missing_and_works_at_home() {
-    let test = "ordinary_user_is_told_which_privilege_is_missing_and_works_at_home";
-    if note().is_none() {
-        let theirs = fresh();
-        let stdin = theirs.as_fd().try_clone_to_owned().unwrap();
-        alone_with(test, Alone::OrdinaryUser, "there", stdin.into());
-        return;
-    }
-    let theirs = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-    let theirs = Netns::from_fd(theirs).unwrap();
+    alone!(Alone::OrdinaryUser, "", to_hand_over(&fresh()));
+    let theirs = handed_over();
     assert!(theirs.check_enter().unwrap_err().is_permission_denied());
 
     let executor = Executor::new().expect("needs no privilege");
@@ -93,10 +87,7 @@ fn ordinary_user_is_told_which_privilege_is_missing_and_works_at_home() {
 
 #[test]
 fn limit_of_threads_is_an_error_with_errno_and_cure() {
-    let test = "limit_of_threads_is_an_error_with_errno_and_cure";
-    if !alone(test, Alone::OrdinaryUserAsRoot) {
-        return;
-    }
+    alone!(Alone::OrdinaryUserAsRoot);
     let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
     let executor = Executor::new().unwrap();
     // Held, or it would be given up for the other one.
@@ -121,10 +112,7 @@ fn limit_of_threads_is_an_error_with_errno_and_cure() {
 
 #[test]
 fn executor_can_be_made_after_the_home_thread_could_not() {
-    let test = "executor_can_be_made_after_the_home_thread_could_not";
-    if !alone(test, Alone::OrdinaryUserAsRoot) {
-        return;
-    }
+    alone!(Alone::OrdinaryUserAsRoot);
     let limit = Limit::threads();
     let error = Executor::new().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(EAGAIN), "{error}");
@@ -136,10 +124,7 @@ fn executor_can_be_made_after_the_home_thread_could_not() {
 
 #[test]
 fn nested_call_whose_stand_in_cannot_start_fails_and_does_not_hang() {
-    let test = "nested_call_whose_stand_in_cannot_start_fails_and_does_not_hang";
-    if !alone(test, Alone::OrdinaryUserAsRoot) {
-        return;
-    }
+    alone!(Alone::OrdinaryUserAsRoot);
     within("a nested call at the limit of threads", || {
         let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
         let executor = Executor::builder().queue_depth(1).build().unwrap();
@@ -170,10 +155,7 @@ fn nested_call_whose_stand_in_cannot_start_fails_and_does_not_hang() {
 
 #[test]
 fn senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start() {
-    let test = "senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start";
-    if !alone(test, Alone::OrdinaryUserAsRoot) {
-        return;
-    }
+    alone!(Alone::OrdinaryUserAsRoot);
     within("senders at the limit of threads", || {
         let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
         let executor = Executor::builder().queue_depth(1).build().unwrap();
@@ -214,10 +196,7 @@ fn senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start() {
 
 #[test]
 fn limit_of_files_is_an_error_with_errno() {
-    let test = "limit_of_files_is_an_error_with_errno";
-    if !alone(test, Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let (a, b) = (fresh(), fresh());
     let executor = Executor::builder().guard(Guard::Off).build().unwrap();
     // Held, or it would be given up for the other one.
@@ -241,10 +220,7 @@ fn limit_of_files_is_an_error_with_errno() {
 
 #[test]
 fn sealed_worker_starts_and_serves_without_a_descriptor() {
-    let test = "sealed_worker_starts_and_serves_without_a_descriptor";
-    if !alone(test, Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let netns = fresh();
     let executor = Executor::new().unwrap();
     let limit = Limit::fds();

@@ -20,12 +20,6 @@ fn with_idle(timeout: Option<Duration>) -> Executor {
 
 const SOON: Option<Duration> = Some(Duration::from_millis(1));
 
-/// In a process of its own: a child that another test starts has all our
-/// descriptors until it executes its program, and so keeps namespaces alive.
-fn alone_to_see_it_gone(test: &str) -> bool {
-    alone(test, Alone::AsIs)
-}
-
 /// Sends a message when it is dropped.
 struct Bell(mpsc::Sender<&'static str>, &'static str);
 
@@ -388,9 +382,9 @@ fn many_callers_share_few_workers() {
 
 #[test]
 fn namespace_is_gone_after_retire_and_so_is_its_veth_peer() {
-    if !alone_to_see_it_gone("namespace_is_gone_after_retire_and_so_is_its_veth_peer") {
-        return;
-    }
+    // A child that another test starts has all our descriptors until it executes
+    // its program, and so keeps namespaces alive.
+    alone!(Alone::AsIs);
     let outer = TempNetns::new();
     let inner = TempNetns::new();
     ip(&[
@@ -642,9 +636,9 @@ fn jobs_of_a_namespace_on_its_way_out_are_in_the_totals() {
 
 #[test]
 fn dropping_the_last_handle_drains_and_joins() {
-    if !alone_to_see_it_gone("dropping_the_last_handle_drains_and_joins") {
-        return;
-    }
+    // A child that another test starts has all our descriptors until it executes
+    // its program, and so keeps namespaces alive.
+    alone!(Alone::AsIs);
     let netns = fresh();
     let count = Arc::new(AtomicU32::new(0));
     let executor = Executor::builder().queue_depth(1000).build().unwrap();
@@ -974,9 +968,9 @@ fn sender_that_waits_for_room_at_shutdown_gets_an_answer() {
 
 #[test]
 fn many_executors_come_and_go_without_a_trace() {
-    if !alone_to_see_it_gone("many_executors_come_and_go_without_a_trace") {
-        return;
-    }
+    // A child that another test starts has all our descriptors until it executes
+    // its program, and so keeps namespaces alive.
+    alone!(Alone::AsIs);
     let netns = fresh();
     for _ in 0..50 {
         let executor = Executor::builder().workers_per_netns(2).build().unwrap();

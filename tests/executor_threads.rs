@@ -143,10 +143,7 @@ fn workers_mask_every_signal_under_every_guard() {
 
 #[test]
 fn threads_of_the_library_that_are_no_workers_mask_signals_and_are_at_home() {
-    let test = "threads_of_the_library_that_are_no_workers_mask_signals_and_are_at_home";
-    if !alone(test, Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let before: HashSet<_> = tids();
     let executor = Executor::new().unwrap();
     let netns = TempName::new();
@@ -178,10 +175,7 @@ fn tids() -> HashSet<i32> {
 
 #[test]
 fn names_are_readable_in_ps() {
-    let test = "names_are_readable_in_ps";
-    if !alone(test, Alone::FreshRun) {
-        return;
-    }
+    alone!(Alone::FreshRun);
     let blue = Netns::create("blue").unwrap();
     let long = Netns::create("a-name-that-is-much-too-long").unwrap();
     let executor = Executor::new().unwrap();
@@ -207,10 +201,7 @@ fn names_are_readable_in_ps() {
 
 #[test]
 fn workers_inherit_nothing_from_a_caller_that_is_first_and_odd() {
-    let test = "workers_inherit_nothing_from_a_caller_that_is_first_and_odd";
-    if !alone(test, Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     require_root();
     let name = TempName::new();
     // Not with this library, which has not been used here yet.

@@ -210,10 +210,7 @@ fn worker_that_a_job_spoiled_is_a_warning() {
 
 #[test]
 fn failures_to_start_are_warnings_that_name_the_namespace() {
-    let test = "failures_to_start_are_warnings_that_name_the_namespace";
-    if !alone(test, Alone::OrdinaryUserAsRoot) {
-        return;
-    }
+    alone!(Alone::OrdinaryUserAsRoot);
     listen();
     let executor = Executor::builder().guard(Guard::Off).build().unwrap();
     let (no_thread, no_fd) = (Netns::new().unwrap(), Netns::new().unwrap());

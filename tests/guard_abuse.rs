@@ -53,12 +53,7 @@ fn masks(tid: i32) -> String {
 
 #[test]
 fn signals_that_a_job_unblocked_are_blocked_again_when_it_is_over() {
-    if !alone(
-        "signals_that_a_job_unblocked_are_blocked_again_when_it_is_over",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     for guard in GUARDS {
         let (executor, netns, other) = (executor(guard), fresh(), fresh());
         let (worker, before) = executor.run(&netns, || (tid(), masks(tid()))).unwrap();
@@ -77,12 +72,7 @@ fn signals_that_a_job_unblocked_are_blocked_again_when_it_is_over() {
 
 #[test]
 fn job_that_changes_the_working_directory_harms_no_worker() {
-    if !alone(
-        "job_that_changes_the_working_directory_harms_no_worker",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let folder = env::temp_dir().join(netns_exec_tests::unique_name());
     for guard in GUARDS {
         let (executor, netns, other) = (executor(guard), fresh(), fresh());
@@ -109,9 +99,7 @@ impl Drop for Trap {
 
 #[test]
 fn panic_in_a_drop_is_the_jobs_own() {
-    if !alone("panic_in_a_drop_is_the_jobs_own", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     for guard in GUARDS {
         let (executor, netns, other) = (executor(guard), fresh(), fresh());
         let worker = executor.run(&netns, tid).unwrap();
@@ -127,12 +115,7 @@ fn panic_in_a_drop_is_the_jobs_own() {
 
 #[test]
 fn job_that_takes_all_descriptors_leaves_a_working_worker() {
-    if !alone(
-        "job_that_takes_all_descriptors_leaves_a_working_worker",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 128, hard).unwrap();
     for guard in GUARDS {
@@ -183,12 +166,7 @@ fn all_threads(gate: &Gate) -> (Vec<thread::JoinHandle<()>>, io::Error) {
 
 #[test]
 fn job_that_takes_all_threads_leaves_a_working_worker() {
-    if !alone(
-        "job_that_takes_all_threads_leaves_a_working_worker",
-        Alone::LimitedRoot,
-    ) {
-        return;
-    }
+    alone!(Alone::LimitedRoot);
     let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
     setrlimit(Resource::RLIMIT_NPROC, 64.min(hard), hard).unwrap();
     for guard in GUARDS {
@@ -226,12 +204,7 @@ fn job_that_takes_all_threads_leaves_a_working_worker() {
 
 #[test]
 fn job_that_takes_all_threads_is_reported_by_detect() {
-    if !alone(
-        "job_that_takes_all_threads_is_reported_by_detect",
-        Alone::LimitedRoot,
-    ) {
-        return;
-    }
+    alone!(Alone::LimitedRoot);
     let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
     setrlimit(Resource::RLIMIT_NPROC, 64.min(hard), hard).unwrap();
     let (executor, netns, other) = (executor(Guard::Detect), fresh(), fresh());
@@ -264,9 +237,7 @@ fn descend(levels: usize) -> usize {
 
 #[test]
 fn deep_stack_is_there_for_every_job() {
-    if !alone("deep_stack_is_there_for_every_job", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     const LEVELS: usize = 40_000;
     for guard in GUARDS {
         let builder = Executor::builder().guard(guard).stack_size(128 << 20);
@@ -310,12 +281,7 @@ fn stack_that_overflows_ends_the_process_with_the_workers_name() {
 
 #[test]
 fn jobs_of_one_namespace_do_not_inherit_from_each_other_under_fire() {
-    if !alone(
-        "jobs_of_one_namespace_do_not_inherit_from_each_other_under_fire",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     // All of it at once, from several sides.
     for guard in GUARDS {
         let (executor, netns, other) = (executor(guard), fresh(), fresh());

@@ -31,12 +31,7 @@ fn assert_refused(executor: &Executor, error: Error) {
 
 #[test]
 fn sealed_job_is_refused_rayons_pool_and_told_the_cure() {
-    if !alone(
-        "sealed_job_is_refused_rayons_pool_and_told_the_cure",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let (executor, netns) = (executor(Guard::Seal), fresh());
     let error = executor.run(&netns, sum).unwrap_err();
     assert_refused(&executor, error);
@@ -45,12 +40,7 @@ fn sealed_job_is_refused_rayons_pool_and_told_the_cure() {
 
 #[test]
 fn refused_rayon_stays_broken_for_all_which_is_why_there_is_prewarm() {
-    if !alone(
-        "refused_rayon_stays_broken_for_all_which_is_why_there_is_prewarm",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let (executor, netns) = (executor(Guard::Seal), fresh());
     let error = executor.spawn(&netns, sum).unwrap().join().unwrap_err();
     assert_refused(&executor, error);
@@ -65,9 +55,7 @@ fn refused_rayon_stays_broken_for_all_which_is_why_there_is_prewarm() {
 
 #[test]
 fn prewarmed_rayon_serves_sealed_jobs_from_home() {
-    if !alone("prewarmed_rayon_serves_sealed_jobs_from_home", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let executor = Executor::builder()
         .guard(Guard::Seal)
         .prewarm(|| {
@@ -93,9 +81,7 @@ fn prewarmed_rayon_serves_sealed_jobs_from_home() {
 
 #[test]
 fn detect_names_the_threads_of_rayons_pool() {
-    if !alone("detect_names_the_threads_of_rayons_pool", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let (executor, netns) = (executor(Guard::Detect), fresh());
     let job = || {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3);

@@ -28,12 +28,7 @@ fn place_of_a_task() -> NetnsId {
 
 #[test]
 fn sealed_job_is_refused_tokios_threads_and_told_the_cure() {
-    if !alone(
-        "sealed_job_is_refused_tokios_threads_and_told_the_cure",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let (executor, netns) = (Executor::new().unwrap(), fresh());
     assert_eq!(executor.guard(), Guard::Seal);
     let joined = executor.spawn(&netns, place_of_a_task).unwrap().join();
@@ -52,9 +47,7 @@ fn sealed_job_is_refused_tokios_threads_and_told_the_cure() {
 
 #[test]
 fn prewarmed_tokio_serves_sealed_jobs_from_home() {
-    if !alone("prewarmed_tokio_serves_sealed_jobs_from_home", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let executor = Executor::builder()
         .prewarm(|| drop(runtime().enter()))
         .build()
@@ -67,9 +60,7 @@ fn prewarmed_tokio_serves_sealed_jobs_from_home() {
 
 #[test]
 fn detect_names_the_threads_of_a_tokio_runtime() {
-    if !alone("detect_names_the_threads_of_a_tokio_runtime", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let executor = Executor::builder().guard(Guard::Detect).build().unwrap();
     let netns = fresh();
     let joined = executor.spawn(&netns, place_of_a_task).unwrap().join();

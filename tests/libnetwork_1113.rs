@@ -30,12 +30,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
 fn ten_containers_in_twenty_rounds_leave_no_thread_and_no_namespace() {
     const CONTAINERS: usize = 10;
     const ROUNDS: usize = 20;
-    if !alone(
-        "ten_containers_in_twenty_rounds_leave_no_thread_and_no_namespace",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let executor = Executor::new().unwrap();
     let engine = Engine::start(&executor).expect("root, with iproute2 and iptables or nft");
     println!("redirecting with {}", engine.firewall());
@@ -94,12 +89,7 @@ fn on_the_pool<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> 
 
 #[test]
 fn old_way_leaves_a_thread_behind_and_the_audit_finds_it() {
-    if !alone(
-        "old_way_leaves_a_thread_behind_and_the_audit_finds_it",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let home = Netns::current().unwrap();
     let container = TempNetns::new();
     let name = container.name().to_owned();

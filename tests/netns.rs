@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Error, Netns, WeakNetns};
 use netns_exec_tests::{
-    Alone, TempName, TempNetns, alone, alone_with, drop_all_capabilities, drop_sys_admin, ip,
-    is_cloexec, names_by_ip, netns_cookie_of, netns_link_of_this_thread, note, require_root,
-    try_ip, unique_name,
+    Alone, TempName, TempNetns, alone, drop_all_capabilities, drop_sys_admin, fresh, handed_over,
+    ip, is_cloexec, names_by_ip, netns_cookie_of, netns_link_of_this_thread, note, require_root,
+    run_alone, this_test, to_hand_over, try_ip, unique_name,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -135,12 +135,7 @@ fn link_to_a_namespace_is_a_name_and_deleting_it_removes_the_link_alone() {
 
 #[test]
 fn without_the_folder_the_list_is_empty_and_names_are_not_found() {
-    if !alone(
-        "without_the_folder_the_list_is_empty_and_names_are_not_found",
-        Alone::FreshRun,
-    ) {
-        return;
-    }
+    alone!(Alone::FreshRun);
     assert!(Netns::list().unwrap().is_empty());
     assert!(Netns::open("blue").unwrap_err().is_not_found());
     assert!(Netns::delete("blue").unwrap_err().is_not_found());
@@ -163,12 +158,7 @@ fn mounts_since(before: &[String]) -> Vec<String> {
 
 #[test]
 fn first_use_by_threads_and_ip_at_once_makes_one_shared_mount() {
-    if !alone(
-        "first_use_by_threads_and_ip_at_once_makes_one_shared_mount",
-        Alone::FreshRun,
-    ) {
-        return;
-    }
+    alone!(Alone::FreshRun);
     const ROUNDS: usize = 5;
     // Again and again, each time on an empty /run: a race has to be lost once.
     for _ in 0..ROUNDS {
@@ -226,12 +216,7 @@ fn race_for_first_use() {
 
 #[test]
 fn first_use_waits_for_whoever_prepares_the_folder() {
-    if !alone(
-        "first_use_waits_for_whoever_prepares_the_folder",
-        Alone::FreshRun,
-    ) {
-        return;
-    }
+    alone!(Alone::FreshRun);
     let before = mounts();
     fs::create_dir("/run/netns").unwrap();
     // As `ip netns add` does while it prepares the folder.
@@ -261,12 +246,7 @@ fn first_use_waits_for_whoever_prepares_the_folder() {
 
 #[test]
 fn on_a_shared_run_deleting_leaves_no_mount_anywhere() {
-    if !alone(
-        "on_a_shared_run_deleting_leaves_no_mount_anywhere",
-        Alone::FreshRun,
-    ) {
-        return;
-    }
+    alone!(Alone::FreshRun);
     // As systemd makes it. The folder's mount is then a peer of that of /run,
     // and what is mounted on a name appears below both.
     let none = None::<&str>;
@@ -289,12 +269,7 @@ fn on_a_shared_run_deleting_leaves_no_mount_anywhere() {
 
 #[test]
 fn names_come_and_go_in_other_mount_namespaces_too() {
-    if !alone(
-        "names_come_and_go_in_other_mount_namespaces_too",
-        Alone::FreshRun,
-    ) {
-        return;
-    }
+    alone!(Alone::FreshRun);
     Netns::create("first").unwrap();
     // Somebody who copied the mounts when `first` was there.
     on_a_thread(|| {
@@ -344,9 +319,7 @@ fn one_of_many_who_want_the_same_name_gets_it() {
 
 #[test]
 fn failed_create_leaves_no_debris() {
-    if !alone("failed_create_leaves_no_debris", Alone::FreshRun) {
-        return;
-    }
+    alone!(Alone::FreshRun);
     Netns::create("blue").unwrap();
     // Without /proc there is nothing to mount from.
     mount(
@@ -370,10 +343,7 @@ fn failed_create_leaves_no_debris() {
 
 #[test]
 fn limit_on_namespaces_is_named_and_leaves_no_debris() {
-    let test = "limit_on_namespaces_is_named_and_leaves_no_debris";
-    if !alone(test, Alone::OwnUserNamespace) {
-        return;
-    }
+    alone!(Alone::OwnUserNamespace);
     Netns::create("blue").unwrap();
     fs::write("/proc/sys/user/max_net_namespaces", "1").unwrap();
     let errors = [Netns::create("red").unwrap_err(), Netns::new().unwrap_err()];
@@ -741,9 +711,7 @@ fn every_call_works_on_any_thread_and_moves_none() {
 
 #[test]
 fn no_call_forks() {
-    if !alone("no_call_forks", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let home = Netns::home().unwrap();
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     call_everything(&home, &socket, std::process::id());
@@ -888,10 +856,14 @@ fn loopback_carries_traffic_once_it_is_up() {
 
 #[test]
 fn ordinary_user_is_told_what_is_missing_and_how_to_get_it() {
-    let test = "ordinary_user_is_told_what_is_missing_and_how_to_get_it";
     let Some(name) = note() else {
         let temp = TempNetns::new();
-        alone_with(test, Alone::OrdinaryUser, temp.name(), Stdio::null());
+        run_alone(
+            this_test!(),
+            Alone::OrdinaryUser,
+            temp.name(),
+            Stdio::null(),
+        );
         assert_eq!(Netns::open(temp.name()).unwrap(), *temp.netns());
         return;
     };
@@ -917,12 +889,7 @@ fn ordinary_user_is_told_what_is_missing_and_how_to_get_it() {
 
 #[test]
 fn ordinary_user_needs_no_privilege_at_home() {
-    if !alone(
-        "ordinary_user_needs_no_privilege_at_home",
-        Alone::OrdinaryUser,
-    ) {
-        return;
-    }
+    alone!(Alone::OrdinaryUser);
     let home = Netns::home().unwrap();
     home.check_enter().unwrap();
     assert_eq!(Netns::current().unwrap(), home);
@@ -941,10 +908,7 @@ fn ordinary_user_needs_no_privilege_at_home() {
 
 #[test]
 fn root_of_an_own_user_namespace_has_all_of_it() {
-    let test = "root_of_an_own_user_namespace_has_all_of_it";
-    if !alone(test, Alone::OwnUserNamespace) {
-        return;
-    }
+    alone!(Alone::OwnUserNamespace);
     let made = Netns::create("blue").unwrap();
     made.set_loopback_up().unwrap();
     assert_eq!(names_by_ip(), ["blue"]);
@@ -959,15 +923,8 @@ fn root_of_an_own_user_namespace_has_all_of_it() {
 
 #[test]
 fn namespace_of_another_user_namespace_is_refused_for_that_reason() {
-    let test = "namespace_of_another_user_namespace_is_refused_for_that_reason";
-    if note().is_none() {
-        let theirs = Netns::new().unwrap();
-        let stdin = theirs.as_fd().try_clone_to_owned().unwrap();
-        alone_with(test, Alone::OwnUserNamespace, "", stdin.into());
-        return;
-    }
-    let theirs = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-    let theirs = Netns::from_fd(theirs).expect("having it open is enough");
+    alone!(Alone::OwnUserNamespace, "", to_hand_over(&fresh()));
+    let theirs = handed_over();
     let error = theirs.check_enter().unwrap_err();
     assert!(error.is_permission_denied(), "{error}");
     let text = error.to_string();

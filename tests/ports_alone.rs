@@ -16,7 +16,7 @@ use netns_exec::ports::{
 };
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::ports::{V4, World, netns, refused, rival, taken};
-use netns_exec_tests::{Alone, TempNetns, alone, alone_with, is_cloexec, note};
+use netns_exec_tests::{Alone, TempNetns, alone, is_cloexec, note};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -24,12 +24,7 @@ use Protocol::{Tcp, Udp};
 
 #[test]
 fn limit_on_open_files_is_fatal_and_leaves_nothing() {
-    if !alone(
-        "limit_on_open_files_is_fatal_and_leaves_nothing",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let w = World::new();
     // Starts the workers, so that only sockets are wanting.
     drop(w.both(Tcp, Ports::Exact(33000)).unwrap());
@@ -60,10 +55,7 @@ fn limit_on_open_files_is_fatal_and_leaves_nothing() {
 
 #[test]
 fn low_ports_are_denied_to_an_ordinary_user_and_passed_over_in_a_range() {
-    let name = "low_ports_are_denied_to_an_ordinary_user_and_passed_over_in_a_range";
-    if !alone(name, Alone::OrdinaryUser) {
-        return;
-    }
+    alone!(Alone::OrdinaryUser);
     let executor = Executor::new().unwrap();
     let ports = Allocator::starting_at(&executor, Start::Beginning);
     let here = Netns::current().unwrap();
@@ -92,12 +84,7 @@ fn low_ports_are_denied_to_an_ordinary_user_and_passed_over_in_a_range() {
 
 #[test]
 fn namespace_that_cannot_be_entered_is_named() {
-    let name = "namespace_that_cannot_be_entered_is_named";
-    let theirs = note().is_none().then(TempNetns::new);
-    let label = theirs.as_ref().map_or("", TempNetns::name);
-    if !alone_with(name, Alone::OrdinaryUser, label, Stdio::null()) {
-        return;
-    }
+    alone!(Alone::OrdinaryUser, TempNetns::new().name(), Stdio::null());
     let executor = Executor::new().unwrap();
     let ports = Allocator::new(&executor);
     let label = note().expect("the name of the namespace");
@@ -121,10 +108,7 @@ fn namespace_that_cannot_be_entered_is_named() {
 /// network namespaces that it does.
 #[test]
 fn rootless_daemon_with_detached_children_needs_nobody_else() {
-    let name = "rootless_daemon_with_detached_children_needs_nobody_else";
-    if !alone(name, Alone::DetachedChildren) {
-        return;
-    }
+    alone!(Alone::DetachedChildren);
     let executor = Executor::new().unwrap();
     let ports = Allocator::starting_at(&executor, Start::Beginning);
     let (host, child) = (Netns::current().unwrap(), netns());
@@ -159,12 +143,7 @@ fn rootless_daemon_with_detached_children_needs_nobody_else() {
 
 #[test]
 fn ordinary_user_chooses_what_to_do_without_the_filter() {
-    if !alone(
-        "ordinary_user_chooses_what_to_do_without_the_filter",
-        Alone::OrdinaryUser,
-    ) {
-        return;
-    }
+    alone!(Alone::OrdinaryUser);
     let executor = Executor::new().unwrap();
     let ports = Allocator::new(&executor);
     let here = Netns::current().unwrap();
@@ -198,9 +177,7 @@ fn ordinary_user_chooses_what_to_do_without_the_filter() {
 
 #[test]
 fn sockets_are_closed_on_exec() {
-    if !alone("sockets_are_closed_on_exec", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let w = World::new();
     for protocol in [Tcp, Udp] {
         let lease = w.both(protocol, Ports::Exact(33000)).unwrap();

@@ -10,8 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use netns_exec::{CommandExt, Executor, Netns, run};
-use netns_exec_tests::{Alone, alone_with};
-use nix::unistd::geteuid;
+use netns_exec_tests::{Alone, alone, handed_over, to_hand_over};
 
 const EPERM: i32 = 1;
 const SIGTERM: i32 = 15;
@@ -271,16 +270,8 @@ fn file_that_is_not_executable_is_permission_denied_and_not_a_failure_to_enter()
 
 #[test]
 fn ordinary_user_gets_no_further_than_home() {
-    const NAME: &str = "ordinary_user_gets_no_further_than_home";
-    let stdin = match geteuid().is_root() {
-        true => Stdio::from(fresh().as_fd().try_clone_to_owned().expect("a copy")),
-        false => Stdio::inherit(),
-    };
-    if !alone_with(NAME, Alone::OrdinaryUser, "", stdin) {
-        return;
-    }
-    let handed_over = std::io::stdin().as_fd().try_clone_to_owned();
-    let ns = Netns::from_fd(handed_over.expect("a copy")).expect("a netns");
+    alone!(Alone::OrdinaryUser, "", to_hand_over(&fresh()));
+    let ns = handed_over();
     let mut command = Command::new("true");
     for error in [
         command.spawn_in(&ns).map(drop),

@@ -55,9 +55,7 @@ fn busy_executor(guard: Guard, gate: &Gate, namespaces: &[Netns]) -> Executor {
 
 #[test]
 fn handlers_never_run_on_a_worker() {
-    if !alone("handlers_never_run_on_a_worker", Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let log = SignalLog::start(&[Signal::SIGUSR1, Signal::SIGTERM]);
     for guard in GUARDS {
         let namespaces = [fresh(), fresh(), fresh()];
@@ -90,12 +88,7 @@ fn handlers_never_run_on_a_worker() {
 fn signal_that_all_others_block_waits_for_them_instead_of_going_to_a_worker() {
     // The process of its own, with its main thread, begins with this mask.
     set_mask(both());
-    if !alone(
-        "signal_that_all_others_block_waits_for_them_instead_of_going_to_a_worker",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let log = SignalLog::start(&[Signal::SIGUSR1, Signal::SIGTERM]);
     for guard in GUARDS {
         let namespaces = [fresh(), fresh(), fresh()];
@@ -151,12 +144,7 @@ fn plain_command_in_a_job_inherits_what_the_docs_of_run_say_and_spawn_in_does_no
 
 #[test]
 fn handler_runs_at_home_while_every_job_is_elsewhere() {
-    if !alone(
-        "handler_runs_at_home_while_every_job_is_elsewhere",
-        Alone::AsIs,
-    ) {
-        return;
-    }
+    alone!(Alone::AsIs);
     let log = SignalLog::start(&[Signal::SIGUSR1]);
     let home = netns_link_of_this_thread();
     let (netns, gate) = (fresh(), Gate::new());

@@ -2,8 +2,12 @@
 
 use std::env;
 use std::fs;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use netns_exec::Netns;
 
 /// What the process of its own is like.
 #[derive(Clone, Copy, Debug)]
@@ -15,8 +19,8 @@ pub enum Alone {
     /// Root of a user namespace of its own, and of nothing outside it; with an
     /// empty `/run`, too.
     OwnUserNamespace,
-    /// As that, but in the network namespace of everybody: where a rootless
-    /// daemon is that detached only its children.
+    /// As that, but in the network namespace that this process is in:
+    /// where a rootless daemon is that detached only its children.
     DetachedChildren,
     /// Root of a user namespace of its own, which an ordinary user made: limits
     /// that do not hold for root hold here. With an empty `/run`, too.
@@ -31,40 +35,73 @@ pub enum Alone {
 const MARK: &str = "NETNS_EXEC_TEST_ALONE";
 const NOTE: &str = "NETNS_EXEC_TEST_NOTE";
 
-/// What [`alone_with`] was given, in the process that it started.
+/// What [`run_alone`] was given, in the process that it started.
 pub fn note() -> Option<String> {
     env::var(NOTE).ok()
 }
 
-/// Runs the calling test again in a process of its own, and returns `true`
-/// there; here it waits for that, and returns `false`.
+/// The name of the test that this stands in, as the harness knows it:
+/// `shutdown::pinned_is_a_handle_too`.
+///
+/// It is taken from the type of a function that stands in the test too, so it is
+/// right in the test's own body and not in a function that the test calls.
+#[macro_export]
+macro_rules! this_test {
+    () => {{
+        fn marker() {}
+        $crate::test_of(::std::any::type_name_of_val(&marker))
+    }};
+}
+
+/// The name of a test by the path of what is inside of it.
+#[doc(hidden)]
+pub fn test_of(path: &'static str) -> &'static str {
+    let test = path.strip_suffix("::marker").expect("see this_test!");
+    let (_binary, test) = test.split_once("::").expect("a binary has a name");
+    // What the harness knows has no closures in it.
+    test.split("::{{closure}}").next().expect("at least one")
+}
+
+/// Runs what comes after it in a process of its own: the test runs again there.
+/// Here it waits for that, fails if that failed, and returns from the test.
+///
+/// With two more arguments, which are evaluated here only: what the test finds
+/// as [`note`] there, and what its standard input is.
 ///
 /// ```no_run
 /// use netns_exec_tests::{Alone, alone};
 ///
-/// if !alone("name_of_the_test", Alone::FreshRun) {
-///     return;
-/// }
+/// # fn test() {
+/// alone!(Alone::FreshRun);
 /// // Only here `/run` is empty.
+/// # }
 /// ```
-///
-/// # Panics
-///
-/// When the test fails there.
-pub fn alone(test: &str, how: Alone) -> bool {
-    alone_with(test, how, "", Stdio::null())
+#[macro_export]
+macro_rules! alone {
+    ($how:expr) => {
+        $crate::alone!($how, "", ::std::process::Stdio::null())
+    };
+    ($how:expr, $note:expr, $stdin:expr) => {
+        if !$crate::is_alone($crate::this_test!()) {
+            $crate::run_alone($crate::this_test!(), $how, $note, $stdin);
+            return;
+        }
+    };
 }
 
-/// As [`alone`], with something for the test to find as [`note`] there, and
-/// an open file as its standard input.
+/// Tells whether this process was made to run `test`.
+#[doc(hidden)]
+pub fn is_alone(test: &str) -> bool {
+    env::var_os(MARK).is_some_and(|mark| mark == test)
+}
+
+/// Runs a test in a process of its own, and waits for that. For a test that goes
+/// on afterwards: there, it finds a [`note`].
 ///
 /// # Panics
 ///
 /// When the test fails there.
-pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
-    if env::var_os(MARK).is_some_and(|mark| mark == test) {
-        return true;
-    }
+pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
     super::require_root();
     let this = env::current_exe().expect("this program has a path");
     let binary = Binary::reachable_by_all(&this);
@@ -120,7 +157,19 @@ pub fn alone_with(test: &str, how: Alone, note: &str, stdin: Stdio) -> bool {
         "{test} failed in a process of its own ({how:?}, {}):\n{out}\n{err}",
         output.status
     );
-    false
+}
+
+/// An open namespace as the standard input of a process of its own, where it is
+/// [`handed_over`].
+pub fn to_hand_over(netns: &Netns) -> Stdio {
+    let fd = netns.as_fd().try_clone_to_owned();
+    fd.expect("a copy of the descriptor").into()
+}
+
+/// The namespace that is open as the standard input.
+pub fn handed_over() -> Netns {
+    let fd = io::stdin().as_fd().try_clone_to_owned();
+    Netns::from_fd(fd.expect("a copy of the descriptor")).expect("having it open is enough")
 }
 
 /// A copy of a program: the build's own folder may be closed to others. It is
@@ -131,7 +180,7 @@ pub struct Binary {
 }
 
 impl Binary {
-    /// Copies a program to where everybody may execute it.
+    /// Copies a program to where every user may execute it.
     ///
     /// # Panics
     ///

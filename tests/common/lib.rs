@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use netns_exec::{Netns, NetnsId};
 
 pub use allocator::OnlyHere;
-pub use alone::{Alone, Binary, alone, alone_with, note};
+pub use alone::{Alone, Binary, handed_over, is_alone, note, run_alone, test_of, to_hand_over};
 pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
     netns_link_of_this_thread, settle, sleeps_soundly, threads_of_this_process, wait_for_exit,
