@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use netns_exec::{CommandExt, Executor, Guard, Netns};
-use netns_exec_tests::{Alone, Gate, alone, eventually, fresh, here};
+use netns_exec_tests::{Alone, Gate, alone, eventually, fresh, here, this_test};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
@@ -251,7 +251,6 @@ fn deep_stack_is_there_for_every_job() {
 
 #[test]
 fn stack_that_overflows_ends_the_process_with_the_workers_name() {
-    const NAME: &str = "stack_that_overflows_ends_the_process_with_the_workers_name";
     const MARK: &str = "NETNS_EXEC_TEST_OVERFLOW";
     if env::var_os(MARK).is_some() {
         let builder = Executor::builder().stack_size(64 << 10);
@@ -261,7 +260,7 @@ fn stack_that_overflows_ends_the_process_with_the_workers_name() {
     }
     netns_exec_tests::require_root();
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", NAME, "--nocapture"])
+        .args(["--exact", this_test!(), "--nocapture"])
         .env(MARK, "")
         .stdin(Stdio::null())
         .output()

@@ -1,9 +1,5 @@
 //! `#[in_netns]` on functions of every shape, in real namespaces.
 
-// An annotation must not turn clean code into code with warnings.
-#![deny(warnings, clippy::all)]
-#![deny(clippy::redundant_closure, clippy::used_underscore_binding)]
-
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};
 use std::fs::File;

@@ -1,6 +1,6 @@
 //! What a rootless daemon does with a broker, in the process that it takes: the
 //! one test that runs beside others cannot enter a user namespace, which wants a
-//! process without threads. `ports_broker.rs` starts this program in a "host"
+//! process without threads. `main.rs` starts this program in a "host"
 //! namespace, with the name of what is to be shown.
 //!
 //! It speaks with the test line by line: `say` is awaited there, and `wait` is

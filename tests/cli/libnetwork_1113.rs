@@ -13,13 +13,13 @@ use netns_exec::audit::Verdict;
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
     Alone, TempNetns, alone, eventually, fds_of_this_process, here, names_by_ip, require_root,
-    threads_of_this_process,
+    this_test, threads_of_this_process,
 };
 use nix::sched::{CloneFlags, setns};
 
-#[path = "../netns-exec/examples/embedded_dns/containers.rs"]
+#[path = "../../netns-exec/examples/embedded_dns/containers.rs"]
 mod containers;
-#[path = "../netns-exec/examples/embedded_dns/dns.rs"]
+#[path = "../../netns-exec/examples/embedded_dns/dns.rs"]
 mod dns;
 
 use containers::{DNS, Engine, Firewall, RESOLVER};
@@ -156,7 +156,6 @@ fn old_way_leaves_a_thread_behind_and_the_audit_finds_it() {
 
 #[test]
 fn missing_iptables_and_nft_is_an_error_with_the_cure() {
-    const NAME: &str = "missing_iptables_and_nft_is_an_error_with_the_cure";
     const MARK: &str = "NETNS_EXEC_TEST_EMPTY_PATH";
     if env::var_os(MARK).is_some() {
         let executor = Executor::new().unwrap();
@@ -169,7 +168,7 @@ fn missing_iptables_and_nft_is_an_error_with_the_cure() {
     }
     require_root();
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", NAME])
+        .args(["--exact", this_test!()])
         .env(MARK, "")
         .env("PATH", "/nonexistent")
         .output()

@@ -1,0 +1,7 @@
+//! The command `netns-exec`, as a user meets it.
+
+mod audit;
+mod bench;
+mod lease;
+mod libnetwork_1113;
+mod run;

@@ -1,0 +1,9 @@
+//! Leases of ports.
+//!
+//! No test here starts a process: between fork and exec a child has a copy of
+//! every socket, and so owns for a moment what a test beside it has just given
+//! back. Those that do are in `ports_alone.rs` and in `ports_broker/`.
+
+mod leases;
+mod model;
+mod races;
