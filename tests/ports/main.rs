@@ -4,6 +4,9 @@
 //! every socket, and so owns for a moment what a test beside it has just given
 //! back. Those that do are in `ports_alone.rs` and in `ports_broker/`.
 
+mod choice;
 mod leases;
 mod model;
 mod races;
+mod requests;
+mod sockets;
