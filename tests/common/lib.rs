@@ -2,6 +2,7 @@
 
 mod allocator;
 mod alone;
+mod held;
 pub mod ports;
 mod process;
 mod signals;
@@ -18,6 +19,7 @@ use netns_exec::{Netns, NetnsId};
 
 pub use allocator::OnlyHere;
 pub use alone::{Alone, Binary, handed_over, is_alone, note, run_alone, test_of, to_hand_over};
+pub use held::Held;
 pub use process::{
     drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
     netns_link_of_this_thread, settle, sleeps_soundly, threads_of_this_process, wait_for_exit,

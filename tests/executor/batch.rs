@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, JoinHandle, Netns};
-use netns_exec_tests::{Gate, eventually, fresh, here, within};
+use netns_exec_tests::{Gate, Held, eventually, fresh, here, within};
 
 fn with_queue(depth: usize) -> Executor {
     Executor::builder().queue_depth(depth).build().unwrap()
@@ -288,17 +288,13 @@ fn panic_of_a_job_concerns_no_other_of_its_batch() {
 fn cancelled_job_is_left_out_of_its_batch() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     let log = Arc::new(Mutex::new(Vec::new()));
     let jobs = (0..5).map(|n| note(&log, n));
     let mut handles = executor.spawn_batch(&netns, jobs).unwrap();
     let cancelled = handles.remove(2);
     assert!(cancelled.cancel());
-    gate.open();
-    running.join().unwrap();
+    held.end();
     assert_eq!(join_all(handles), [0, 1, 3, 4]);
     assert!(cancelled.join().unwrap_err().is_cancelled());
     assert_eq!(*log.lock().unwrap(), [0, 1, 3, 4]);
@@ -379,18 +375,15 @@ fn slow_job_of_a_batch_does_not_hold_up_the_others() {
 fn stuck_batch(
     executor: &Executor,
     netns: &Netns,
-    gate: &Gate,
     log: &Arc<Mutex<Vec<u32>>>,
-) -> thread::JoinHandle<Vec<JoinHandle<u32>>> {
-    let pass = gate.pass();
-    drop(executor.spawn(netns, move || pass.stop()).unwrap());
-    gate.wait_for(1);
+) -> (Held, thread::JoinHandle<Vec<JoinHandle<u32>>>) {
+    let held = Held::new(executor, netns);
     let jobs: Vec<_> = (0..20).map(|n| note(log, n)).collect();
     let (executor, netns) = (executor.clone(), netns.clone());
     let stats = executor.clone();
     let sender = thread::spawn(move || executor.spawn_batch(&netns, jobs).unwrap());
     eventually("the queue is full", || stats.stats().queued == 2);
-    sender
+    (held, sender)
 }
 
 #[test]
@@ -398,15 +391,15 @@ fn batch_that_meets_retirement_runs_in_order_nonetheless() {
     within("retire in the middle of a batch", || {
         for _ in 0..20 {
             let executor = with_queue(2);
-            let (netns, gate) = (fresh(), Gate::new());
+            let netns = fresh();
             let log = Arc::new(Mutex::new(Vec::new()));
-            let sender = stuck_batch(&executor, &netns, &gate, &log);
+            let (held, sender) = stuck_batch(&executor, &netns, &log);
             let retire = thread::spawn({
                 let (executor, netns) = (executor.clone(), netns.clone());
                 move || executor.retire(&netns).unwrap()
             });
             eventually("it is retiring", || executor.stats().per_netns.is_empty());
-            gate.open();
+            held.open();
             assert!(join_all(sender.join().unwrap()).into_iter().eq(0..20));
             retire.join().unwrap();
             assert!(log.lock().unwrap().iter().copied().eq(0..20));
@@ -450,11 +443,11 @@ fn batch_that_meets_shutdown_runs_or_says_why_not() {
     within("shutdown in the middle of a batch", || {
         for _ in 0..20 {
             let executor = with_queue(2);
-            let (netns, gate) = (fresh(), Gate::new());
+            let netns = fresh();
             let log = Arc::new(Mutex::new(Vec::new()));
-            let sender = stuck_batch(&executor, &netns, &gate, &log);
+            let (held, sender) = stuck_batch(&executor, &netns, &log);
             let closer = thread::spawn(move || executor.shutdown(None).unwrap());
-            gate.open();
+            held.open();
             let mut ran = Vec::new();
             for handle in sender.join().unwrap() {
                 match handle.join() {
@@ -473,12 +466,12 @@ fn batch_that_meets_shutdown_runs_or_says_why_not() {
 fn batch_that_is_given_up_by_a_shutdown_is_cancelled() {
     within("shutdown with a limit in the middle of a batch", || {
         let executor = with_queue(2);
-        let (netns, gate) = (fresh(), Gate::new());
+        let netns = fresh();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let sender = stuck_batch(&executor, &netns, &gate, &log);
+        let (held, sender) = stuck_batch(&executor, &netns, &log);
         let error = executor.shutdown(Some(Duration::ZERO)).unwrap_err();
         assert!(error.is_timed_out(), "{error}");
-        gate.open();
+        held.open();
         for handle in sender.join().unwrap() {
             let error = handle.join().unwrap_err();
             assert!(error.is_cancelled() || error.is_shut_down(), "{error}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use netns_exec::{Executor, JoinHandle, Netns, Pinned, TrySpawnError};
 use netns_exec_tests::{
-    Gate, TempNetns, eventually, fresh, here, netns_cookie_of, netns_link_of_this_thread,
+    Gate, Held, TempNetns, eventually, fresh, here, netns_cookie_of, netns_link_of_this_thread,
     require_root, within,
 };
 
@@ -225,24 +225,20 @@ fn is_finished_turns_true_and_join_then_does_not_wait() {
 fn cancelled_job_never_runs_and_tells_its_handle_at_once() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     let ran = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&ran);
     let queued = executor.spawn(&netns, move || count.fetch_add(1, Ordering::SeqCst));
     let queued = queued.unwrap();
 
-    assert!(!running.cancel(), "it has started");
+    assert!(!held.job.cancel(), "it has started");
     assert!(!queued.is_finished());
     assert!(queued.cancel());
     assert!(!queued.cancel(), "only once");
     assert!(queued.is_finished());
     let error = queued.join().unwrap_err();
     assert!(error.is_cancelled() && !error.is_panic(), "{error}");
-    gate.open();
-    running.join().unwrap();
+    held.end();
     executor.shutdown(None).unwrap();
     assert_eq!(ran.load(Ordering::SeqCst), 0);
     assert_eq!(Arc::strong_count(&ran), 1, "its closure has been dropped");
@@ -286,10 +282,7 @@ fn handle_says_how_it_stands_when_printed() {
 fn full_queue_gives_the_closure_back() {
     let executor = Executor::builder().queue_depth(2).build().unwrap();
     let netns = fresh();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     let queued = [executor.spawn(&netns, || 1), executor.spawn(&netns, || 2)];
     assert_eq!(executor.stats().queued, 2);
 
@@ -307,8 +300,7 @@ fn full_queue_gives_the_closure_back() {
     let error = executor.try_spawn(&netns, || 3).unwrap_err().into_error();
     assert!(error.to_string().contains("queue is full"), "{error}");
 
-    gate.open();
-    running.join().unwrap();
+    held.end();
     let [one, two] = queued.map(|handle| handle.unwrap().join().unwrap());
     assert_eq!((one, two), (1, 2));
     assert_eq!(executor.try_spawn(&netns, || 3).unwrap().join().unwrap(), 3);
@@ -318,10 +310,7 @@ fn full_queue_gives_the_closure_back() {
 fn spawn_waits_for_room_in_the_queue() {
     let executor = Executor::builder().queue_depth(1).build().unwrap();
     let netns = fresh();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     let queued = executor.spawn(&netns, || ()).unwrap();
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
@@ -338,9 +327,9 @@ fn spawn_waits_for_room_in_the_queue() {
             early.is_err(),
             "the queue has room for one, and one is there"
         );
-        gate.open();
+        held.open();
     });
-    running.join().unwrap();
+    held.end();
     queued.join().unwrap();
     assert_eq!(executor.stats().done, 6);
 }
@@ -375,10 +364,7 @@ fn many_callers_on_a_short_queue_all_get_through() {
 fn try_spawn_does_not_wait_for_room_under_max_workers() {
     let executor = Executor::builder().max_workers(1).build().unwrap();
     let (busy, other) = (fresh(), fresh());
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&busy, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &busy);
     let (executor, refused) = within("try_spawn at the limit of workers", move || {
         let refused = executor.try_spawn(&other, || 7).map(|_| ());
         (executor, refused)
@@ -386,8 +372,7 @@ fn try_spawn_does_not_wait_for_room_under_max_workers() {
     let error = refused.unwrap_err();
     assert!(matches!(error, TrySpawnError::Full(_)), "{error:?}");
     assert_eq!(error.into_closure()(), 7);
-    gate.open();
-    running.join().unwrap();
+    held.end();
     drop(executor);
 }
 
@@ -480,10 +465,7 @@ fn stats_say_what_is_done_and_what_is_under_way() {
         .unwrap()
         .join()
         .unwrap_err();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&a, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &a);
     let queued = [(); 3].map(|()| executor.spawn(&a, || ()).unwrap());
 
     let stats = executor.stats();
@@ -500,8 +482,7 @@ fn stats_say_what_is_done_and_what_is_under_way() {
     assert_eq!((of_b.workers, of_b.running, of_b.queued), (1, 0, 0));
     assert_eq!((of_b.done, of_b.panicked), (1, 1));
 
-    gate.open();
-    running.join().unwrap();
+    held.end();
     for handle in queued {
         handle.join().unwrap();
     }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use netns_exec::Executor;
-use netns_exec_tests::{Gate, eventually, fresh, here, within};
+use netns_exec_tests::{Gate, Held, eventually, fresh, here, within};
 
 /// Counts its wake-ups.
 #[derive(Default)]
@@ -115,10 +115,7 @@ fn handle_of_a_job_that_is_over_is_ready_without_a_wake_up() {
 fn cancelling_wakes_and_the_next_poll_says_so() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     let mut handle = pin!(executor.spawn(&netns, || ()).unwrap());
     let (counter, waker) = Counter::new();
     let mut cx = Context::from_waker(&waker);
@@ -129,8 +126,7 @@ fn cancelling_wakes_and_the_next_poll_says_so() {
         Poll::Ready(result) => assert!(result.unwrap_err().is_cancelled()),
         Poll::Pending => panic!("cancelled, and not ready"),
     }
-    gate.open();
-    running.join().unwrap();
+    held.end();
     executor.shutdown(None).unwrap();
     assert_eq!(counter.count(), 1);
 }
@@ -233,10 +229,7 @@ fn tokio_select_then_cancel_stops_a_job_that_has_not_started() {
     within("tokio select and cancel", || {
         let executor = Executor::new().unwrap();
         let netns = fresh();
-        let gate = Gate::new();
-        let pass = gate.pass();
-        let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-        gate.wait_for(1);
+        let held = Held::new(&executor, &netns);
         tokio().block_on(async {
             let mut queued = executor
                 .spawn(&netns, || unreachable!("cancelled"))
@@ -247,8 +240,8 @@ fn tokio_select_then_cancel_stops_a_job_that_has_not_started() {
             }
             assert!(queued.cancel());
             assert!(queued.await.unwrap_err().is_cancelled());
-            gate.open();
-            running.await.unwrap();
+            held.open();
+            held.job.await.unwrap();
         });
     });
 }

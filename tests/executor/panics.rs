@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, Netns};
-use netns_exec_tests::{Gate, eventually, fresh, here};
+use netns_exec_tests::{Gate, Held, eventually, fresh, here};
 
 /// Panics when it is dropped, with a payload that does so too.
 struct Bomb(u32);
@@ -54,18 +54,15 @@ fn run_resumes_a_panic_with_its_payload_and_the_worker_goes_on() {
 #[test]
 fn run_resumes_a_panic_of_a_job_that_went_through_the_queue() {
     let (executor, netns, worker) = set_up();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     thread::scope(|scope| {
         let caller = scope.spawn(|| payload_of(|| executor.run(&netns, || panic_any("queued"))));
         eventually("the call is queued", || executor.stats().queued == 1);
-        gate.open();
+        held.open();
         let payload = caller.join().unwrap();
         assert_eq!(payload.downcast_ref(), Some(&"queued"));
     });
-    running.join().unwrap();
+    held.end();
     check(&executor, &netns, worker);
 }
 
@@ -183,16 +180,12 @@ fn payload_that_panics_when_dropped_is_survived() {
 #[test]
 fn panic_while_a_cancelled_closure_is_dropped_is_survived() {
     let (executor, netns, worker) = set_up();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     let bomb = Bomb(2);
     let queued = executor.spawn(&netns, move || drop(bomb)).unwrap();
     assert!(queued.cancel());
     assert!(queued.join().unwrap_err().is_cancelled());
-    gate.open();
-    running.join().unwrap();
+    held.end();
     check(&executor, &netns, worker);
 }
 

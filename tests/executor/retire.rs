@@ -6,11 +6,10 @@ use std::thread;
 
 use netns_exec::Executor;
 use netns_exec_tests::{
-    Alone, Gate, TempNetns, alone, eventually, fresh, here, ip, try_ip, within,
+    Alone, Gate, Held, TempNetns, alone, eventually, fresh, here, ip, try_ip, within,
 };
 
 use super::idle::with_idle;
-use super::shutdown::busy;
 
 #[test]
 fn namespace_is_gone_after_retire_and_so_is_its_veth_peer() {
@@ -58,11 +57,8 @@ fn retire_lets_running_and_queued_jobs_end() {
     within("retire of a busy namespace", || {
         let executor = Executor::new().unwrap();
         let netns = fresh();
-        let gate = Gate::new();
-        let pass = gate.pass();
         let ran = Arc::new(AtomicU32::new(0));
-        let running = executor.spawn(&netns, move || pass.stop()).unwrap();
-        gate.wait_for(1);
+        let held = Held::new(&executor, &netns);
         let count = Arc::clone(&ran);
         drop(executor.spawn(&netns, move || count.fetch_add(1, Ordering::SeqCst)));
         let retire = thread::spawn({
@@ -74,9 +70,9 @@ fn retire_lets_running_and_queued_jobs_end() {
             executor.stats().per_netns.is_empty()
         });
         assert!(!retire.is_finished());
-        gate.open();
+        held.open();
         retire.join().unwrap();
-        running.join().unwrap();
+        held.end();
         assert_eq!(ran.load(Ordering::SeqCst), 1);
         assert_eq!(executor.run(&netns, here).unwrap(), netns.id());
     });
@@ -157,10 +153,8 @@ fn retiring_what_has_no_workers_is_nothing() {
 fn jobs_of_a_namespace_on_its_way_out_are_in_the_totals() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
-    let gate = Gate::new();
     executor.run(&netns, || ()).unwrap();
-    let running = busy(&executor, &netns, gate.pass());
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     thread::scope(|scope| {
         scope.spawn(|| executor.retire(&netns).unwrap());
         eventually("retiring has begun", || {
@@ -168,9 +162,9 @@ fn jobs_of_a_namespace_on_its_way_out_are_in_the_totals() {
         });
         let stats = executor.stats();
         assert_eq!((stats.workers, stats.running, stats.done), (1, 1, 1));
-        gate.open();
+        held.open();
     });
-    running.join().unwrap();
+    held.end();
     let stats = executor.stats();
     assert_eq!((stats.workers, stats.running, stats.done), (0, 0, 2));
 }

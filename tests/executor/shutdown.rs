@@ -5,8 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netns_exec::{Executor, Netns, TrySpawnError};
-use netns_exec_tests::{Alone, Gate, Pass, alone, eventually, fresh, here, within};
+use netns_exec::{Executor, TrySpawnError};
+use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, here, within};
 
 /// Sends a message when it is dropped.
 struct Bell(mpsc::Sender<&'static str>, &'static str);
@@ -26,17 +26,14 @@ fn dropping_the_last_handle_drains_and_joins() {
     let count = Arc::new(AtomicU32::new(0));
     let executor = Executor::builder().queue_depth(1000).build().unwrap();
     let clone = executor.clone();
-    let gate = Gate::new();
-    let pass = gate.pass();
-    drop(executor.spawn(&netns, move || pass.stop()));
-    gate.wait_for(1);
+    let held = Held::new(&executor, &netns);
     for _ in 0..500 {
         let count = Arc::clone(&count);
         drop(executor.spawn(&netns, move || count.fetch_add(1, Ordering::SeqCst)));
     }
     drop(clone);
     assert_eq!(count.load(Ordering::SeqCst), 0, "not the last");
-    gate.open();
+    held.open();
     drop(executor);
     assert_eq!(count.load(Ordering::SeqCst), 500);
     let weak = netns.downgrade();
@@ -113,16 +110,13 @@ fn dropped_by_what_a_job_captured_or_returned_it_does_not_deadlock() {
             assert_eq!(receiver.recv(), Ok("over"));
 
             let executor = Executor::new().unwrap();
-            let gate = Gate::new();
-            let pass = gate.pass();
-            drop(executor.spawn(&netns, move || pass.stop()));
-            gate.wait_for(1);
+            let held = Held::new(&executor, &netns);
             let last = executor.clone();
             let queued = executor.spawn(&netns, move || drop(last)).unwrap();
             drop(executor);
             assert!(queued.cancel());
             assert!(queued.join().unwrap_err().is_cancelled());
-            gate.open();
+            held.open();
         }
         let weak = netns.downgrade();
         drop(netns);
@@ -203,22 +197,12 @@ fn shutdown_runs_what_was_accepted_and_refuses_the_rest_through_all_handles() {
     clone.shutdown(Some(Duration::ZERO)).unwrap();
 }
 
-pub(crate) fn busy(executor: &Executor, netns: &Netns, pass: Pass) -> netns_exec::JoinHandle<u32> {
-    let spawned = executor.spawn(netns, move || {
-        pass.stop();
-        1
-    });
-    spawned.unwrap()
-}
-
 #[test]
 fn shutdown_with_a_limit_returns_in_time_and_cancels_what_has_not_started() {
     within("shutdown with a time limit", || {
         let executor = Executor::new().unwrap();
         let netns = fresh();
-        let gate = Gate::new();
-        let running = busy(&executor, &netns, gate.pass());
-        gate.wait_for(1);
+        let held = Held::new(&executor, &netns);
         let ran = Arc::new(AtomicU32::new(0));
         let queued: Vec<_> = (0..10)
             .map(|_| {
@@ -235,9 +219,9 @@ fn shutdown_with_a_limit_returns_in_time_and_cancels_what_has_not_started() {
             .unwrap_err();
         assert!(error.is_timed_out(), "{error}");
         assert!(begin.elapsed() >= Duration::from_millis(50));
-        assert!(!running.is_finished());
-        gate.open();
-        assert_eq!(running.join().unwrap(), 1, "a job that runs is let end");
+        assert!(!held.job.is_finished());
+        held.open();
+        held.end();
         for handle in queued {
             let error = handle.join().unwrap_err();
             assert!(error.is_cancelled(), "{error}");
@@ -254,20 +238,18 @@ fn run_that_waits_in_the_queue_is_cancelled_by_the_limit() {
     within("shutdown with a time limit", || {
         let executor = Executor::new().unwrap();
         let netns = fresh();
-        let gate = Gate::new();
-        let running = busy(&executor, &netns, gate.pass());
-        gate.wait_for(1);
+        let held = Held::new(&executor, &netns);
         thread::scope(|scope| {
             let clone = executor.clone();
             let netns = &netns;
             let caller = scope.spawn(move || clone.run(netns, || unreachable!("cancelled")));
             eventually("the call is queued", || executor.stats().queued == 1);
             executor.shutdown(Some(Duration::ZERO)).unwrap_err();
-            gate.open();
+            held.open();
             let result: Result<(), _> = caller.join().unwrap();
             assert!(result.unwrap_err().is_cancelled());
         });
-        running.join().unwrap();
+        held.end();
     });
 }
 
@@ -276,9 +258,7 @@ fn limit_holds_for_jobs_of_namespaces_retired_before() {
     within("shutdown after retire", || {
         let executor = Executor::new().unwrap();
         let netns = fresh();
-        let gate = Gate::new();
-        let running = busy(&executor, &netns, gate.pass());
-        gate.wait_for(1);
+        let held = Held::new(&executor, &netns);
         let retire = thread::spawn({
             let (executor, netns) = (executor.clone(), netns.clone());
             move || executor.retire(&netns)
@@ -290,8 +270,7 @@ fn limit_holds_for_jobs_of_namespaces_retired_before() {
             .shutdown(Some(Duration::from_millis(20)))
             .unwrap_err();
         assert!(error.is_timed_out(), "{error}");
-        gate.open();
-        running.join().unwrap();
+        held.end();
         retire.join().unwrap().unwrap();
     });
 }
@@ -301,9 +280,7 @@ fn limit_holds_for_the_second_who_shuts_down() {
     within("two shut down", || {
         let executor = Executor::new().unwrap();
         let netns = fresh();
-        let gate = Gate::new();
-        let running = busy(&executor, &netns, gate.pass());
-        gate.wait_for(1);
+        let held = Held::new(&executor, &netns);
         let clone = executor.clone();
         let first = thread::spawn(move || clone.shutdown(None));
         eventually("closing has begun", || {
@@ -313,8 +290,7 @@ fn limit_holds_for_the_second_who_shuts_down() {
             .shutdown(Some(Duration::from_millis(20)))
             .unwrap_err();
         assert!(error.is_timed_out(), "{error}");
-        gate.open();
-        running.join().unwrap();
+        held.end();
         first.join().unwrap().unwrap();
     });
 }
@@ -325,9 +301,7 @@ fn sender_that_waits_for_room_at_shutdown_gets_an_answer() {
         for _ in 0..30 {
             let executor = Executor::builder().queue_depth(1).build().unwrap();
             let netns = fresh();
-            let gate = Gate::new();
-            let running = busy(&executor, &netns, gate.pass());
-            gate.wait_for(1);
+            let held = Held::new(&executor, &netns);
             let senders: Vec<_> = (0..4)
                 .map(|_| {
                     let (executor, netns) = (executor.clone(), netns.clone());
@@ -336,8 +310,7 @@ fn sender_that_waits_for_room_at_shutdown_gets_an_answer() {
                 .collect();
             eventually("the queue is full", || executor.stats().queued == 1);
             let closer = thread::spawn(move || executor.shutdown(None));
-            gate.open();
-            running.join().unwrap();
+            held.end();
             closer.join().unwrap().unwrap();
             for sender in senders {
                 match sender.join().unwrap() {

@@ -8,7 +8,7 @@ use std::thread;
 use netns_exec::audit::Verdict;
 use netns_exec::{CommandExt, Executor, Guard, Netns};
 use netns_exec_tests::{
-    Alone, Gate, SignalLog, alone, eventually, fresh, here, netns_link_of_this_thread,
+    Alone, Gate, Held, SignalLog, alone, eventually, fresh, here, netns_link_of_this_thread,
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::unistd::{Pid, getpid, gettid};
@@ -40,17 +40,15 @@ fn own_threads(executor: &Executor) -> Vec<i32> {
     threads.map(|thread| thread.tid().cast_signed()).collect()
 }
 
-/// Workers that idle, one that runs a job until the gate opens, one for home.
-fn busy_executor(guard: Guard, gate: &Gate, namespaces: &[Netns]) -> Executor {
+/// Workers that idle, one that runs a job until that is let go, one for home.
+fn busy_executor(guard: Guard, namespaces: &[Netns]) -> (Executor, Held) {
     let executor = Executor::builder().guard(guard).build().unwrap();
     for netns in namespaces {
         executor.run(netns, here).unwrap();
     }
     executor.run(&Netns::home().unwrap(), here).unwrap();
-    let pass = gate.pass();
-    drop(executor.spawn(&namespaces[0], move || pass.stop()).unwrap());
-    gate.wait_for(1);
-    executor
+    let held = Held::new(&executor, &namespaces[0]);
+    (executor, held)
 }
 
 #[test]
@@ -59,8 +57,7 @@ fn handlers_never_run_on_a_worker() {
     let log = SignalLog::start(&[Signal::SIGUSR1, Signal::SIGTERM]);
     for guard in GUARDS {
         let namespaces = [fresh(), fresh(), fresh()];
-        let gate = Gate::new();
-        let executor = busy_executor(guard, &gate, &namespaces);
+        let (executor, held) = busy_executor(guard, &namespaces);
         let workers = own_threads(&executor);
         assert!(workers.len() >= 5, "{workers:?}");
 
@@ -79,7 +76,7 @@ fn handlers_never_run_on_a_worker() {
         for tid in log.tids() {
             assert!(!workers.contains(&tid), "{guard:?}: ran on {tid}");
         }
-        gate.open();
+        held.open();
         executor.shutdown(None).unwrap();
     }
 }
@@ -92,8 +89,7 @@ fn signal_that_all_others_block_waits_for_them_instead_of_going_to_a_worker() {
     let log = SignalLog::start(&[Signal::SIGUSR1, Signal::SIGTERM]);
     for guard in GUARDS {
         let namespaces = [fresh(), fresh(), fresh()];
-        let gate = Gate::new();
-        let executor = busy_executor(guard, &gate, &namespaces);
+        let (executor, held) = busy_executor(guard, &namespaces);
         for _ in 0..TIMES {
             let before = log.caught();
             kill(getpid(), Signal::SIGUSR1).unwrap();
@@ -107,7 +103,7 @@ fn signal_that_all_others_block_waits_for_them_instead_of_going_to_a_worker() {
             assert_eq!(log.caught(), before + 2, "{guard:?}");
             set_mask(both());
         }
-        gate.open();
+        held.open();
     }
     let me = gettid().as_raw();
     assert_eq!(log.tids(), [me; 2 * TIMES * GUARDS.len()]);

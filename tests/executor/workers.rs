@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, Netns, TrySpawnError};
-use netns_exec_tests::{Gate, TempNetns, eventually, fresh, here, sleeps_soundly, within};
+use netns_exec_tests::{Gate, Held, TempNetns, eventually, fresh, here, sleeps_soundly, within};
 
 // workers_per_netns
 
@@ -143,19 +143,16 @@ fn caller_waits_when_all_workers_are_busy() {
     within("a call at the limit of workers", || {
         let executor = with_max(1);
         let (busy, other) = (fresh(), fresh());
-        let gate = Gate::new();
-        let pass = gate.pass();
-        let running = executor.spawn(&busy, move || pass.stop()).unwrap();
-        gate.wait_for(1);
+        let held = Held::new(&executor, &busy);
         let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
             scope.spawn(|| sender.send(executor.run(&other, here).unwrap()).unwrap());
             let early = receiver.recv_timeout(Duration::from_millis(50));
             assert!(early.is_err(), "there is no room");
-            gate.open();
+            held.open();
             assert_eq!(receiver.recv().unwrap(), other.id());
         });
-        running.join().unwrap();
+        held.end();
         assert_eq!(executor.stats().workers, 1);
     });
 }
@@ -165,17 +162,13 @@ fn caller_that_waits_for_room_hears_of_the_shutdown() {
     within("a call at the limit of workers", || {
         let executor = with_max(1);
         let (busy, other) = (fresh(), fresh());
-        let gate = Gate::new();
-        let pass = gate.pass();
-        let running = executor.spawn(&busy, move || pass.stop()).unwrap();
-        gate.wait_for(1);
+        let held = Held::new(&executor, &busy);
         let clone = executor.clone();
         let waiting = thread::spawn(move || clone.run(&other, here));
         let closer = thread::spawn(move || executor.shutdown(None));
         let error = waiting.join().unwrap().unwrap_err();
         assert!(error.is_shut_down(), "{error}");
-        gate.open();
-        running.join().unwrap();
+        held.end();
         closer.join().unwrap().unwrap();
     });
 }
