@@ -8,7 +8,6 @@
 //! no thread is where it does not belong, and memory is as it was.
 
 use std::env;
-use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -19,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Guard, JoinHandle, Netns, WeakNetns};
 use netns_exec_tests::{
-    TempName, eventually, fds_of_this_process, here, require_root, threads_of_this_process,
+    TempName, eventually, fds_of_this_process, here, require_root, resident,
+    threads_of_this_process,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -363,14 +363,6 @@ impl Arena {
         *netns = Netns::create(&place.name).expect("the name is free");
         self.tally.deleted.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// Bytes of this process that are in memory.
-fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.expect("a size").trim().trim_end_matches(" kB");
-    kilobytes.parse::<u64>().expect("a number") * 1024
 }
 
 fn chaos(options: &Options) {

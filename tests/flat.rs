@@ -4,21 +4,12 @@
 //! `NETNS_EXEC_LONG=1` goes through 10,000 namespaces instead of 2,000.
 
 use std::env;
-use std::fs;
 use std::time::Duration;
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    eventually, fds_of_this_process, here, require_root, threads_of_this_process,
+    eventually, fds_of_this_process, here, require_root, resident, threads_of_this_process,
 };
-
-/// Bytes of this process that are in memory.
-fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
-    kilobytes.parse::<u64>().unwrap() * 1024
-}
 
 #[test]
 fn namespaces_made_used_once_and_dropped_leave_memory_flat() {

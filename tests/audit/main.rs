@@ -6,14 +6,16 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio, id};
-use std::sync::mpsc::{Sender, channel};
+use std::process::{Command, Stdio, id};
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use netns_exec::audit::{self, Hold, Holders, Process, Thread, Verdict};
 use netns_exec::{Executor, Guard, Netns};
-use netns_exec_tests::{Alone, TempNetns, alone, note, run_alone, this_test};
+use netns_exec_tests::{
+    Alone, Parked, Sleeper, TempNetns, alone, note, on_a_thread, run_alone, this_test,
+};
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::gettid;
 
@@ -25,113 +27,42 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A thread that stays where it is until this is dropped.
-struct Parked {
-    tid: u32,
-    end: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Parked {
-    /// A thread born where the caller is.
-    fn here() -> Parked {
-        let (born, tid) = channel();
-        let (end, ended) = channel();
-        let thread = thread::Builder::new().name("parked".to_owned());
-        let thread = thread.spawn(move || {
-            born.send(gettid().as_raw().unsigned_abs())
-                .expect("awaited");
-            let _ = ended.recv();
-        });
-        Parked {
-            tid: tid.recv().expect("the thread says so"),
-            end: Some(end),
-            thread: Some(thread.expect("a thread can be started")),
-        }
-    }
-
-    /// The old way: enter, call something that starts a thread, go back.
-    fn left_by_the_old_way(netns: &Netns) -> Parked {
-        let old_way = || {
-            let before = File::open("/proc/thread-self/ns/net").expect("/proc is mounted");
-            setns(netns, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
-            let parked = Parked::here();
-            setns(before, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
-            parked
-        };
-        thread::scope(|scope| scope.spawn(old_way).join().expect("no panic"))
-    }
-}
-
-impl Drop for Parked {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        let thread = self.thread.take().expect("taken here only");
-        thread.join().expect("it does not panic");
-    }
-}
-
 fn row(audit: &Process, tid: u32) -> &Thread {
     let mut rows = audit.threads().iter();
     rows.find(|row| row.tid() == tid)
         .expect("the thread is alive")
 }
 
-/// A process in `netns` that sleeps until this is dropped.
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn start(command: &mut Command) -> Sleeper {
-        let child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("it can be started");
-        let mut sleeper = Sleeper(child);
-        // It says when it has come to where it is to sleep.
-        let mut ready = [0];
-        let out = sleeper.0.stdout.as_mut().expect("piped above");
-        std::io::Read::read_exact(out, &mut ready).expect("it starts");
-        sleeper
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn the_old_way_leaves_a_stray() {
     let _alone = one_at_a_time();
     let netns = TempNetns::new();
-    let stray = Parked::left_by_the_old_way(&netns);
-    let home = Parked::here();
+    let stray = Parked::left_in(&netns, "parked");
+    let home = Parked::here("parked");
 
     let audit = Process::this().expect("our own");
     assert_eq!(
         (audit.pid(), audit.home_id()),
         (id(), Some(Netns::home().expect("ours").id()))
     );
-    let found = row(&audit, stray.tid);
+    let found = row(&audit, stray.tid());
     assert_eq!(found.verdict(), Verdict::Stray);
     assert_eq!(found.netns_id(), Some(netns.id()));
     assert_eq!((found.label(), found.name()), (netns.name(), "parked"));
-    assert!(audit.strays().any(|thread| thread.tid() == stray.tid));
+    assert!(audit.strays().any(|thread| thread.tid() == stray.tid()));
     assert!(
         audit
             .to_string()
-            .contains(&format!("stray: thread {} (parked)", stray.tid))
+            .contains(&format!("stray: thread {} (parked)", stray.tid()))
     );
-    let at_home = row(&audit, home.tid);
+    let at_home = row(&audit, home.tid());
     assert_eq!(at_home.verdict(), Verdict::Home);
     assert_eq!(
         (at_home.netns_id(), at_home.label()),
         (audit.home_id(), "home")
     );
 
-    let tid = stray.tid;
+    let tid = stray.tid();
     drop(stray);
     let audit = Process::this().expect("our own");
     assert!(audit.threads().iter().all(|thread| thread.tid() != tid));
@@ -142,9 +73,9 @@ fn stray_in_an_unnamed_namespace_is_told_by_its_id() {
     let _alone = one_at_a_time();
     netns_exec_tests::require_root();
     let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
-    let stray = Parked::left_by_the_old_way(&netns);
+    let stray = Parked::left_in(&netns, "parked");
     let audit = Process::this().expect("our own");
-    let found = row(&audit, stray.tid);
+    let found = row(&audit, stray.tid());
     assert_eq!(found.label(), format!("netns:{}", netns.id()));
     assert_eq!(found.verdict(), Verdict::Stray);
 }
@@ -227,8 +158,8 @@ fn stray_of_another_process_is_found_from_there() {
         return;
     }
     let netns = TempNetns::new();
-    let stray = Parked::left_by_the_old_way(&netns);
-    let note = format!("{} {}", id(), stray.tid);
+    let stray = Parked::left_in(&netns, "parked");
+    let note = format!("{} {}", id(), stray.tid());
     run_alone(this_test!(), Alone::AsIs, &note, Stdio::null());
 }
 
@@ -236,19 +167,11 @@ fn stray_of_another_process_is_found_from_there() {
 fn process_that_lives_in_a_namespace_is_at_home_there() {
     let _alone = one_at_a_time();
     let netns = TempNetns::new();
-    let script = "echo; exec sleep 1000";
-    let child = Sleeper::start(Command::new("ip").args([
-        "netns",
-        "exec",
-        netns.name(),
-        "sh",
-        "-c",
-        script,
-    ]));
-    let audit = Process::of(child.0.id()).expect("it sleeps");
+    let child = Sleeper::in_named(netns.name());
+    let audit = Process::of(child.pid()).expect("it sleeps");
     assert_eq!(audit.home_id(), Some(netns.id()));
     assert_eq!(audit.strays().count(), 0);
-    assert_eq!(row(&audit, child.0.id()).verdict(), Verdict::Home);
+    assert_eq!(row(&audit, child.pid()).verdict(), Verdict::Home);
 }
 
 #[test]
@@ -340,12 +263,9 @@ fn holds(holders: &Holders, pid: u32, what: impl Fn(&Hold) -> bool) -> bool {
 
 /// Makes something in `netns`, and nothing else there.
 fn inside<T: Send>(netns: &Netns, f: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            setns(netns, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
-            f()
-        });
-        thread.join().expect("no panic")
+    on_a_thread(|| {
+        setns(netns, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
+        f()
     })
 }
 
@@ -373,7 +293,7 @@ fn everything_of_this_process_that_keeps_a_namespace_is_found() {
         |hold| matches!(hold, Hold::Fd { fd, .. } if *fd == handle)
     ));
 
-    let thread = Parked::left_by_the_old_way(&netns);
+    let thread = Parked::left_in(&netns, "parked");
     let fd = netns
         .as_fd()
         .try_clone_to_owned()
@@ -391,7 +311,7 @@ fn everything_of_this_process_that_keeps_a_namespace_is_found() {
     let mount = Mounted::new(&netns);
 
     let found = audit::holders(&netns).expect("root may read all");
-    let tid = thread.tid;
+    let tid = thread.tid();
     let has = |hold: &dyn Fn(&Hold) -> bool| holds(&found, id(), hold);
     assert!(
         has(&|hold| matches!(hold, Hold::Thread { tid: t, .. } if *t == tid)),
@@ -496,7 +416,7 @@ fn everything_of_another_process_that_keeps_a_namespace_is_found() {
     ]));
 
     let found = audit::holders(&netns).expect("root may read all");
-    let has = |child: &Sleeper, hold: &dyn Fn(&Hold) -> bool| holds(&found, child.0.id(), hold);
+    let has = |child: &Sleeper, hold: &dyn Fn(&Hold) -> bool| holds(&found, child.pid(), hold);
     assert!(
         has(&with_socket, &|hold| matches!(
             hold,
@@ -508,7 +428,7 @@ fn everything_of_another_process_that_keeps_a_namespace_is_found() {
         has(&with_fd, &|hold| matches!(hold, Hold::Fd { fd: 0, .. })),
         "{found:?}"
     );
-    let pid = with_thread.0.id();
+    let pid = with_thread.pid();
     assert!(has(
         &with_thread,
         &|hold| matches!(hold, Hold::Thread { tid, .. } if *tid == pid)
@@ -537,7 +457,7 @@ fn every_namespace_on_the_system_is_listed() {
         )
     };
     drop(kept_by_a_socket);
-    let stray = Parked::left_by_the_old_way(&named);
+    let stray = Parked::left_in(&named, "parked");
 
     let found = audit::namespaces().expect("root may read all");
     let by_id = |id| {

@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 use netns_exec::Netns;
 
+use crate::as_ordinary_user;
+
 /// What the process of its own is like.
 #[derive(Clone, Copy, Debug)]
 pub enum Alone {
@@ -129,9 +131,7 @@ pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
             command
         }
         Alone::OrdinaryUser | Alone::OrdinaryUserAsRoot => {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
-            command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+            let mut command = as_ordinary_user();
             if matches!(how, Alone::OrdinaryUserAsRoot) {
                 command.args(["unshare", "--user", "--map-root-user", "--net"]);
             }

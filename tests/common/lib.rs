@@ -2,7 +2,9 @@
 
 mod allocator;
 mod alone;
+mod child;
 mod held;
+mod panics;
 pub mod ports;
 mod process;
 mod signals;
@@ -15,18 +17,25 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use netns_exec::{Netns, NetnsId};
+use netns_exec::{Guard, Netns, NetnsId};
 
 pub use allocator::OnlyHere;
 pub use alone::{Alone, Binary, handed_over, is_alone, note, run_alone, test_of, to_hand_over};
+pub use child::{Sleeper, as_ordinary_user};
 pub use held::Held;
+pub use panics::{panic_of, panic_text};
 pub use process::{
-    drop_all_capabilities, drop_sys_admin, fds_of_this_process, is_cloexec, netns_cookie_of,
-    netns_link_of_this_thread, settle, sleeps_soundly, threads_of_this_process, wait_for_exit,
+    blocked_signals, blocked_signals_of, drop_all_capabilities, drop_sys_admin,
+    fds_of_this_process, is_cloexec, netns_cookie_of, netns_link_of, netns_link_of_this_thread,
+    on_a_thread, path_of, resident, settle, sleeps_soundly, status_of, threads_of_this_process,
+    tid, tids, wait_for_exit,
 };
 pub use signals::SignalLog;
-pub use threads::RawThread;
+pub use threads::{Parked, RawThread};
 pub use wait::{Gate, Pass, eventually, within};
+
+/// Every guard there is.
+pub const GUARDS: [Guard; 3] = [Guard::Seal, Guard::Detect, Guard::Off];
 
 /// Fails the test, with the cure in the message, where it cannot work.
 pub fn require_root() {
@@ -53,7 +62,7 @@ pub fn here() -> NetnsId {
 pub fn unique_name() -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-    // The time too: a run that was killed leaves its names to whoever gets its pid.
+    // The time too: a run that was killed leaves its names to the process that gets its pid.
     static TIME: OnceLock<u32> = OnceLock::new();
     let now = || SystemTime::now().duration_since(UNIX_EPOCH);
     let time = TIME.get_or_init(|| now().map_or(0, |time| time.subsec_micros()));
@@ -74,6 +83,13 @@ impl TempNetns {
         let name = unique_name();
         let netns = Netns::create(&name).expect("a namespace with a new name");
         TempNetns { name, netns }
+    }
+
+    /// Makes one with its loopback up.
+    pub fn with_loopback() -> TempNetns {
+        let netns = TempNetns::new();
+        netns.set_loopback_up().expect("root may set links up");
+        netns
     }
 
     /// The name that `ip netns` knows it by.
@@ -112,7 +128,7 @@ impl Drop for TempNetns {
     }
 }
 
-/// A name that is deleted on drop, whoever made it.
+/// A name that is deleted on drop, if there is a namespace of that name.
 pub struct TempName(pub String);
 
 impl TempName {

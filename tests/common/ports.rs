@@ -3,13 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 
 use netns_exec::ports::{Allocator, Error, Lease, Ports, Protocol, Start};
 use netns_exec::{Executor, Netns};
@@ -283,27 +278,6 @@ fn dump(family: i32, protocol: i32) -> Vec<Seen> {
                 backlog: u32_at(body, 60),
             });
             rest = &rest[len.next_multiple_of(4).min(rest.len())..];
-        }
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Awaits a future on this thread, with nothing but a waker.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
         }
     }
 }

@@ -1,12 +1,83 @@
 //! Looking at this process from inside.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::panic::resume_unwind;
+use std::thread;
+
+use netns_exec::Netns;
 
 /// Where the calling thread is: `net:[4026532177]`.
 pub fn netns_link_of_this_thread() -> String {
     let link = fs::read_link("/proc/thread-self/ns/net").expect("/proc is mounted");
     link.to_str().expect("plain ASCII").to_owned()
+}
+
+/// Where every job of `netns` is: `net:[4026532177]`.
+pub fn netns_link_of(netns: &Netns) -> String {
+    let inode = nix::sys::stat::fstat(netns.as_fd()).expect("an open namespace");
+    format!("net:[{}]", inode.st_ino)
+}
+
+/// Where `ip netns` keeps a name.
+pub fn path_of(name: &str) -> String {
+    format!("/run/netns/{name}")
+}
+
+/// What the kernel calls the calling thread.
+pub fn tid() -> i32 {
+    nix::unistd::gettid().as_raw()
+}
+
+/// The threads of this process.
+pub fn tids() -> HashSet<i32> {
+    let tasks = fs::read_dir("/proc/self/task").expect("/proc is mounted");
+    let tid = |task: fs::DirEntry| task.file_name().to_str()?.parse().ok();
+    tasks.flatten().filter_map(tid).collect()
+}
+
+/// Runs `f` on a thread of its own, which it may ruin.
+pub fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| match scope.spawn(f).join() {
+        Ok(value) => value,
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+/// A line of the status of a thread of this process, see proc_pid_status(5);
+/// `None` when it is gone.
+pub fn status_of(tid: i32, key: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
+    let value = |line: &str| {
+        let value = line.strip_prefix(key)?.strip_prefix(':')?;
+        Some(value.trim().to_owned())
+    };
+    Some(
+        status
+            .lines()
+            .find_map(value)
+            .expect("a key of the kernel's"),
+    )
+}
+
+/// The signals that the calling thread blocks, as a bit mask.
+pub fn blocked_signals() -> u64 {
+    blocked_signals_of(tid()).expect("this thread is there")
+}
+
+/// The signals that a thread of this process blocks; `None` when it is gone.
+pub fn blocked_signals_of(tid: i32) -> Option<u64> {
+    let mask = status_of(tid, "SigBlk")?;
+    Some(u64::from_str_radix(&mask, 16).expect("a mask"))
+}
+
+/// Bytes of this process that are in memory.
+pub fn resident() -> u64 {
+    let pid = nix::unistd::getpid().as_raw();
+    let size = status_of(pid, "VmRSS").expect("this process is there");
+    let kilobytes = size.trim_end_matches(" kB");
+    kilobytes.parse::<u64>().expect("a number") * 1024
 }
 
 /// How many file descriptors this process has open.
@@ -20,9 +91,7 @@ pub fn fds_of_this_process() -> usize {
 
 /// How many threads this process has.
 pub fn threads_of_this_process() -> usize {
-    fs::read_dir("/proc/self/task")
-        .expect("/proc is mounted")
-        .count()
+    tids().len()
 }
 
 /// Tells whether a descriptor is closed by exec.
@@ -100,31 +169,27 @@ fn keep_capabilities(kept: u64) {
 /// on sleeping for a while. A thread that is gone has nothing to do either.
 pub fn sleeps_soundly(tid: i32) -> bool {
     let look = || {
-        let status = fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
-        let line = |key| status.lines().find_map(|line| line.strip_prefix(key));
-        let asleep = line("State:")?.trim().starts_with('S');
-        Some((asleep, line("voluntary_ctxt_switches:")?.trim().to_owned()))
+        let asleep = status_of(tid, "State")?.starts_with('S');
+        Some((asleep, status_of(tid, "voluntary_ctxt_switches")?))
     };
     let Some(before) = look() else {
         return true;
     };
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    thread::sleep(std::time::Duration::from_millis(5));
     before.0 && look().is_none_or(|after| after == before)
 }
 
 /// Returns when no other thread of this process has anything to do.
 pub fn settle() {
-    let me = nix::unistd::gettid().to_string();
+    let me = tid();
     super::eventually("all other threads sleep", || {
-        let tasks = fs::read_dir("/proc/self/task").expect("/proc is mounted");
-        let names = tasks.flatten().map(|task| task.file_name());
-        let others = names.filter(|name| **name != *me);
-        let mut tids = others.filter_map(|name| name.to_str()?.parse().ok());
-        tids.all(sleeps_soundly)
+        tids()
+            .into_iter()
+            .all(|tid| tid == me || sleeps_soundly(tid))
     });
 }
 
-/// Waits until a process has ended, whoever its parent is; whether it has been
+/// Waits until a process has ended, this process's child or not; whether it has been
 /// reaped is another matter.
 #[allow(unsafe_code)]
 pub fn wait_for_exit(pid: u32) {
@@ -135,7 +200,7 @@ pub fn wait_for_exit(pid: u32) {
         Err(nix::errno::Errno::ESRCH) => return,
         result => result.expect("a process can be opened"),
     };
-    // SAFETY: the kernel just made this descriptor, and nobody else owns it.
+    // SAFETY: the kernel just made this descriptor, and it has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     let ended = poll(&mut fds, PollTimeout::from(10_000_u16)).expect("a wait");

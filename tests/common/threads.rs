@@ -1,9 +1,64 @@
-//! Threads made and counted behind the standard library's back.
+//! Threads that stay: one left behind in a namespace, and one that no library
+//! knows of.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{Builder, JoinHandle};
 
+use netns_exec::Netns;
 use nix::libc;
+use nix::sched::{CloneFlags, setns};
+
+/// A thread that stays where it is until this is dropped.
+pub struct Parked {
+    tid: u32,
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Parked {
+    /// A thread born where the caller is.
+    pub fn here(name: &str) -> Parked {
+        let (born, tid) = channel();
+        let (end, ended) = channel();
+        let thread = Builder::new().name(name.to_owned()).spawn(move || {
+            let tid = super::tid().unsigned_abs();
+            born.send(tid).expect("awaited below");
+            let _ = ended.recv();
+        });
+        Parked {
+            tid: tid.recv().expect("the thread says so"),
+            end: Some(end),
+            thread: Some(thread.expect("a thread can be started")),
+        }
+    }
+
+    /// The old way: a thread enters `netns`, calls something that starts another
+    /// thread, and goes back.
+    pub fn left_in(netns: &Netns, name: &str) -> Parked {
+        super::on_a_thread(|| {
+            let before = File::open("/proc/thread-self/ns/net").expect("/proc is mounted");
+            setns(netns, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
+            let parked = Parked::here(name);
+            setns(before, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
+            parked
+        })
+    }
+
+    /// What the kernel calls it.
+    pub fn tid(&self) -> u32 {
+        self.tid
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        let thread = self.thread.take().expect("taken here only");
+        thread.join().expect("it does not panic");
+    }
+}
 
 /// A thread of this process made by clone(2) itself: no library knows of it.
 ///

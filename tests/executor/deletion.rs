@@ -2,13 +2,12 @@
 //! once, and nobody has to call. And what idling costs.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use netns_exec::{CommandExt, Executor, Guard, Netns, WeakNetns};
 use netns_exec_tests::{
-    Alone, Gate, TempNetns, alone, eventually, fds_of_this_process, fresh, here, ip,
+    Alone, Gate, TempNetns, alone, eventually, fds_of_this_process, fresh, here, ip, path_of,
     threads_of_this_process, unique_name,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -70,13 +69,9 @@ const DELETIONS: [(&str, Delete); 3] = [
     ("ip netns del", |name| drop(ip(&["netns", "del", name]))),
     ("Netns::delete", |name| Netns::delete(name).unwrap()),
     ("umount", |name| {
-        umount2(&path_of(name), MntFlags::MNT_DETACH).unwrap();
+        umount2(&*path_of(name), MntFlags::MNT_DETACH).unwrap();
     }),
 ];
-
-fn path_of(name: &str) -> PathBuf {
-    PathBuf::from("/run/netns").join(name)
-}
 
 #[test]
 fn deleted_namespace_and_its_devices_go_though_workers_idle_in_it() {
@@ -167,7 +162,14 @@ fn namespace_with_two_names_stays_until_both_are_gone() {
     let second = std::env::temp_dir().join(unique_name());
     File::create(&second).unwrap();
     let none: Option<&str> = None;
-    mount(Some(&path_of(&name)), &second, none, MsFlags::MS_BIND, none).unwrap();
+    mount(
+        Some(&*path_of(&name)),
+        &second,
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .unwrap();
 
     let executor = idling(&netns, Guard::Seal);
     let worker = executor.run(&netns, nix::unistd::gettid).unwrap();

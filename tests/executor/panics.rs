@@ -1,12 +1,12 @@
 //! Panics: in jobs, and while what belongs to a job is dropped.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::panic_any;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, Netns};
-use netns_exec_tests::{Gate, Held, eventually, fresh, here};
+use netns_exec_tests::{Gate, Held, eventually, fresh, here, panic_of};
 
 /// Panics when it is dropped, with a payload that does so too.
 struct Bomb(u32);
@@ -16,13 +16,6 @@ impl Drop for Bomb {
         if self.0 > 0 {
             panic_any(Bomb(self.0 - 1));
         }
-    }
-}
-
-fn payload_of<T>(f: impl FnOnce() -> T) -> Box<dyn std::any::Any + Send> {
-    match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(_) => panic!("no panic"),
-        Err(payload) => payload,
     }
 }
 
@@ -43,7 +36,7 @@ fn set_up() -> (Executor, Netns, thread::ThreadId) {
 fn run_resumes_a_panic_with_its_payload_and_the_worker_goes_on() {
     let (executor, netns, worker) = set_up();
     for number in 0..50_u64 {
-        let payload = payload_of(|| executor.run(&netns, || panic_any(number)));
+        let payload = panic_of(|| executor.run(&netns, || panic_any(number)));
         assert_eq!(payload.downcast_ref(), Some(&number));
     }
     check(&executor, &netns, worker);
@@ -56,7 +49,7 @@ fn run_resumes_a_panic_of_a_job_that_went_through_the_queue() {
     let (executor, netns, worker) = set_up();
     let held = Held::new(&executor, &netns);
     thread::scope(|scope| {
-        let caller = scope.spawn(|| payload_of(|| executor.run(&netns, || panic_any("queued"))));
+        let caller = scope.spawn(|| panic_of(|| executor.run(&netns, || panic_any("queued"))));
         eventually("the call is queued", || executor.stats().queued == 1);
         held.open();
         let payload = caller.join().unwrap();
@@ -70,7 +63,7 @@ fn run_resumes_a_panic_of_a_job_that_went_through_the_queue() {
 fn panic_of_a_large_closure_arrives() {
     let (executor, netns, worker) = set_up();
     let large = [1_u8; 4096];
-    let payload = payload_of(|| executor.run(&netns, || panic_any(large)));
+    let payload = panic_of(|| executor.run(&netns, || panic_any(large)));
     assert_eq!(payload.downcast_ref(), Some(&large));
     check(&executor, &netns, worker);
 }
@@ -79,7 +72,7 @@ fn panic_of_a_large_closure_arrives() {
 fn pinned_resumes_a_panic_too() {
     let (executor, netns, worker) = set_up();
     let pinned = executor.pin(&netns).unwrap();
-    let payload = payload_of(|| pinned.run(|| panic!("pinned")));
+    let payload = panic_of(|| pinned.run(|| panic!("pinned")));
     assert_eq!(payload.downcast_ref(), Some(&"pinned"));
     check(&executor, &netns, worker);
 }
@@ -105,9 +98,9 @@ fn join_returns_an_error_that_holds_the_payload() {
 #[test]
 fn inline_panic_unwinds_through_the_outer_job() {
     let (executor, netns, worker) = set_up();
-    let payload = payload_of(|| {
+    let payload = panic_of(|| {
         executor.run(&netns, || {
-            let caught = payload_of(|| executor.run(&netns, || panic!("inner")));
+            let caught = panic_of(|| executor.run(&netns, || panic!("inner")));
             assert_eq!(caught.downcast_ref(), Some(&"inner"));
             executor.run(&netns, || panic!("outer")).unwrap();
         })
@@ -120,7 +113,7 @@ fn inline_panic_unwinds_through_the_outer_job() {
 fn panic_crosses_namespaces_up_to_the_first_caller() {
     let (executor, a, worker) = set_up();
     let b = fresh();
-    let payload = payload_of(|| {
+    let payload = panic_of(|| {
         executor.run(&a, || {
             executor.run(&b, || executor.run(&a, || panic_any(7_u8)))
         })
@@ -135,7 +128,7 @@ fn panic_crosses_namespaces_up_to_the_first_caller() {
 fn panic_while_a_captured_value_is_dropped_is_survived() {
     let (executor, netns, worker) = set_up();
     let bomb = Bomb(1);
-    let payload = payload_of(|| executor.run(&netns, move || drop(bomb)));
+    let payload = panic_of(|| executor.run(&netns, move || drop(bomb)));
     assert!(payload.is::<Bomb>());
     let bomb = Bomb(1);
     let error = executor.spawn(&netns, move || drop(bomb)).unwrap().join();
@@ -229,7 +222,7 @@ fn panics_from_many_threads_reach_those_who_made_them() {
             scope.spawn(move || {
                 for round in 0..50_u32 {
                     let mine = (number, round, Arc::clone(shared));
-                    let payload = payload_of(|| executor.run(netns, || panic_any(mine)));
+                    let payload = panic_of(|| executor.run(netns, || panic_any(mine)));
                     let (a, b, _) = payload.downcast_ref::<(u32, u32, Arc<()>)>().unwrap();
                     assert_eq!((*a, *b), (number, round));
                 }

@@ -8,13 +8,12 @@ use std::thread;
 use netns_exec::audit::Verdict;
 use netns_exec::{CommandExt, Executor, Guard, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Held, SignalLog, alone, eventually, fresh, here, netns_link_of_this_thread,
+    Alone, GUARDS, Gate, Held, SignalLog, alone, eventually, fresh, here, netns_link_of_this_thread,
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::unistd::{Pid, getpid, gettid};
 
 const TIMES: usize = 50;
-const GUARDS: [Guard; 3] = [Guard::Seal, Guard::Detect, Guard::Off];
 
 /// Sends a signal to the process and waits until a handler has run.
 fn send(log: &SignalLog, signal: Signal) {

@@ -8,43 +8,27 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netns_exec::{Executor, Guard, Netns};
+use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, TempName, alone, eventually, fresh, here, ip, netns_link_of_this_thread, require_root,
-    within,
+    Alone, GUARDS, TempName, alone, blocked_signals, blocked_signals_of, eventually, fresh, here,
+    ip, netns_link_of, netns_link_of_this_thread, require_root, status_of, tid, tids, within,
 };
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::sys::stat::fstat;
-use nix::unistd::{Pid, gettid};
+use nix::unistd::Pid;
 
-/// `net:[4026532177]` of an open namespace.
-fn link_of(netns: &Netns) -> String {
-    format!("net:[{}]", fstat(netns.as_fd()).unwrap().st_ino)
-}
-
-/// Where a thread of this process is, as everybody else sees it.
-fn link_of_thread(tid: Pid) -> Option<String> {
+/// Where a thread of this process is, as all other threads see it.
+fn link_of_thread(tid: i32) -> Option<String> {
     let link = fs::read_link(format!("/proc/self/task/{tid}/ns/net")).ok()?;
     Some(link.to_str().unwrap().to_owned())
 }
 
 /// Where all threads of this process are.
 fn links_of_all_threads() -> Vec<String> {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let tids = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
-    tids.filter_map(|tid| link_of_thread(Pid::from_raw(tid)))
-        .collect()
+    tids().into_iter().filter_map(link_of_thread).collect()
 }
 
-/// The signals that a thread blocks, as a bit mask.
-fn blocked_signals() -> u64 {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
-    u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
-}
-
-/// All signals but SIGKILL and SIGSTOP, which nobody can block, the two that libc
+/// All signals but SIGKILL and SIGSTOP, which cannot be blocked, the two that libc
 /// keeps for itself, and those that a thread's own fault raises.
 fn all_signals() -> u64 {
     let open = [4, 5, 7, 8, 9, 11, 19, 31, 32, 33];
@@ -55,7 +39,7 @@ fn all_signals() -> u64 {
 fn two_hundred_threads_call_into_sixteen_namespaces_and_never_move() {
     let executor = Executor::new().unwrap();
     let spaces: Vec<_> = (0..16).map(|_| fresh()).collect();
-    let links: Vec<_> = spaces.iter().map(link_of).collect();
+    let links: Vec<_> = spaces.iter().map(netns_link_of).collect();
     let home = netns_link_of_this_thread();
     let start = Barrier::new(200);
     thread::scope(|scope| {
@@ -63,14 +47,14 @@ fn two_hundred_threads_call_into_sixteen_namespaces_and_never_move() {
             let (executor, spaces, links) = (&executor, &spaces, &links);
             let (home, start) = (&home, &start);
             scope.spawn(move || {
-                let me = gettid();
+                let me = tid();
                 start.wait();
                 assert_eq!(netns_link_of_this_thread(), *home, "before");
                 for round in 0..40 {
                     let at = (number * 7 + round * 3) % 16;
                     let (there, caller, worker) = executor
                         .run(&spaces[at], || {
-                            (netns_link_of_this_thread(), link_of_thread(me), gettid())
+                            (netns_link_of_this_thread(), link_of_thread(me), tid())
                         })
                         .unwrap();
                     assert_eq!(there, links[at]);
@@ -107,7 +91,7 @@ fn start_watch(executor: &Executor, links: &[String]) {
 
 #[test]
 fn after_shutdown_no_thread_is_left_in_any_namespace() {
-    for guard in [Guard::Seal, Guard::Detect, Guard::Off] {
+    for guard in GUARDS {
         let executor = Executor::builder()
             .workers_per_netns(3)
             .guard(guard)
@@ -122,7 +106,7 @@ fn after_shutdown_no_thread_is_left_in_any_namespace() {
         });
         let nested = || executor.run(&spaces[1], || executor.run(&spaces[0], here));
         executor.run(&spaces[0], nested).unwrap().unwrap().unwrap();
-        let links = spaces.each_ref().map(link_of);
+        let links = spaces.each_ref().map(netns_link_of);
         assert!(links_of_all_threads().contains(&links[0]));
         executor.shutdown(None).unwrap();
         let left = links_of_all_threads();
@@ -133,7 +117,7 @@ fn after_shutdown_no_thread_is_left_in_any_namespace() {
 #[test]
 fn workers_mask_every_signal_under_every_guard() {
     let netns = fresh();
-    for guard in [Guard::Seal, Guard::Detect, Guard::Off] {
+    for guard in GUARDS {
         let executor = Executor::builder().guard(guard).build().unwrap();
         let mask = executor.run(&netns, blocked_signals).unwrap();
         assert_eq!(mask, all_signals(), "{mask:x}");
@@ -144,7 +128,7 @@ fn workers_mask_every_signal_under_every_guard() {
 #[test]
 fn threads_of_the_library_that_are_no_workers_mask_signals_and_are_at_home() {
     alone!(Alone::AsIs);
-    let before: HashSet<_> = tids();
+    let before = tids();
     let executor = Executor::new().unwrap();
     let netns = TempName::new();
     let netns = Netns::create(&netns).unwrap();
@@ -154,23 +138,13 @@ fn threads_of_the_library_that_are_no_workers_mask_signals_and_are_at_home() {
     let home = netns_link_of_this_thread();
     for tid in tids().difference(&before) {
         // It may be one that is just ending.
-        let Ok(status) = fs::read_to_string(format!("/proc/self/task/{tid}/status")) else {
-            continue;
-        };
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
-        let mask = u64::from_str_radix(mask.unwrap().trim(), 16).unwrap();
-        assert_eq!(mask, all_signals(), "{status}");
-        if let Some(link) = link_of_thread(Pid::from_raw(*tid)) {
-            assert_eq!(link, home, "{status}");
+        if let Some(mask) = blocked_signals_of(*tid) {
+            assert_eq!(mask, all_signals(), "{:?}", status_of(*tid, "Name"));
+        }
+        if let Some(link) = link_of_thread(*tid) {
+            assert_eq!(link, home, "{:?}", status_of(*tid, "Name"));
         }
     }
-}
-
-fn tids() -> HashSet<i32> {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    tasks
-        .map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap())
-        .collect()
 }
 
 #[test]
@@ -225,15 +199,15 @@ fn workers_inherit_nothing_from_a_caller_that_is_first_and_odd() {
         let there = Netns::current().unwrap();
         let elsewhere = Netns::new().unwrap();
         let at_home = Netns::home().unwrap();
-        assert_eq!(link_of(&there), away);
-        assert_eq!(link_of(&at_home), home);
+        assert_eq!(netns_link_of(&there), away);
+        assert_eq!(netns_link_of(&at_home), home);
         for netns in [&there, &elsewhere, &at_home] {
             let look = || {
                 let affinity = sched_getaffinity(Pid::from_raw(0)).unwrap();
                 (netns_link_of_this_thread(), blocked_signals(), affinity)
             };
             let (link, mask, affinity) = executor.run(netns, look).unwrap();
-            assert_eq!(link, link_of(netns));
+            assert_eq!(link, netns_link_of(netns));
             assert_eq!(mask, all_signals());
             assert_eq!(affinity, cpus);
         }
@@ -292,7 +266,7 @@ fn cpus_that_a_job_chose_stay_chosen() {
 fn caller_may_be_in_any_namespace_later_on() {
     let executor = Executor::new().unwrap();
     let (away, target) = (fresh(), fresh());
-    let away_link = link_of(&away);
+    let away_link = netns_link_of(&away);
     thread::scope(|scope| {
         scope.spawn(|| {
             setns(away.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
@@ -311,12 +285,12 @@ fn caller_may_be_in_any_namespace_later_on() {
 #[test]
 fn worker_has_workers_made_at_home() {
     let (a, b) = (fresh(), fresh());
-    for guard in [Guard::Seal, Guard::Detect, Guard::Off] {
+    for guard in GUARDS {
         let executor = Executor::builder().guard(guard).build().unwrap();
         // Sealed, a worker could neither create a thread nor enter anything.
         let look = || (netns_link_of_this_thread(), blocked_signals());
         let seen = executor.run(&a, || executor.run(&b, look).unwrap());
-        assert_eq!(seen.unwrap(), (link_of(&b), all_signals()));
+        assert_eq!(seen.unwrap(), (netns_link_of(&b), all_signals()));
         // So can a job make an executor of its own, and namespaces.
         let seen = executor.run(&a, || {
             let own = Executor::new().unwrap();

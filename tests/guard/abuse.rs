@@ -12,21 +12,16 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use netns_exec::{CommandExt, Executor, Guard, Netns};
-use netns_exec_tests::{Alone, Gate, alone, eventually, fresh, here, this_test};
+use netns_exec_tests::{
+    Alone, GUARDS, Gate, alone, blocked_signals_of, eventually, fresh, here, this_test, tid,
+};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use nix::unistd::gettid;
-
-const GUARDS: [Guard; 3] = [Guard::Seal, Guard::Detect, Guard::Off];
 
 fn executor(guard: Guard) -> Executor {
     let executor = Executor::builder().guard(guard).build();
     executor.expect("root may have every guard")
-}
-
-fn tid() -> i32 {
-    gettid().as_raw()
 }
 
 /// A job that follows another: where it should be, with room, and able to start
@@ -45,18 +40,14 @@ fn assert_next_runs_right(executor: &Executor, netns: &Netns, other: &Netns) {
     assert!(status.success());
 }
 
-fn masks(tid: i32) -> String {
-    let status = fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("SigBlk"));
-    line.expect("every thread has a mask").to_owned()
-}
-
 #[test]
 fn signals_that_a_job_unblocked_are_blocked_again_when_it_is_over() {
     alone!(Alone::AsIs);
     for guard in GUARDS {
         let (executor, netns, other) = (executor(guard), fresh(), fresh());
-        let (worker, before) = executor.run(&netns, || (tid(), masks(tid()))).unwrap();
+        let (worker, before) = executor
+            .run(&netns, || (tid(), blocked_signals_of(tid())))
+            .unwrap();
         executor
             .run(&netns, || {
                 let none = SigSet::empty();
@@ -64,7 +55,9 @@ fn signals_that_a_job_unblocked_are_blocked_again_when_it_is_over() {
             })
             .unwrap();
         // When it has nothing more to do, at the latest.
-        eventually("the worker blocks them again", || masks(worker) == before);
+        eventually("the worker blocks them again", || {
+            blocked_signals_of(worker) == before
+        });
         assert_next_runs_right(&executor, &netns, &other);
         assert_eq!(executor.run(&netns, tid).unwrap(), worker, "{guard:?}");
     }

@@ -7,10 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Error, Executor, Guard, Netns, NetnsId};
-use netns_exec_tests::{Gate, RawThread, eventually, fresh, here};
+use netns_exec_tests::{Gate, RawThread, eventually, fresh, here, tid};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::gettid;
 
 const NET: CloneFlags = CloneFlags::CLONE_NEWNET;
 
@@ -34,10 +33,6 @@ fn ways_out(elsewhere: &Netns) -> [(&'static str, Move); 2] {
         ("setns", Box::new(move || setns(&elsewhere, NET))),
         ("unshare", Box::new(|| unshare(NET))),
     ]
-}
-
-fn tid() -> i32 {
-    gettid().as_raw()
 }
 
 /// The threads in `netns` of which an audit says that they do not belong there.

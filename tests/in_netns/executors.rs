@@ -1,9 +1,7 @@
 //! Which executor runs the body, and bodies that call each other.
 
 use netns_exec::{Executor, Netns, NetnsId, in_netns};
-use netns_exec_tests::{fresh, here};
-
-use super::panic_text;
+use netns_exec_tests::{fresh, here, panic_text};
 
 #[in_netns(ns = ns, executor = executor)]
 fn borrowed_executor(ns: &Netns, executor: &Executor) -> NetnsId {

@@ -6,9 +6,8 @@ use std::io;
 use std::panic::catch_unwind;
 
 use netns_exec::{Netns, in_netns};
-use netns_exec_tests::{TempNetns, fresh};
+use netns_exec_tests::{TempNetns, fresh, panic_text};
 
-use super::panic_text;
 use super::targets::by_borrowed_handle;
 
 #[derive(Debug)]

@@ -3,14 +3,12 @@
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use netns_exec::{Netns, in_netns};
-use netns_exec_tests::{TempNetns, here};
+use netns_exec_tests::{TempNetns, eventually, here, panic_text};
 use rstest::rstest;
 
-use super::{home, panic_text};
+use super::home;
 
 #[in_netns(fresh)]
 fn in_fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
@@ -56,12 +54,9 @@ fn fresh_namespace_is_gone_after_a_panic() {
 }
 
 /// The kernel takes a namespace down some time after its last reference.
+#[track_caller]
 fn assert_gone(weak: &netns_exec::WeakNetns) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while weak.upgrade().is_some() {
-        assert!(Instant::now() < deadline, "{weak:?} lives on");
-        thread::yield_now();
-    }
+    eventually("the namespace is gone", || weak.upgrade().is_none());
 }
 
 /// The attribute as a test's fixture, above and below `#[test]`.

@@ -1,40 +1,13 @@
 //! The forms of the target.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use netns_exec::{Netns, NetnsId, in_netns};
-use netns_exec_tests::{TempNetns, here, require_root};
+use netns_exec_tests::{Sleeper, TempNetns, here, require_root};
 use nix::fcntl::{Flock, FlockArg};
-
-/// Sleeps until killed, in a namespace of its own.
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn new() -> Sleeper {
-        let mut child = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare(1)");
-        // The line comes once the namespace has been entered.
-        let mut line = [0];
-        io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut line).expect("a line");
-        Sleeper(child)
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        self.0.kill().expect("own child");
-        self.0.wait().expect("own child");
-    }
-}
 
 /// The one name that has to be fixed, because it stands in the attribute.
 const LITERAL: &str = "netns-exec-attr-literal";
@@ -96,7 +69,7 @@ fn by_path(path: impl AsRef<Path> + Send) -> NetnsId {
     here()
 }
 
-#[in_netns(pid = child.0.id())]
+#[in_netns(pid = child.pid())]
 fn by_pid(child: &Sleeper) -> NetnsId {
     here()
 }
@@ -142,8 +115,8 @@ fn every_form_of_target_reaches_its_namespace() {
 
 #[test]
 fn pid_reaches_the_namespace_of_that_process() {
-    let sleeper = Sleeper::new();
-    let expected = Netns::from_pid(sleeper.0.id()).expect("it runs");
+    let sleeper = Sleeper::in_its_own();
+    let expected = Netns::from_pid(sleeper.pid()).expect("it runs");
     assert_eq!(by_pid(&sleeper), expected.id());
     assert_ne!(expected.id(), here());
 }

@@ -6,12 +6,13 @@ use std::process::Stdio;
 
 use netns_exec::Netns;
 use netns_exec_tests::{
-    Alone, TempName, TempNetns, alone, drop_all_capabilities, drop_sys_admin, fresh, handed_over,
-    ip, names_by_ip, netns_link_of_this_thread, note, run_alone, this_test, to_hand_over,
+    Alone, Sleeper, TempName, TempNetns, alone, drop_all_capabilities, drop_sys_admin, fresh,
+    handed_over, ip, names_by_ip, netns_link_of, netns_link_of_this_thread, note, on_a_thread,
+    path_of, run_alone, this_test, to_hand_over,
 };
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{Sleeper, inode_of, on_a_thread, path_of, wait_until_dead};
+use super::wait_until_dead;
 
 /// Everything there is to call, and that it works.
 ///
@@ -52,7 +53,7 @@ fn every_call_works_on_any_thread_and_moves_none() {
         setns(temp.netns(), CloneFlags::CLONE_NEWNET).unwrap();
         UdpSocket::bind("0.0.0.0:0").unwrap()
     });
-    let sleeper = Sleeper::in_netns(temp.name());
+    let sleeper = Sleeper::in_named(temp.name());
     let pid = sleeper.pid();
     let here = netns_link_of_this_thread();
 
@@ -77,7 +78,7 @@ fn every_call_works_on_any_thread_and_moves_none() {
         let link = task.unwrap().path().join("ns/net");
         // Threads of other tests come and go.
         if let Ok(link) = fs::read_link(link) {
-            assert_ne!(link.to_str(), Some(&*format!("net:[{}]", inode_of(&temp))));
+            assert_ne!(link.to_str(), Some(&*netns_link_of(&temp)));
         }
     }
 }

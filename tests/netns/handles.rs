@@ -8,10 +8,8 @@ use std::process::{Command, Stdio};
 
 use netns_exec::{Error, Netns};
 use netns_exec_tests::{
-    TempName, TempNetns, is_cloexec, netns_cookie_of, require_root, unique_name,
+    Sleeper, TempName, TempNetns, is_cloexec, netns_cookie_of, path_of, require_root, unique_name,
 };
-
-use super::{Sleeper, path_of};
 
 // what is not a network namespace
 
@@ -118,7 +116,7 @@ fn of_socket_refuses_what_is_no_socket() {
 fn same_namespace_by_name_path_pid_fd_and_socket_is_equal() {
     let temp = TempNetns::new();
     let other = TempNetns::new();
-    let sleeper = Sleeper::in_netns(temp.name());
+    let sleeper = Sleeper::in_named(temp.name());
     let (socket, current) = netns_exec::run(&temp, || {
         (
             UdpSocket::bind("0.0.0.0:0").unwrap(),
@@ -180,7 +178,7 @@ fn home_is_the_main_threads_namespace_from_wherever_it_is_asked() {
 #[test]
 fn every_descriptor_is_closed_by_exec() {
     let temp = TempNetns::new();
-    let sleeper = Sleeper::in_netns(temp.name());
+    let sleeper = Sleeper::in_named(temp.name());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let weak = {
         let other = Netns::open(temp.name()).unwrap();

@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use netns_exec::Netns;
-use netns_exec_tests::{TempNetns, ip, require_root, try_ip};
+use netns_exec_tests::{Sleeper, TempNetns, ip, require_root, try_ip};
 
-use super::{Sleeper, wait_until_dead};
+use super::wait_until_dead;
 
 /// Waits until the peer of a veth pair is gone from `name`.
 fn wait_until_gone(name: &str, device: &str) {
@@ -57,7 +57,7 @@ fn weak_handle_pins_nothing() {
 fn weak_handle_finds_what_lives_on_without_us() {
     let temp = TempNetns::new();
     let name = temp.name().to_owned();
-    let sleeper = Sleeper::in_netns(&name);
+    let sleeper = Sleeper::in_named(&name);
     let weak = temp.downgrade();
     let id = temp.id();
     temp.delete();

@@ -8,12 +8,15 @@ use std::sync::Barrier;
 use std::thread;
 
 use netns_exec::Netns;
-use netns_exec_tests::{Alone, TempName, TempNetns, alone, ip, names_by_ip, require_root};
+use netns_exec_tests::{
+    Alone, TempName, TempNetns, alone, ip, names_by_ip, netns_link_of, on_a_thread, path_of,
+    require_root,
+};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{inode_of, on_a_thread, path_of, wait_until_dead};
+use super::wait_until_dead;
 
 #[test]
 fn what_we_create_ip_lists_enters_and_deletes() {
@@ -22,7 +25,7 @@ fn what_we_create_ip_lists_enters_and_deletes() {
 
     assert!(names_by_ip().contains(&name.to_string()));
     let seen = ip(&["netns", "exec", &name, "readlink", "/proc/self/ns/net"]);
-    assert_eq!(seen.trim(), format!("net:[{}]", inode_of(&netns)));
+    assert_eq!(seen.trim(), netns_link_of(&netns));
     ip(&["-n", &name, "link", "show", "lo"]);
 
     ip(&["netns", "del", &name]);
@@ -38,7 +41,7 @@ fn what_ip_creates_we_list_open_and_delete() {
     let netns = Netns::open(&name).unwrap();
     assert_eq!(netns.label(), &*name);
     let seen = ip(&["netns", "exec", &name, "readlink", "/proc/self/ns/net"]);
-    assert_eq!(seen.trim(), format!("net:[{}]", inode_of(&netns)));
+    assert_eq!(seen.trim(), netns_link_of(&netns));
     let listed = Netns::list().unwrap();
     let ours = listed.iter().find(|listed| listed.label() == &*name);
     assert_eq!(ours, Some(&netns));

@@ -113,19 +113,13 @@ struct Run {
     count: usize,
 }
 
-fn renewed() -> TempNetns {
-    let netns = TempNetns::new();
-    netns.set_loopback_up().expect("root may set links up");
-    netns
-}
-
 impl Run {
     fn new() -> Run {
         let executor = Executor::new().expect("an executor");
         Run {
             ports: Allocator::starting_at(&executor, Start::Beginning),
             executor,
-            netns: [renewed(), renewed()],
+            netns: [TempNetns::with_loopback(), TempNetns::with_loopback()],
             deleted: Vec::new(),
             leases: Vec::new(),
             rivals: Vec::new(),
@@ -251,7 +245,7 @@ impl Run {
                 self.model.forget(Owner::Rival(n));
             }
             Step::Renew(index) => {
-                let old = std::mem::replace(&mut self.netns[index], renewed());
+                let old = std::mem::replace(&mut self.netns[index], TempNetns::with_loopback());
                 self.deleted.push(old.netns().clone());
                 old.delete();
             }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use netns_exec::ports::{Budget, Cancel, ErrorKind, Gate, Ports, Protocol};
 use netns_exec_tests::TempNetns;
-use netns_exec_tests::ports::{V4, V4_ANY, V6, V6_ANY, World, block_on, refused};
+use netns_exec_tests::ports::{V4, V4_ANY, V6, V6_ANY, World, refused};
+use pollster::block_on;
 
 use Protocol::{Tcp, Udp};
 

@@ -16,7 +16,7 @@ use std::thread;
 use netns_exec::ports::{Allocator, Broker, ErrorKind, Fallback, Gate, Ports, Protocol, Stage};
 use netns_exec::{CommandExt as _, Executor, Netns};
 use netns_exec_tests::ports::{Rival, V4, V6, netns, rival, set_sysctl, taken};
-use netns_exec_tests::{Binary, OnlyHere, is_cloexec, wait_for_exit};
+use netns_exec_tests::{Binary, OnlyHere, as_ordinary_user, is_cloexec, wait_for_exit};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, send, sendmsg, setsockopt,
     socketpair, sockopt,
@@ -71,9 +71,7 @@ impl Daemon {
         let mut command = match user {
             User::Root => Command::new(&binary.path),
             User::Ordinary => {
-                let mut command = Command::new("setpriv");
-                command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
-                command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+                let mut command = as_ordinary_user();
                 command.arg(&binary.path);
                 command
             }

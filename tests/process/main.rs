@@ -1,36 +1,20 @@
 //! Children in a namespace: `CommandExt`.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use netns_exec::{CommandExt, Executor, Netns, run};
-use netns_exec_tests::{Alone, alone, handed_over, to_hand_over};
+use netns_exec_tests::{
+    Alone, alone, fresh, handed_over, netns_link_of, netns_link_of_this_thread, to_hand_over,
+};
 
 const EPERM: i32 = 1;
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
-
-fn fresh() -> Netns {
-    Netns::new().expect("a new netns (needs root, or CAP_SYS_ADMIN)")
-}
-
-/// What `readlink /proc/self/ns/net` says inside `ns`.
-fn link_text(ns: &Netns) -> String {
-    let file = File::from(ns.as_fd().try_clone_to_owned().expect("a copy of the fd"));
-    format!("net:[{}]", file.metadata().expect("nsfs metadata").ino())
-}
-
-/// Where the calling thread is.
-fn here() -> String {
-    let link = fs::read_link("/proc/thread-self/ns/net").expect("own namespace");
-    link.into_os_string().into_string().expect("plain text")
-}
 
 fn where_am_i() -> Command {
     let mut command = Command::new("readlink");
@@ -59,11 +43,11 @@ fn wait_until_up(child: &mut Child) {
 
 #[test]
 fn child_is_in_the_namespace_and_the_caller_stays() {
-    let (ns, before) = (fresh(), here());
+    let (ns, before) = (fresh(), netns_link_of_this_thread());
     let output = where_am_i().output_in(&ns).expect("output");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout).trim(),
-        link_text(&ns)
+        netns_link_of(&ns)
     );
     assert!(output.status.success());
 
@@ -78,24 +62,24 @@ fn child_is_in_the_namespace_and_the_caller_stays() {
         .expect("piped")
         .read_to_string(&mut text)
         .expect("text");
-    assert_eq!(text.trim(), link_text(&ns));
+    assert_eq!(text.trim(), netns_link_of(&ns));
     assert!(child.wait().expect("status").success());
 
     let check = format!(
         "test \"$(readlink /proc/self/ns/net)\" = '{}'",
-        link_text(&ns)
+        netns_link_of(&ns)
     );
     assert!(sh(&check).status_in(&ns).expect("status").success());
 
-    assert_ne!(before, link_text(&ns));
+    assert_ne!(before, netns_link_of(&ns));
     for task in fs::read_dir("/proc/self/task").expect("own tasks") {
         let link = task.expect("a task").path().join("ns/net");
         // A thread of another test may have ended meanwhile.
         if let Ok(target) = fs::read_link(link) {
-            assert_ne!(target.to_string_lossy(), link_text(&ns));
+            assert_ne!(target.to_string_lossy(), netns_link_of(&ns));
         }
     }
-    assert_eq!(here(), before);
+    assert_eq!(netns_link_of_this_thread(), before);
 }
 
 #[test]
@@ -106,7 +90,7 @@ fn one_command_goes_to_different_namespaces_in_turn() {
         let output = command.output_in(ns).expect("output");
         assert_eq!(
             String::from_utf8_lossy(&output.stdout).trim(),
-            link_text(ns)
+            netns_link_of(ns)
         );
     }
     command.stdout(Stdio::piped());
@@ -115,12 +99,15 @@ fn one_command_goes_to_different_namespaces_in_turn() {
         let output = child.wait_with_output().expect("output");
         assert_eq!(
             String::from_utf8_lossy(&output.stdout).trim(),
-            link_text(ns)
+            netns_link_of(ns)
         );
     }
     // Started the ordinary way, it is an ordinary command again.
     let output = command.output().expect("output");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), here());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        netns_link_of_this_thread()
+    );
 }
 
 #[test]
@@ -139,8 +126,8 @@ fn job_starts_children_in_its_own_and_in_other_namespaces() {
         })
     });
     let texts = texts.expect("the job ran");
-    assert_eq!(texts[0].trim(), link_text(&red));
-    assert_eq!(texts[1].trim(), link_text(&blue));
+    assert_eq!(texts[0].trim(), netns_link_of(&red));
+    assert_eq!(texts[1].trim(), netns_link_of(&blue));
 }
 
 #[test]
@@ -251,7 +238,7 @@ fn missing_program_is_not_found_and_the_command_lives_on() {
     let output = command.output_in(&blue).expect("output");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout).trim(),
-        link_text(&blue)
+        netns_link_of(&blue)
     );
     assert_eq!(output.status.code(), Some(7));
     assert_eq!(command.get_program(), program.as_os_str());
@@ -314,7 +301,7 @@ fn command_that_changes_its_user_says_where_to_start_it() {
         .expect("output");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout).trim(),
-        link_text(&ns)
+        netns_link_of(&ns)
     );
 }
 
@@ -365,15 +352,15 @@ fn prepared_command_enters_however_it_is_started() {
         let output = command.output().expect("output");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };
-    assert_eq!(text(command.in_netns(&red)), link_text(&red));
-    assert_eq!(text(&mut command), link_text(&red));
+    assert_eq!(text(command.in_netns(&red)), netns_link_of(&red));
+    assert_eq!(text(&mut command), netns_link_of(&red));
     let output = command.output_in(&blue).expect("output");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout).trim(),
-        link_text(&blue)
+        netns_link_of(&blue)
     );
-    assert_eq!(text(command.in_netns(&blue)), link_text(&blue));
-    assert_eq!(here(), text(&mut where_am_i()));
+    assert_eq!(text(command.in_netns(&blue)), netns_link_of(&blue));
+    assert_eq!(netns_link_of_this_thread(), text(&mut where_am_i()));
 }
 
 #[test]
@@ -395,7 +382,7 @@ fn used_command_keeps_no_namespace_alive() {
             .filter(|target| target.to_string_lossy() == text)
             .count()
     };
-    let text = link_text(&ns);
+    let text = netns_link_of(&ns);
     drop(ns);
     assert_eq!(open(&text), 1, "a prepared command holds its namespace");
     drop(pinning);

@@ -1,0 +1,61 @@
+//! Children that stay where they are put.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+/// A process in a namespace, which lives until this is dropped.
+pub struct Sleeper(Child);
+
+impl Sleeper {
+    /// In a namespace that has a name, as `ip netns exec` enters it.
+    pub fn in_named(name: &str) -> Sleeper {
+        Sleeper::waiting(Command::new("ip").args(["netns", "exec", name]))
+    }
+
+    /// In a namespace of its own, which has no name.
+    pub fn in_its_own() -> Sleeper {
+        super::require_root();
+        Sleeper::waiting(Command::new("unshare").arg("--net"))
+    }
+
+    /// Ends with its standard input, if this process is killed.
+    fn waiting(command: &mut Command) -> Sleeper {
+        let command = command.args(["sh", "-c", "echo; exec cat"]);
+        Sleeper::start(command.stdin(Stdio::piped()))
+    }
+
+    /// Starts a program that writes a line when it is where it is to stay.
+    ///
+    /// # Panics
+    ///
+    /// When it ends without one.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Sleeper {
+        let child = command.stdout(Stdio::piped()).spawn();
+        let mut sleeper = Sleeper(child.expect("a program that can be started"));
+        let out = sleeper.0.stdout.as_mut().expect("piped above");
+        out.read_exact(&mut [0]).expect("a line");
+        sleeper
+    }
+
+    /// What the kernel calls it.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What starts a program as an ordinary user, without any privilege and without
+/// a way to one: the program is its next argument.
+pub fn as_ordinary_user() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+    command
+}
