@@ -1,53 +1,13 @@
 //! `netns-exec audit` and `netns-exec ls`, as a user meets them.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Command, Output, Stdio, id};
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
+use std::process::{Child, ChildStdout, Command, Stdio, id};
 
 use netns_exec::Netns;
-use netns_exec_tests::TempNetns;
-use nix::sched::{CloneFlags, setns};
+use netns_exec_tests::{Parked, TempNetns};
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
-
-fn netns_exec(args: &[&str]) -> Output {
-    let output = Command::new(PROGRAM)
-        .args(args)
-        .stdin(Stdio::null())
-        .output();
-    output.expect("the program was built")
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).expect("one JSON document")
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("plain text")
-}
-
-/// A thread left behind by setns, call, setns back; it ends with the sender.
-fn old_way(netns: &Netns) -> Sender<()> {
-    let (end, ended) = channel();
-    let (born, birth) = channel();
-    let visitor = move || {
-        let before = File::open("/proc/thread-self/ns/net").expect("/proc is mounted");
-        setns(netns, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
-        let helper = thread::Builder::new().name("\x1b[31mhelper".to_owned());
-        let helper = helper.spawn(move || {
-            born.send(()).expect("awaited below");
-            let _ = ended.recv();
-        });
-        helper.expect("a thread can be started");
-        birth.recv().expect("the helper runs");
-        setns(before, CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
-    };
-    thread::scope(|scope| scope.spawn(visitor).join().expect("no panic"));
-    end
-}
+use super::{command, json, output, text};
 
 /// `netns-exec audit PID --watch`; ends when dropped.
 struct Watch {
@@ -57,9 +17,7 @@ struct Watch {
 
 impl Watch {
     fn start(pid: &str) -> Watch {
-        let mut process = Command::new(PROGRAM)
-            .args(["audit", pid, "--watch", "--interval", "0.01", "--json"])
-            .stdin(Stdio::null())
+        let mut process = command(&["audit", pid, "--watch", "--interval", "0.01", "--json"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("the program was built");
@@ -90,16 +48,16 @@ fn audit_finds_what_the_old_way_left_and_only_that() {
     let netns = TempNetns::new();
     let pid = id().to_string();
 
-    let clean = netns_exec(&["audit", &pid]);
+    let clean = output(&["audit", &pid]);
     assert_eq!(clean.status.code(), Some(0), "{}", text(&clean.stdout));
     assert!(text(&clean.stdout).contains("0 stray"));
-    let empty = netns_exec(&["audit", netns.name(), "--json"]);
+    let empty = output(&["audit", netns.name(), "--json"]);
     assert_eq!(empty.status.code(), Some(0));
     assert_eq!(json(&empty)["processes"], Value::Array(Vec::new()));
 
     let mut watch = Watch::start(&pid);
     assert_eq!(watch.next()["strays"], 0);
-    let stray = old_way(&netns);
+    let stray = Parked::left_in(&netns, "\x1b[31mhelper");
     let changed = watch.next();
     assert_eq!(
         (&changed["version"], &changed["strays"]),
@@ -107,7 +65,7 @@ fn audit_finds_what_the_old_way_left_and_only_that() {
     );
     let path = format!("/run/netns/{}", netns.name());
     for subject in [&*pid, netns.name(), &path] {
-        let found = netns_exec(&["audit", subject]);
+        let found = output(&["audit", subject]);
         assert_eq!(
             found.status.code(),
             Some(1),
@@ -125,7 +83,7 @@ fn audit_finds_what_the_old_way_left_and_only_that() {
             "{said}"
         );
 
-        let found = netns_exec(&["audit", subject, "--json"]);
+        let found = output(&["audit", subject, "--json"]);
         assert_eq!(found.status.code(), Some(1));
         let report = json(&found);
         assert_eq!(
@@ -154,7 +112,7 @@ fn audit_finds_what_the_old_way_left_and_only_that() {
 
     // Why is it still there?
     Netns::delete(netns.name()).expect("the name is there");
-    let listed = netns_exec(&["ls", "--holders", "--json"]);
+    let listed = output(&["ls", "--holders", "--json"]);
     assert_eq!(listed.status.code(), Some(0), "{}", text(&listed.stderr));
     let listed = json(&listed);
     let mut rows = listed["namespaces"].as_array().expect("an array").iter();
@@ -184,11 +142,11 @@ fn audit_finds_what_the_old_way_left_and_only_that() {
 #[test]
 fn ls_shows_names_and_holders_in_tables_too() {
     let netns = TempNetns::new();
-    let listed = netns_exec(&["ls"]);
+    let listed = output(&["ls"]);
     assert_eq!(listed.status.code(), Some(0));
     assert!(text(&listed.stdout).contains(netns.name()));
     assert!(!text(&listed.stdout).contains("is held by"));
-    let listed = netns_exec(&["ls", "--holders"]);
+    let listed = output(&["ls", "--holders"]);
     let said = text(&listed.stdout);
     let mut lines = said
         .lines()
@@ -220,7 +178,7 @@ fn audit_of_nobody_is_a_failure_and_not_fine() {
         "99999999999999",
         "/run/no-such-netns",
     ] {
-        let output = netns_exec(&["audit", nobody]);
+        let output = output(&["audit", nobody]);
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{nobody}: {said}");
         assert!(

@@ -1,45 +1,15 @@
 //! `netns-exec bench`, as a user meets it. What the figures are is for the
 //! bench to say; here they only have to be there.
 
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use netns_exec_tests::{TempNetns, here, require_root, unique_name};
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
+use super::{assert_fails, json, output_in_user_namespace, text};
 
 fn output(args: &[&str]) -> Output {
-    (Command::new(PROGRAM).arg("bench").args(args))
-        .stdin(Stdio::null())
-        .output()
-        .expect("the program was built")
-}
-
-/// Runs a script as root of a user namespace of its own, with `$0` the program.
-fn output_in_user_namespace(script: &str) -> Output {
-    require_root();
-    Command::new("unshare")
-        .args(["--user", "--map-root-user", "sh", "-c", script, PROGRAM])
-        .stdin(Stdio::null())
-        .output()
-        .expect("unshare of util-linux")
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("plain text")
-}
-
-/// What a failure looks like: one line, with who speaks, why, and the cure.
-#[track_caller]
-fn assert_fails(output: &Output, parts: &[&str]) {
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.starts_with("netns-exec: "), "{said}");
-    assert_eq!(text(&output.stdout), "", "{said}");
-    for part in parts {
-        assert!(said.contains(part), "no `{part}` in: {said}");
-    }
+    super::output(&[&["bench"], args].concat())
 }
 
 /// Checks that all figures of a report are there, and returns it.
@@ -47,7 +17,7 @@ fn assert_fails(output: &Output, parts: &[&str]) {
 fn assert_complete(output: &Output) -> Value {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stderr), "");
-    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+    let report: Value = json(output);
     assert_eq!(report["version"], 1);
     let regimes = report["regimes"].as_array().expect("an array");
     let names: Vec<_> = regimes.iter().map(|regime| &regime["regime"]).collect();
@@ -133,9 +103,9 @@ fn people_are_told_who_is_faster() {
 #[test]
 fn namespace_that_is_none_is_refused() {
     let missing = unique_name();
-    assert_fails(&output(&[&missing]), &[&missing, "ip netns list"]);
-    assert_fails(&output(&["pid:x"]), &["`x`", "pid:4711"]);
-    assert_fails(&output(&["/etc/passwd", "--json"]), &["/etc/passwd"]);
+    assert_fails(&output(&[&missing]), 2, &[&missing, "ip netns list"]);
+    assert_fails(&output(&["pid:x"]), 2, &["`x`", "pid:4711"]);
+    assert_fails(&output(&["/etc/passwd", "--json"]), 2, &["/etc/passwd"]);
 }
 
 #[test]
@@ -162,7 +132,11 @@ fn without_the_privilege_and_without_user_namespaces_the_cure_is_named() {
         "echo 0 > /proc/sys/user/max_user_namespaces
         exec setpriv --bounding-set -sys_admin --inh-caps -all \"$0\" bench",
     );
-    assert_fails(&output, &["user namespace", "root", "max_user_namespaces"]);
+    assert_fails(
+        &output,
+        2,
+        &["user namespace", "root", "max_user_namespaces"],
+    );
 }
 
 #[test]
@@ -172,6 +146,7 @@ fn namespace_that_may_not_be_entered_is_refused_with_the_cure() {
     let foreign = output_in_user_namespace(&format!("exec \"$0\" bench {path}"));
     assert_fails(
         &foreign,
+        2,
         &[&path, "operation not permitted", "enter that one"],
     );
 
@@ -179,6 +154,7 @@ fn namespace_that_may_not_be_entered_is_refused_with_the_cure() {
                \"$0\" bench /proc/self/ns/net --seconds 0.01";
     assert_fails(
         &output_in_user_namespace(own),
+        2,
         &["in place", "operation not permitted", "run this as root"],
     );
 }
@@ -199,6 +175,7 @@ fn no_way_back_is_told_with_a_cure_that_works() {
     };
     assert_fails(
         &bench("\"$0\""),
+        2,
         &["cannot come back", "unshare --net netns-exec bench"],
     );
     assert_complete(&bench("unshare --net \"$0\""));

@@ -14,35 +14,14 @@ use serde_json::Value;
 
 use Protocol::{Tcp, Udp};
 
+use super::{assert_fails, command, text};
+
 fn lease(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_netns-exec"));
-    command.arg("lease").args(args).stdin(Stdio::null());
-    command
+    command(&[&["lease"], args].concat())
 }
 
 fn output(args: &[&str]) -> Output {
     lease(args).output().expect("the program was built")
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("plain text")
-}
-
-/// What a failure looks like: one line, with who speaks and why.
-#[track_caller]
-fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    for part in parts {
-        assert!(said.contains(part), "no `{part}` in: {said}");
-    }
-}
-
-fn netns() -> TempNetns {
-    let netns = TempNetns::new();
-    netns.set_loopback_up().expect("root may set links up");
-    netns
 }
 
 fn executor() -> Executor {
@@ -95,7 +74,11 @@ fn assert_listening(executor: &Executor, netns: &Netns, addrs: &[SocketAddr]) {
 
 #[test]
 fn command_gets_listening_sockets_by_the_socket_activation_convention() {
-    let (executor, host, child) = (executor(), netns(), netns());
+    let (executor, host, child) = (
+        executor(),
+        TempNetns::with_loopback(),
+        TempNetns::with_loopback(),
+    );
     let on_host = format!("{},127.0.0.1,::", host.name());
     let on_child = format!("/run/netns/{},127.0.0.1", child.name());
     let script = "test \"$LISTEN_PID\" = $$ && echo $LISTEN_FDS $LISTEN_FDNAMES && \
@@ -122,7 +105,11 @@ fn command_gets_listening_sockets_by_the_socket_activation_convention() {
 
 #[test]
 fn port_is_held_until_a_signal_comes() {
-    let (executor, host, child) = (executor(), netns(), netns());
+    let (executor, host, child) = (
+        executor(),
+        TempNetns::with_loopback(),
+        TempNetns::with_loopback(),
+    );
     let on = [host.name(), child.name()].map(|name| format!("{name},127.0.0.1"));
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let args = ["--udp", "33000", "--on", &on[0], "--on", &on[1]];
@@ -139,7 +126,7 @@ fn port_is_held_until_a_signal_comes() {
 
 #[test]
 fn json_tells_namespace_address_and_gate_of_every_member() {
-    let host = netns();
+    let host = TempNetns::with_loopback();
     let mut running = Running::start(&["--tcp", "33000", "--on", host.name(), "--json"]);
     let mut document = String::new();
     while !document.ends_with("\n}\n") {
@@ -162,7 +149,7 @@ fn json_tells_namespace_address_and_gate_of_every_member() {
 
 #[test]
 fn port_in_use_is_told_from_a_failure_and_passed_over_in_a_range() {
-    let (executor, host) = (executor(), netns());
+    let (executor, host) = (executor(), TempNetns::with_loopback());
     let _rival = rival(&executor, &host, Tcp, V4, 33000);
     let on = format!("{},127.0.0.1", host.name());
     let args = ["--tcp", "33000", "--on", &on];
@@ -190,7 +177,11 @@ fn port_in_use_is_told_from_a_failure_and_passed_over_in_a_range() {
 
 #[test]
 fn dynamic_range_is_that_of_the_first_namespace() {
-    let (executor, host, child) = (executor(), netns(), netns());
+    let (executor, host, child) = (
+        executor(),
+        TempNetns::with_loopback(),
+        TempNetns::with_loopback(),
+    );
     let range = "net/ipv4/ip_local_port_range";
     set_sysctl(&executor, &host, range, "40000 40001");
     let args = [
@@ -208,7 +199,7 @@ fn dynamic_range_is_that_of_the_first_namespace() {
 
 #[test]
 fn misuse_is_refused_with_a_reason() {
-    let host = netns();
+    let host = TempNetns::with_loopback();
     let name = host.name();
     let twice = [name, name].join(",127.0.0.1,");
     for (args, status, part) in [

@@ -24,7 +24,7 @@ mod dns;
 
 use containers::{DNS, Engine, Firewall, RESOLVER};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
+use super::output;
 
 #[test]
 fn ten_containers_in_twenty_rounds_leave_no_thread_and_no_namespace() {
@@ -128,10 +128,7 @@ fn old_way_leaves_a_thread_behind_and_the_audit_finds_it() {
     assert_eq!(here(), home.id());
 
     let pid = std::process::id().to_string();
-    let output = Command::new(PROGRAM)
-        .args(["audit", &pid])
-        .output()
-        .unwrap();
+    let output = output(&["audit", &pid]);
     let table = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{table}");
     let row = table.lines().find(|line| line.contains("helper"));

@@ -5,67 +5,20 @@ use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use netns_exec_tests::{TempNetns, require_root, unique_name};
+use netns_exec_tests::{Binary, TempNetns, as_ordinary_user, require_root, unique_name};
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
+use super::{PROGRAM, assert_fails, command, json, output, output_in_user_namespace, text};
+
 const SIGTERM: i32 = 15;
-
-fn netns_exec(args: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-fn output(args: &[&str]) -> Output {
-    netns_exec(args).output().expect("the program was built")
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("plain text")
-}
-
-/// What a failure looks like: one line, with who speaks, why, and the cure.
-#[track_caller]
-fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.starts_with("netns-exec: "), "{said}");
-    for part in parts {
-        assert!(said.contains(part), "no `{part}` in: {said}");
-    }
-}
-
-/// The program where an ordinary user can execute it.
-struct Public(PathBuf);
-
-impl Public {
-    fn copy() -> Public {
-        let path = env::temp_dir().join(unique_name());
-        // Not `fs::copy`: a child of a test that runs beside this one could hold
-        // the file open for writing.
-        let status = (Command::new("install").args(["-m", "755", PROGRAM]))
-            .arg(&path)
-            .status();
-        assert!(status.expect("install").success());
-        Public(path)
-    }
-}
-
-impl Drop for Public {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
 
 #[track_caller]
 fn assert_demo_went_well(output: &Output, namespaces: usize, jobs: u64) -> Value {
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+    let report: Value = json(output);
     let rows = report["namespaces"].as_array().expect("an array");
     assert_eq!(rows.len(), namespaces);
     for key in ["id", "ttl"] {
@@ -126,11 +79,10 @@ fn demo_as_root_places_every_job() {
 #[test]
 fn demo_as_an_ordinary_user_enters_a_user_namespace_by_itself() {
     require_root();
-    let program = Public::copy();
+    let program = Binary::reachable_by_all(Path::new(PROGRAM));
     let run = |args: &[&str]| {
-        (Command::new("setpriv").args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]))
-            .args(["--bounding-set", "-all", "--inh-caps", "-all"])
-            .arg(&program.0)
+        as_ordinary_user()
+            .arg(&program.path)
             .args(["demo", "--namespaces", "2", "--jobs", "200"])
             .args(args)
             .current_dir("/")
@@ -168,16 +120,11 @@ fn demo_shows_people_what_was_proven() {
 
 #[test]
 fn demo_without_user_namespaces_names_the_cure() {
-    require_root();
     // The limit of a user namespace of the test's own; the system's stays.
     let script = "echo 0 > /proc/sys/user/max_user_namespaces
         exec setpriv --bounding-set -sys_admin --inh-caps -all \"$0\" demo";
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "sh", "-c", script, PROGRAM])
-        .output()
-        .expect("unshare of util-linux");
     assert_fails(
-        &output,
+        &output_in_user_namespace(script),
         2,
         &[
             "user namespace",
@@ -186,21 +133,22 @@ fn demo_without_user_namespaces_names_the_cure() {
             "max_user_namespaces",
         ],
     );
-    assert_eq!(text(&output.stdout), "");
 }
 
 #[test]
 fn exec_in_one_namespace_becomes_the_command() {
     let blue = TempNetns::new();
     let script = "echo $$; readlink /proc/self/ns/net; cat; printf 'no newline'; exit 42";
-    let mut child = netns_exec(&["exec", blue.name(), "--", "sh", "-c", script])
+    let mut child = command(&["exec", blue.name(), "--", "sh", "-c", script])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("the program was built");
     let pid = child.id();
     let mut stdin = child.stdin.take().expect("piped");
-    stdin.write_all(b"through stdin\n").expect("somebody reads");
+    stdin
+        .write_all(b"through stdin\n")
+        .expect("the child reads");
     drop(stdin);
     let output = child.wait_with_output().expect("output");
     let there = Command::new("ip")
@@ -224,7 +172,7 @@ fn exec_in_one_namespace_becomes_the_command() {
 #[test]
 fn exec_takes_names_paths_and_pids() {
     let blue = TempNetns::new();
-    let mut resident = netns_exec(&[
+    let mut resident = command(&[
         "exec",
         blue.name(),
         "--",
@@ -326,21 +274,18 @@ fn exec_starts_nothing_unless_all_namespaces_are_there() {
     let blue = TempNetns::new();
     let output = output(&["exec", blue.name(), &unique_name(), "--", "echo", "ran"]);
     assert_fails(&output, 125, &["cannot open netns"]);
-    assert_eq!(text(&output.stdout), "");
 }
 
 #[test]
 fn exec_as_an_ordinary_user_says_what_is_missing() {
     let blue = TempNetns::new();
-    let program = Public::copy();
-    let output =
-        (Command::new("setpriv").args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]))
-            .args(["--bounding-set", "-all", "--inh-caps", "-all"])
-            .arg(&program.0)
-            .args(["exec", blue.name(), "--", "true"])
-            .current_dir("/")
-            .output()
-            .expect("setpriv of util-linux");
+    let program = Binary::reachable_by_all(Path::new(PROGRAM));
+    let output = as_ordinary_user()
+        .arg(&program.path)
+        .args(["exec", blue.name(), "--", "true"])
+        .current_dir("/")
+        .output()
+        .expect("setpriv of util-linux");
     assert_fails(
         &output,
         125,
@@ -388,7 +333,7 @@ fn exec_in_several_never_mixes_lines() {
         "yes {text_of_line} | head -{LINES} & yes {text_of_line} | head -{LINES} >&2; wait"
     );
     let (reader, writer) = std::io::pipe().expect("a pipe");
-    let mut command = netns_exec(&["exec", names[0].name(), names[1].name(), names[2].name()]);
+    let mut command = command(&["exec", names[0].name(), names[1].name(), names[2].name()]);
     command.args(["--", "sh", "-c", &script]);
     command
         .stdout(writer.try_clone().expect("a copy"))
@@ -423,7 +368,7 @@ fn exec_in_several_ends_with_the_highest_status() {
 fn exec_in_several_passes_signals_on_to_all() {
     let (blue, red) = (TempNetns::new(), TempNetns::new());
     let script = "trap 'kill $!; echo got it; exit 9' TERM; sleep 60 & echo up; wait";
-    let mut child = netns_exec(&["exec", blue.name(), red.name(), "--", "sh", "-c", script])
+    let mut child = command(&["exec", blue.name(), red.name(), "--", "sh", "-c", script])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -449,7 +394,7 @@ fn exec_in_several_passes_signals_on_to_all() {
 #[test]
 fn exec_in_several_ends_when_its_reader_does() {
     let (blue, red) = (TempNetns::new(), TempNetns::new());
-    let mut child = netns_exec(&["exec", blue.name(), red.name(), "--", "yes"])
+    let mut child = command(&["exec", blue.name(), red.name(), "--", "yes"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -555,7 +500,7 @@ fn help_has_examples_that_begin_with_the_command() {
 fn closed_pipe_is_no_crash() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let output = netns_exec(&["completions", "bash"])
+    let output = command(&["completions", "bash"])
         .stdout(writer)
         .stderr(Stdio::piped())
         .spawn()
