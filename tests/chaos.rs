@@ -25,7 +25,7 @@ use nix::sched::{CloneFlags, setns};
 
 const THREADS: usize = 16;
 const NAMESPACES: usize = 32;
-/// What is begun ends long before; who waits longer waits for ever.
+/// What is begun ends long before; a wait that is longer has no end.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Options {
@@ -355,7 +355,7 @@ impl Arena {
         self.tally.left.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Deletes a namespace, whoever works in it, and makes another under its name.
+    /// Deletes a namespace, with workers in it or without, and makes another under its name.
     fn replace(&self, dice: &mut Dice) {
         let place = &self.places[dice.roll(NAMESPACES)];
         let mut netns = place.netns.write().expect("no panic under the lock");
@@ -449,7 +449,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Those who only want to know what there is.
+    // Runners that only ask what there is.
     if env::args().any(|arg| arg == "--list") {
         println!("chaos: test");
         return ExitCode::SUCCESS;

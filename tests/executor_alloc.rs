@@ -44,7 +44,7 @@ fn allocations_of(f: impl FnOnce()) -> usize {
 
 #[test]
 fn run_allocates_nothing_and_spawn_allocates_once() {
-    // Where nobody else mounts anything: the deletion watch looks whenever one does.
+    // Where no other process mounts anything: the deletion watch looks after each mount.
     alone!(Alone::FreshRun);
     const CALLS: usize = 100_000;
     /// For what need not be shown so often.

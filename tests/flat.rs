@@ -20,7 +20,7 @@ fn namespaces_made_used_once_and_dropped_leave_memory_flat() {
     } else {
         2_000
     };
-    // Nobody retires anything: workers idle out, and take the namespace along.
+    // Nothing is retired: workers idle out, and take the namespace along.
     let executor = Executor::builder()
         .idle_timeout(Some(Duration::from_millis(1)))
         .build()

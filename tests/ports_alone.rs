@@ -88,7 +88,7 @@ fn namespace_that_cannot_be_entered_is_named() {
     let executor = Executor::new().unwrap();
     let ports = Allocator::new(&executor);
     let label = note().expect("the name of the namespace");
-    let netns = Netns::open(&label).expect("anybody may open it");
+    let netns = Netns::open(&label).expect("opening takes no privilege");
     let here = Netns::current().unwrap();
     let request = ports
         .request(Udp)

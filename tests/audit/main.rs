@@ -279,7 +279,7 @@ fn everything_of_this_process_that_keeps_a_namespace_is_found() {
     netns_exec_tests::require_root();
     let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
     let found = audit::holders(&netns).expect("root may read all");
-    // The handle, and nobody else.
+    // The handle, and nothing else.
     let only: Vec<_> = found
         .holders()
         .iter()

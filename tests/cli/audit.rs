@@ -77,7 +77,7 @@ fn audit_finds_what_the_old_way_left_and_only_that() {
             said.contains("1 stray") && said.contains(netns.name()),
             "{said}"
         );
-        // Whoever names a thread does not steer the terminal.
+        // The program that names a thread does not steer the terminal.
         assert!(
             !said.contains('\x1b') && said.contains("\\u{1b}[31mhelper"),
             "{said}"

@@ -66,7 +66,7 @@ fn ten_containers_in_twenty_rounds_leave_no_thread_and_no_namespace() {
     assert_eq!(stats.done as usize, ROUNDS * CONTAINERS * 3);
 }
 
-/// A pool of one thread, started by whoever is the first to need it: what the
+/// A pool of one thread, started by the first caller that needs it: what the
 /// reported program ran iptables with.
 fn pool() -> &'static Sender<Box<dyn FnOnce() + Send>> {
     static POOL: OnceLock<Sender<Box<dyn FnOnce() + Send>>> = OnceLock::new();
@@ -143,8 +143,8 @@ fn old_way_leaves_a_thread_behind_and_the_audit_finds_it() {
     assert_eq!(stray.netns_id(), Some(container.id()));
     assert!(row.contains(&stray.tid().to_string()), "{row}");
 
-    // A day later: the container is gone for all but that thread, and somebody
-    // has it pull an image.
+    // A day later: the container is gone for all but that thread, and the
+    // program has it pull an image.
     let (id, weak) = (container.id(), container.downgrade());
     container.delete();
     assert_eq!(on_the_pool(here), id);

@@ -29,7 +29,7 @@ pub enum Alone {
     LimitedRoot,
     /// An ordinary user without any privilege.
     OrdinaryUser,
-    /// An ordinary user who is root of a user namespace of its own: to limits
+    /// An ordinary user that is root of a user namespace of its own: to limits
     /// on users it is still an ordinary one.
     OrdinaryUserAsRoot,
 }

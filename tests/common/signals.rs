@@ -33,7 +33,7 @@ impl SignalLog {
         HANDLED.load(Ordering::SeqCst)
     }
 
-    /// Who caught them, in order.
+    /// The threads that caught them, in order.
     ///
     /// # Panics
     ///

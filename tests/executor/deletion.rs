@@ -1,5 +1,5 @@
 //! Namespaces that are deleted while workers idle in them: they are let go at
-//! once, and nobody has to call. And what idling costs.
+//! once, without a call. And what idling costs.
 
 use std::fs::{self, File};
 use std::process::Command;
@@ -83,7 +83,7 @@ fn deleted_namespace_and_its_devices_go_though_workers_idle_in_it() {
             let weak = wired.netns.downgrade();
             let name = wired.netns.name().to_owned();
             let Wired { netns, outside } = wired;
-            // Nobody holds it but the worker, and nobody calls.
+            // Only the worker holds it, and no call is made.
             netns.keep_name();
             delete(&name);
             gone_after(&weak, &format!("{guard:?}, {what}"));

@@ -187,7 +187,7 @@ fn job_joins_what_it_spawned_on_its_own_namespace() {
 
 #[test]
 fn job_that_awaits_another_of_its_own_namespace_ends() {
-    // `block_on` waits in a way that nobody sees, so the awaited job must not
+    // `block_on` waits in a way that the executor does not see, so the awaited job must not
     // need the worker that waits: two are there.
     within("await inside a job", || {
         let executor = Executor::builder().workers_per_netns(2).build().unwrap();

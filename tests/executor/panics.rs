@@ -139,7 +139,7 @@ fn panic_while_a_captured_value_is_dropped_is_survived() {
 #[test]
 fn panic_while_an_unclaimed_result_is_dropped_is_survived() {
     let (executor, netns, worker) = set_up();
-    // Dropped by the worker: nobody waits when the job ends.
+    // Dropped by the worker: no caller waits when the job ends.
     let gate = Gate::new();
     let pass = gate.pass();
     let handle = executor.spawn(&netns, move || {

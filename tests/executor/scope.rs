@@ -86,7 +86,7 @@ fn unjoined_panic_ends_the_scope_with_one_after_all_jobs_are_over() {
             catch_unwind(AssertUnwindSafe(|| {
                 let pass = gate.pass();
                 executor.scope(|scope| {
-                    drop(scope.spawn(&a, || panic!("nobody sees this")).unwrap());
+                    drop(scope.spawn(&a, || panic!("no caller sees this")).unwrap());
                     let job = || {
                         pass.stop();
                         over.fetch_add(1, Ordering::Relaxed);

@@ -64,7 +64,7 @@ fn two_hundred_threads_call_into_sixteen_namespaces_and_never_move() {
                 }
             });
         }
-        // Meanwhile, whoever is in one of the namespaces is a worker.
+        // Meanwhile, every thread in one of the namespaces is a worker.
         start_watch(&executor, &links);
     });
     assert_eq!(executor.stats().done, 200 * 40);

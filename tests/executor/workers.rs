@@ -90,7 +90,8 @@ fn workers_start_when_they_are_needed() {
     for _ in 0..10 {
         executor.run(&netns, || ()).unwrap();
     }
-    // Nearly always 1: who finds the worker just turning to a job may start another.
+    // Nearly always 1: a caller that finds the worker just turning to a job may start
+    // another.
     let workers = executor.stats().workers;
     assert!(workers < 8, "{workers}");
 }
@@ -265,7 +266,7 @@ fn name_pid_and_descriptor_of_one_namespace_share_its_workers() {
     assert!(threads.iter().all(|thread| *thread == threads[0]));
     assert_eq!(executor.stats().workers, 1);
     assert_eq!(executor.stats().per_netns.len(), 1);
-    // Inline, by whichever handle.
+    // Inline, by any of the handles.
     let [one, two, ..] = &handles;
     let inner = || executor.run(two, || thread::current().id()).unwrap();
     assert_eq!(executor.run(one, inner).unwrap(), threads[0]);

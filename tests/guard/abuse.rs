@@ -73,7 +73,7 @@ fn job_that_changes_the_working_directory_harms_no_worker() {
         executor
             .run(&netns, || env::set_current_dir(&folder).unwrap())
             .unwrap();
-        // It is the process's, as everywhere; the library takes it back for nobody.
+        // It is the process's, as everywhere; the library does not take it back.
         assert_eq!(env::current_dir().unwrap(), folder);
         fs::remove_dir(&folder).unwrap();
         assert_next_runs_right(&executor, &netns, &other);
@@ -99,7 +99,7 @@ fn panic_in_a_drop_is_the_jobs_own() {
         let trap = Trap;
         let captured = executor.spawn(&netns, move || drop(trap)).unwrap().join();
         assert!(captured.unwrap_err().is_panic(), "{guard:?}");
-        // A result that nobody wants is dropped on the worker.
+        // A result without a handle is dropped on the worker.
         drop(executor.spawn(&netns, || Trap).unwrap());
         assert_next_runs_right(&executor, &netns, &other);
         assert_eq!(executor.run(&netns, tid).unwrap(), worker, "{guard:?}");

@@ -325,7 +325,7 @@ fn threads_left_behind_are_reported_by_detect_and_only_there() {
     gate.open();
     thread.join().unwrap();
 
-    // Nor does it matter who made the thread.
+    // Nor does it matter how the thread was made.
     let raw = || {
         let raw = RawThread::start().expect("nothing holds it back");
         (raw.tid(), raw)
@@ -338,7 +338,7 @@ fn threads_left_behind_are_reported_by_detect_and_only_there() {
     assert_eq!(strays(&detecting, &netns), [left]);
     drop(raw_thread);
 
-    // Off is for those who know.
+    // Off looks for nothing.
     let off = executor(Guard::Off, 1);
     let (left, raw_thread) = leave_behind(&off, &netns, raw).expect("not looked for");
     assert_eq!(strays(&off, &netns), [left]);

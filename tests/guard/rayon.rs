@@ -69,7 +69,7 @@ fn prewarmed_rayon_serves_sealed_jobs_from_home() {
     let netns = fresh();
     let outside = here();
     assert_eq!(executor.run(&netns, sum).unwrap(), SUM);
-    // Its threads are everybody's, and at home.
+    // Its threads are the whole process's, and at home.
     let places = executor.run(&netns, || rayon::broadcast(|_| here()));
     assert_eq!(places.unwrap(), [outside; 3]);
     assert_eq!(sum(), SUM);
@@ -87,7 +87,7 @@ fn detect_names_the_threads_of_rayons_pool() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3);
         pool.thread_name(|n| format!("rayon-{n}"))
             .build_global()
-            .expect("nobody made it before");
+            .expect("it was not made before");
         sum()
     };
     let error = executor.spawn(&netns, job).unwrap().join().unwrap_err();

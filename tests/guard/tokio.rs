@@ -39,7 +39,7 @@ fn sealed_job_is_refused_tokios_threads_and_told_the_cure() {
         assert!(error.into_panic().is_ok(), "tokio panics");
     }
     assert_eq!(executor.run(&netns, here).unwrap(), netns.id());
-    // Nothing is broken for those at home, who may make it still.
+    // Nothing is broken for threads at home, which may make it still.
     assert_eq!(place_of_a_task(), here());
     let audit = executor.audit().unwrap();
     assert_eq!(audit.strays().count(), 0, "{audit:?}");
@@ -76,7 +76,7 @@ fn detect_names_the_threads_of_a_tokio_runtime() {
         let entry = format!("{} `tokio-pool`", stray.tid());
         assert!(text.contains(&entry), "no {entry} in: {text}");
     }
-    // The report that started it all: everybody's tasks run in that namespace now.
+    // The report that started it all: all tasks of the process run in that namespace now.
     let place = error.into_result::<NetnsId>().expect("the job returned");
     assert_eq!(place, netns.id());
     assert_eq!(place_of_a_task(), netns.id());

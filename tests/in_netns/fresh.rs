@@ -18,7 +18,7 @@ fn in_fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
 #[test]
 fn fresh_namespace_is_another_at_each_call_and_has_loopback_up() {
     let visit = || {
-        let listener = TcpListener::bind("127.0.0.1:4711").expect("a port nobody has");
+        let listener = TcpListener::bind("127.0.0.1:4711").expect("a port that is free");
         TcpStream::connect("127.0.0.1:4711").expect("loopback is up");
         drop(listener);
         here()

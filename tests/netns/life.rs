@@ -1,4 +1,4 @@
-//! How long a namespace lives, and who keeps it alive.
+//! How long a namespace lives, and what keeps it alive.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};

@@ -219,7 +219,7 @@ fn on_a_shared_run_deleting_leaves_no_mount_anywhere() {
 fn names_come_and_go_in_other_mount_namespaces_too() {
     alone!(Alone::FreshRun);
     Netns::create("first").unwrap();
-    // Somebody who copied the mounts when `first` was there.
+    // A thread that copied the mounts when `first` was there.
     on_a_thread(|| {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
         let second = Netns::create("second").unwrap();

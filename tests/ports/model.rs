@@ -1,5 +1,5 @@
 //! Random histories of requests, releases, rivals and deletions, against a
-//! model of who owns what.
+//! model of what is whose.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -66,7 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Who owns a place: a lease or a rival, by the number it was given.
+/// The owner of a place: a lease or a rival, by the number it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     Lease(usize),

@@ -15,8 +15,8 @@ use Protocol::{Tcp, Udp};
 
 const EADDRINUSE: Option<i32> = Some(nix::errno::Errno::EADDRINUSE as i32);
 
-/// Rivals bind and listen on the very port, with `SO_REUSEADDR` as everybody
-/// sets it, so that we lose at bind at times and at listen at others. Goes on
+/// Rivals bind and listen on the very port, with `SO_REUSEADDR` as servers
+/// set it, so that we lose at bind at times and at listen at others. Goes on
 /// until both were seen, and until we have won, too.
 #[test]
 fn rival_is_noticed_at_bind_and_at_listen() {

@@ -134,7 +134,7 @@ fn activation_of_a_refusing_gate_can_fail_with_its_stage() {
     let w = World::new();
     let request = w.ports.request(Tcp).on(&w.host, [V4]).gate(Gate::Refuse);
     let lease = request.ports(Ports::Exact(33000)).acquire().unwrap();
-    // Whoever has a copy of the descriptor can spoil it: a socket that is
+    // The holder of a copy of the descriptor can spoil it: a socket that is
     // connected, here to itself, can listen no more.
     let copy = lease.members()[0].try_clone().unwrap();
     let addr = nix::sys::socket::SockaddrStorage::from(lease.members()[0].local_addr());

@@ -32,7 +32,7 @@ static ALLOCATOR: OnlyHere = OnlyHere::everywhere();
 
 fn spawn() -> Broker {
     ALLOCATOR.stay_here();
-    Broker::spawn().expect("anybody may")
+    Broker::spawn().expect("it takes no privilege")
 }
 
 /// One test at a time: a process that is being started has copies of all
@@ -52,7 +52,7 @@ struct Daemon {
 #[derive(Clone, Copy, PartialEq)]
 enum User {
     Root,
-    /// Nobody, without a capability.
+    /// User 65534, without a capability.
     Ordinary,
 }
 
@@ -128,7 +128,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A "host", and somebody who can look into it.
+/// A "host", and an executor that can look into it.
 fn host() -> (Executor, Netns) {
     (Executor::new().unwrap(), netns())
 }
@@ -254,7 +254,7 @@ fn cancelled_request_and_killed_process_leave_nothing_on_the_host() {
     rival(&executor, &host, Tcp, V4, port);
 }
 
-/// The other way to be rootless: somebody outside starts us inside.
+/// The other way to be rootless: a process outside starts us inside.
 #[test]
 fn broker_can_be_handed_to_a_process_that_is_born_inside() {
     let _turn = turn();
@@ -585,7 +585,7 @@ fn broker_ends_with_an_empty_message_and_with_its_socket() {
     raw.send(&[]);
     wait_for_exit(raw.broker.pid());
 
-    // With an answer that nobody has read.
+    // With an answer that its client has not read.
     let raw = Raw::new();
     raw.send(&head(1, HELLO, 0, 0));
     let pid = raw.broker.pid();

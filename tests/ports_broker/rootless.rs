@@ -119,10 +119,10 @@ impl Daemon {
 
 /// The test has 20000 on the host; 20001 is taken here.
 fn lease() {
-    let broker = Broker::spawn().expect("anybody may");
+    let broker = Broker::spawn().expect("it takes no privilege");
     say(broker.pid());
     let daemon = Daemon::inside();
-    let _rival = TcpListener::bind((V4, 20001)).expect("nobody else is here");
+    let _rival = TcpListener::bind((V4, 20001)).expect("no other process is here");
     let lease = daemon.tcp(&broker, 20000..=20009).expect("a free port");
     assert_eq!(lease.port(), 20002);
     let netns: Vec<_> = (lease.members().iter())
@@ -148,7 +148,7 @@ fn lease() {
     say("dropped");
     wait();
 
-    // UDP just as well, and without a filter nobody is let in.
+    // UDP just as well, and without a filter no client is let in.
     let udp = daemon.request(&broker, Udp).ports(Ports::Exact(20000));
     let udp = udp.acquire().expect("tcp says nothing about udp");
     assert!(
@@ -172,7 +172,7 @@ fn lease() {
 
 /// Of a broker that was root's.
 fn privileged() {
-    let broker = Broker::spawn().expect("anybody may");
+    let broker = Broker::spawn().expect("it takes no privilege");
     say(broker.pid());
     let daemon = Daemon::inside();
     let low = |ports| {
@@ -180,14 +180,14 @@ fn privileged() {
         request.gate(Gate::default()).acquire()
     };
     // 80 and 81 are the test's.
-    let error = low(Ports::Exact(80)).expect_err("somebody has it");
+    let error = low(Ports::Exact(80)).expect_err("a rival has it");
     assert_eq!(error.raw_os_error(), Some(Errno::EADDRINUSE as i32));
     assert_eq!(error.stage(), Some(Stage::Bind));
     let lease = low(Ports::Range(80..=89)).expect("the broker may");
     assert_eq!(lease.port(), 82);
     let gates = lease.members().iter().map(|member| member.gate());
     assert!(gates.into_iter().all(|gate| gate == GateState::Dropping));
-    lease.activate().expect("whoever has the socket may");
+    lease.activate().expect("the owner of the socket may");
     say(lease.port());
     wait();
     drop(lease);
@@ -197,11 +197,11 @@ fn privileged() {
 
 /// The test has the even ports on the host, and 400 more from 30000.
 fn contention() {
-    let broker = Broker::spawn().expect("anybody may");
+    let broker = Broker::spawn().expect("it takes no privilege");
     let daemon = Daemon::inside();
     let _odd: Vec<_> = (20001..20100)
         .step_by(4)
-        .map(|port| TcpListener::bind((V4, port)).expect("nobody else is here"))
+        .map(|port| TcpListener::bind((V4, port)).expect("no other process is here"))
         .collect();
     // 20003, 20007, ... are left: one for each of 25 threads.
     let lease = || daemon.tcp(&broker, 20000..=20099).expect("there are 25");
@@ -233,7 +233,7 @@ fn contention() {
 
 /// On the host 40000-40019 are dynamic, of which the even ones are reserved.
 fn dynamic() {
-    let broker = Broker::spawn().expect("anybody may");
+    let broker = Broker::spawn().expect("it takes no privilege");
     let daemon = Daemon::inside();
     let lease = || {
         let of = &broker;
@@ -267,7 +267,7 @@ fn dynamic() {
 }
 
 fn broker_killed() {
-    let broker = Broker::spawn().expect("anybody may");
+    let broker = Broker::spawn().expect("it takes no privilege");
     let daemon = Daemon::inside();
     let before = daemon.tcp(&broker, 20000..=20009).expect("a free port");
     let open = sockets();
@@ -298,7 +298,7 @@ fn broker_killed() {
 
 /// The limit on open files is met while descriptors come in.
 fn no_room() {
-    let broker = Broker::spawn().expect("anybody may");
+    let broker = Broker::spawn().expect("it takes no privilege");
     let daemon = Daemon::inside();
     drop(daemon.tcp(&broker, 20000..=20009).expect("a free port"));
     let (fds, open) = (fds_of_this_process(), sockets());
@@ -333,10 +333,10 @@ fn sockets() -> usize {
 
 /// The test has all of 20000-20009 on the host; 20010-20019 are taken here.
 fn cancel() {
-    let broker = Broker::spawn().expect("anybody may");
+    let broker = Broker::spawn().expect("it takes no privilege");
     let daemon = Daemon::inside();
     let rivals: Vec<_> = (20010..20020)
-        .map(|port| TcpListener::bind((V4, port)).expect("nobody else is here"))
+        .map(|port| TcpListener::bind((V4, port)).expect("no other process is here"))
         .collect();
     drop(daemon.tcp(&broker, 20020..=20020).expect("a free port"));
     assert_eq!(daemon.in_child(), 10);
@@ -379,7 +379,7 @@ fn adopt() {
     let lease = request.ports(Ports::Range(20000..=20009)).acquire();
     let lease = lease.expect("a free port");
     assert_eq!(lease.members()[0].gate(), GateState::Dropping);
-    lease.activate().expect("whoever has the socket may");
+    lease.activate().expect("the owner of the socket may");
     say(lease.port());
     // Ends by SIGKILL.
     loop {

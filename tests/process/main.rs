@@ -290,7 +290,7 @@ fn command_that_changes_its_user_says_where_to_start_it() {
     command.uid(65534).gid(65534);
     let error = command
         .output_in(&ns)
-        .expect_err("the child is nobody by then");
+        .expect_err("the child has another user by then");
     assert!(
         error.is_permission_denied() && error.to_string().contains("inside a job"),
         "{error}"
