@@ -1,17 +1,15 @@
 //! Many jobs handed over at once.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::panic_any;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, JoinHandle, Netns};
-use netns_exec_tests::{Gate, Held, eventually, fresh, here, within};
+use netns_exec_tests::{Gate, Held, eventually, fresh, here, panic_of, within};
 
-fn with_queue(depth: usize) -> Executor {
-    Executor::builder().queue_depth(depth).build().unwrap()
-}
+use super::with_queue;
 
 fn join_all<T>(handles: Vec<JoinHandle<T>>) -> Vec<T> {
     let join = |handle: JoinHandle<T>| handle.join().unwrap();
@@ -167,13 +165,10 @@ fn panic_of_the_iterator_comes_back_and_no_job_runs() {
         })
     };
     for _ in 0..3 {
-        let result = catch_unwind(AssertUnwindSafe(|| executor.spawn_batch(&netns, jobs())));
-        let payload = result.unwrap_err();
+        let payload = panic_of(|| executor.spawn_batch(&netns, jobs()));
         assert_eq!(payload.downcast_ref(), Some(&"the iterator's"));
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            executor.scope(|scope| scope.spawn_batch(&netns, jobs()).map(drop))
-        }));
-        let payload = result.unwrap_err();
+        let payload =
+            panic_of(|| executor.scope(|scope| scope.spawn_batch(&netns, jobs()).map(drop)));
         assert_eq!(payload.downcast_ref(), Some(&"the iterator's"));
         assert_eq!(executor.run(&netns, here).unwrap(), netns.id());
     }
@@ -550,7 +545,7 @@ fn unjoined_panic_in_a_batch_ends_its_scope_with_one() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
     let over = AtomicU32::new(0);
-    let result = catch_unwind(AssertUnwindSafe(|| {
+    let payload = panic_of(|| {
         executor.scope(|scope| {
             let over = &over;
             let jobs = (0..5).map(|n| {
@@ -561,8 +556,7 @@ fn unjoined_panic_in_a_batch_ends_its_scope_with_one() {
             });
             drop(scope.spawn_batch(&netns, jobs).unwrap());
         })
-    }));
-    let payload = result.unwrap_err();
+    });
     assert_eq!(payload.downcast_ref(), Some(&"a scoped job panicked"));
     assert_eq!(over.load(Ordering::Relaxed), 4);
 }

@@ -13,6 +13,8 @@ use netns_exec_tests::{
     require_root, within,
 };
 
+use super::{with_idle, with_queue};
+
 #[test]
 fn handles_may_go_where_they_are_needed() {
     fn check<T: Send + Sync>() {}
@@ -246,7 +248,7 @@ fn cancelled_job_never_runs_and_tells_its_handle_at_once() {
 
 #[test]
 fn many_race_to_cancel_and_every_job_runs_once_or_not_at_all() {
-    let executor = Executor::builder().queue_depth(4).build().unwrap();
+    let executor = with_queue(4);
     let netns = fresh();
     let ran = Arc::new(AtomicU32::new(0));
     let mut not_cancelled = 0;
@@ -280,7 +282,7 @@ fn handle_says_how_it_stands_when_printed() {
 
 #[test]
 fn full_queue_gives_the_closure_back() {
-    let executor = Executor::builder().queue_depth(2).build().unwrap();
+    let executor = with_queue(2);
     let netns = fresh();
     let held = Held::new(&executor, &netns);
     let queued = [executor.spawn(&netns, || 1), executor.spawn(&netns, || 2)];
@@ -308,7 +310,7 @@ fn full_queue_gives_the_closure_back() {
 
 #[test]
 fn spawn_waits_for_room_in_the_queue() {
-    let executor = Executor::builder().queue_depth(1).build().unwrap();
+    let executor = with_queue(1);
     let netns = fresh();
     let held = Held::new(&executor, &netns);
     let queued = executor.spawn(&netns, || ()).unwrap();
@@ -336,7 +338,7 @@ fn spawn_waits_for_room_in_the_queue() {
 
 #[test]
 fn many_callers_on_a_short_queue_all_get_through() {
-    let executor = Executor::builder().queue_depth(1).build().unwrap();
+    let executor = with_queue(1);
     let netns = fresh();
     let sum = AtomicU32::new(0);
     thread::scope(|scope| {
@@ -395,10 +397,7 @@ fn pinned_does_all_that_an_executor_does() {
 
 #[test]
 fn pinned_workers_outstay_the_idle_timeout() {
-    let executor = Executor::builder()
-        .idle_timeout(Some(Duration::from_millis(1)))
-        .build()
-        .unwrap();
+    let executor = with_idle(Some(Duration::from_millis(1)));
     let (kept, other) = (fresh(), fresh());
     let pinned = executor.pin(&kept).unwrap();
     let first = pinned.run(|| thread::current().id()).unwrap();

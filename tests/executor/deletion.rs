@@ -13,6 +13,8 @@ use netns_exec_tests::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{UsageWho, getrusage};
 
+use super::with_idle;
+
 /// A tenth of a second is promised; a loaded machine gets more here, and the
 /// benches have the figures.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -212,7 +214,7 @@ fn name_that_is_made_anew_names_the_new_namespace() {
 fn idle_workers_and_the_watch_cost_no_cpu() {
     alone!(Alone::AsIs);
     let spaces: Vec<_> = (0..20).map(|_| TempNetns::new()).collect();
-    let executor = Executor::builder().idle_timeout(None).build().unwrap();
+    let executor = with_idle(None);
     for netns in &spaces {
         executor.run(netns, here).unwrap();
     }

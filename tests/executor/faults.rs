@@ -9,6 +9,8 @@ use netns_exec_tests::{
 use nix::libc::{EAGAIN, EMFILE, EPERM};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::with_queue;
+
 /// Lowers a limit of this process until it is dropped.
 struct Limit {
     resource: Resource,
@@ -127,7 +129,7 @@ fn nested_call_whose_stand_in_cannot_start_fails_and_does_not_hang() {
     alone!(Alone::OrdinaryUserAsRoot);
     within("a nested call at the limit of threads", || {
         let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
-        let executor = Executor::builder().queue_depth(1).build().unwrap();
+        let executor = with_queue(1);
         executor.run(&b, || ()).unwrap();
         let back = || executor.run(&a, here);
         let error = executor.run(&a, || {
@@ -158,7 +160,7 @@ fn senders_that_wait_for_room_hear_of_a_stand_in_that_cannot_start() {
     alone!(Alone::OrdinaryUserAsRoot);
     within("senders at the limit of threads", || {
         let (a, b) = (Netns::new().unwrap(), Netns::new().unwrap());
-        let executor = Executor::builder().queue_depth(1).build().unwrap();
+        let executor = with_queue(1);
         // Held, or it would be given up for the stand-in.
         let _held = executor.pin(&b).unwrap();
         thread::scope(|scope| {

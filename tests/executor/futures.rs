@@ -1,7 +1,6 @@
 //! Handles as futures, on a hand-made waker and on real runtimes.
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +8,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use netns_exec::Executor;
-use netns_exec_tests::{Gate, Held, eventually, fresh, here, within};
+use netns_exec_tests::{Gate, Held, eventually, fresh, here, panic_of, within};
+
+use super::with_workers;
 
 /// Counts its wake-ups.
 #[derive(Default)]
@@ -102,13 +103,8 @@ fn handle_of_a_job_that_is_over_is_ready_without_a_wake_up() {
     }
     assert_eq!(counter.count(), 0);
     let mut cx = Context::from_waker(&waker);
-    let again = catch_unwind(AssertUnwindSafe(|| {
-        handle.as_mut().poll(&mut cx).is_ready()
-    }));
-    assert!(
-        again.is_err(),
-        "as every future, it panics when polled after it was ready"
-    );
+    // As every future, it panics when it is polled after it was ready.
+    let _again = panic_of(|| handle.as_mut().poll(&mut cx).is_ready());
 }
 
 #[test]
@@ -249,7 +245,7 @@ fn tokio_select_then_cancel_stops_a_job_that_has_not_started() {
 #[test]
 fn waking_is_not_lost_however_the_job_and_the_poll_meet() {
     within("polls race with jobs", || {
-        let executor = Executor::builder().workers_per_netns(2).build().unwrap();
+        let executor = with_workers(2);
         let netns = fresh();
         tokio().block_on(async {
             for round in 0..3000_usize {

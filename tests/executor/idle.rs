@@ -4,12 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use netns_exec::Executor;
 use netns_exec_tests::{Gate, eventually, fresh, here, within};
 
-pub(crate) fn with_idle(timeout: Option<Duration>) -> Executor {
-    Executor::builder().idle_timeout(timeout).build().unwrap()
-}
+use super::with_idle;
 
 const SOON: Option<Duration> = Some(Duration::from_millis(1));
 

@@ -14,3 +14,20 @@ mod shutdown;
 mod signals;
 mod threads;
 mod workers;
+
+use std::time::Duration;
+
+use netns_exec::Executor;
+
+fn with_idle(timeout: Option<Duration>) -> Executor {
+    Executor::builder().idle_timeout(timeout).build().unwrap()
+}
+
+fn with_queue(depth: usize) -> Executor {
+    Executor::builder().queue_depth(depth).build().unwrap()
+}
+
+fn with_workers(per_netns: usize) -> Executor {
+    let builder = Executor::builder().workers_per_netns(per_netns);
+    builder.build().unwrap()
+}

@@ -7,6 +7,8 @@ use std::time::Duration;
 use netns_exec::{Executor, Netns, NetnsId};
 use netns_exec_tests::{Gate, eventually, fresh, here, within};
 
+use super::{with_idle, with_queue, with_workers};
+
 #[test]
 fn run_on_ones_own_namespace_is_inline() {
     let executor = Executor::new().unwrap();
@@ -90,7 +92,7 @@ fn sixty_four_deep_from_both_ends_at_once_with_one_worker_each() {
 #[test]
 fn nesting_by_many_threads_through_many_namespaces_ends() {
     within("nesting by many threads", || {
-        let executor = Executor::builder().queue_depth(2).build().unwrap();
+        let executor = with_queue(2);
         let spaces: Vec<_> = (0..5).map(|_| fresh()).collect();
         fn descend(executor: &Executor, spaces: &[Netns], at: usize, step: usize, depth: u32) {
             let netns = &spaces[at % spaces.len()];
@@ -190,7 +192,7 @@ fn job_that_awaits_another_of_its_own_namespace_ends() {
     // `block_on` waits in a way that the executor does not see, so the awaited job must not
     // need the worker that waits: two are there.
     within("await inside a job", || {
-        let executor = Executor::builder().workers_per_netns(2).build().unwrap();
+        let executor = with_workers(2);
         let netns = fresh();
         let answer = executor.run(&netns, || {
             pollster::block_on(executor.spawn(&netns, || 42).unwrap()).unwrap()
@@ -202,7 +204,7 @@ fn job_that_awaits_another_of_its_own_namespace_ends() {
 #[test]
 fn job_fills_its_own_queue_and_goes_on() {
     within("spawn into the own full queue", || {
-        let executor = Executor::builder().queue_depth(2).build().unwrap();
+        let executor = with_queue(2);
         let netns = fresh();
         let handles = executor.run(&netns, || {
             let spawn = |n| executor.spawn(&netns, move || n).unwrap();
@@ -264,7 +266,7 @@ fn caller_that_waits_for_room_elsewhere_leaves_its_own_namespace_served() {
     within(
         "a job waits for room in a queue whose jobs need its namespace",
         || {
-            let executor = Executor::builder().queue_depth(1).build().unwrap();
+            let executor = with_queue(1);
             let (a, b) = (fresh(), fresh());
             let gate = Gate::new();
             // B is busy, and its queue is full of what needs A.
@@ -299,10 +301,7 @@ fn caller_that_waits_for_room_elsewhere_leaves_its_own_namespace_served() {
 
 #[test]
 fn workers_that_stood_in_go_away_when_idle() {
-    let executor = Executor::builder()
-        .idle_timeout(Some(Duration::from_millis(5)))
-        .build()
-        .unwrap();
+    let executor = with_idle(Some(Duration::from_millis(5)));
     let (a, b) = (fresh(), fresh());
     back_and_forth(&executor, &a, &b, 10);
     eventually("all workers have left", || executor.stats().workers == 0);

@@ -8,6 +8,8 @@ use std::time::Duration;
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{Gate, Held, eventually, fresh, here, panic_of};
 
+use super::with_workers;
+
 /// Panics when it is dropped, with a payload that does so too.
 struct Bomb(u32);
 
@@ -213,7 +215,7 @@ fn closure_and_result_are_dropped_in_the_jobs_namespace_when_nobody_waits() {
 
 #[test]
 fn panics_from_many_threads_reach_those_who_made_them() {
-    let executor = Executor::builder().workers_per_netns(3).build().unwrap();
+    let executor = with_workers(3);
     let netns = fresh();
     let shared = Arc::new(());
     thread::scope(|scope| {

@@ -9,7 +9,7 @@ use netns_exec_tests::{
     Alone, Gate, Held, TempNetns, alone, eventually, fresh, here, ip, try_ip, within,
 };
 
-use super::idle::with_idle;
+use super::with_idle;
 
 #[test]
 fn namespace_is_gone_after_retire_and_so_is_its_veth_peer() {

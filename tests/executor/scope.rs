@@ -1,12 +1,14 @@
 //! Jobs that borrow, in parallel.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::panic_any;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Barrier, mpsc};
 
 use netns_exec::{Executor, Netns, Scope, ScopedJoinHandle};
-use netns_exec_tests::{Gate, eventually, fresh, here, within};
+use netns_exec_tests::{Gate, eventually, fresh, here, panic_of, within};
+
+use super::with_queue;
 
 #[test]
 fn jobs_borrow_and_give_back_borrows() {
@@ -48,7 +50,7 @@ fn jobs_of_a_scope_run_in_parallel() {
 
 #[test]
 fn scope_returns_when_every_job_is_over_joined_or_not() {
-    let executor = Executor::builder().queue_depth(4).build().unwrap();
+    let executor = with_queue(4);
     let spaces = [fresh(), fresh()];
     for _ in 0..50 {
         let over = AtomicU32::new(0);
@@ -83,7 +85,7 @@ fn unjoined_panic_ends_the_scope_with_one_after_all_jobs_are_over() {
     let over = AtomicU32::new(0);
     std::thread::scope(|threads| {
         let scope = threads.spawn(|| {
-            catch_unwind(AssertUnwindSafe(|| {
+            panic_of(|| {
                 let pass = gate.pass();
                 executor.scope(|scope| {
                     drop(scope.spawn(&a, || panic!("no caller sees this")).unwrap());
@@ -96,12 +98,12 @@ fn unjoined_panic_ends_the_scope_with_one_after_all_jobs_are_over() {
                     gate.wait_for(1);
                     scope.spawn(&a, || ()).unwrap().join().unwrap();
                 })
-            }))
+            })
         });
         gate.wait_for(1);
         assert!(!scope.is_finished());
         gate.open();
-        let payload = scope.join().unwrap().unwrap_err();
+        let payload = scope.join().unwrap();
         assert_eq!(payload.downcast_ref(), Some(&"a scoped job panicked"));
     });
     assert_eq!(over.load(Ordering::Relaxed), 1);
@@ -112,15 +114,14 @@ fn unjoined_panic_ends_the_scope_with_one_after_all_jobs_are_over() {
 fn panic_counts_whether_the_job_ended_before_or_after_its_handle() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
-    let ended_before = catch_unwind(AssertUnwindSafe(|| {
+    let _ended_before = panic_of(|| {
         executor.scope(|scope| {
             let handle = scope.spawn(&netns, || panic!("first")).unwrap();
             eventually("the job is over", || handle.is_finished());
         });
-    }));
-    assert!(ended_before.is_err());
+    });
     let gate = Gate::new();
-    let ended_after = catch_unwind(AssertUnwindSafe(|| {
+    let _ended_after = panic_of(|| {
         executor.scope(|scope| {
             let pass = gate.pass();
             drop(scope.spawn(&netns, move || {
@@ -129,8 +130,7 @@ fn panic_counts_whether_the_job_ended_before_or_after_its_handle() {
             }));
             gate.open();
         });
-    }));
-    assert!(ended_after.is_err());
+    });
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn panic_in_the_closure_comes_first_and_waits_for_the_jobs() {
     let gate = Gate::new();
     let over = AtomicU32::new(0);
     let pass = gate.pass();
-    let result = catch_unwind(AssertUnwindSafe(|| {
+    let payload = panic_of(|| {
         executor.scope(|scope| {
             let job = || {
                 pass.stop();
@@ -162,8 +162,7 @@ fn panic_in_the_closure_comes_first_and_waits_for_the_jobs() {
             gate.open();
             panic_any("of the closure")
         })
-    }));
-    let payload = result.unwrap_err();
+    });
     assert_eq!(payload.downcast_ref(), Some(&"of the closure"));
     assert_eq!(over.load(Ordering::Relaxed), 1);
 }
@@ -190,7 +189,7 @@ fn error_in_the_closure_is_returned_after_the_jobs_are_over() {
 #[test]
 fn jobs_spawn_on_their_scope() {
     within("jobs spawn on their scope", || {
-        let executor = Executor::builder().queue_depth(1).build().unwrap();
+        let executor = with_queue(1);
         let spaces = [fresh(), fresh()];
         let seen = Mutex::new(Vec::new());
         fn grow<'s>(

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use netns_exec::{Executor, TrySpawnError};
 use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, here, within};
 
+use super::{with_queue, with_workers};
+
 /// Sends a message when it is dropped.
 struct Bell(mpsc::Sender<&'static str>, &'static str);
 
@@ -24,7 +26,7 @@ fn dropping_the_last_handle_drains_and_joins() {
     alone!(Alone::AsIs);
     let netns = fresh();
     let count = Arc::new(AtomicU32::new(0));
-    let executor = Executor::builder().queue_depth(1000).build().unwrap();
+    let executor = with_queue(1000);
     let clone = executor.clone();
     let held = Held::new(&executor, &netns);
     for _ in 0..500 {
@@ -299,7 +301,7 @@ fn limit_holds_for_the_second_who_shuts_down() {
 fn sender_that_waits_for_room_at_shutdown_gets_an_answer() {
     within("senders at shutdown", || {
         for _ in 0..30 {
-            let executor = Executor::builder().queue_depth(1).build().unwrap();
+            let executor = with_queue(1);
             let netns = fresh();
             let held = Held::new(&executor, &netns);
             let senders: Vec<_> = (0..4)
@@ -329,7 +331,7 @@ fn many_executors_come_and_go_without_a_trace() {
     alone!(Alone::AsIs);
     let netns = fresh();
     for _ in 0..50 {
-        let executor = Executor::builder().workers_per_netns(2).build().unwrap();
+        let executor = with_workers(2);
         let handles = [(); 4].map(|()| executor.spawn(&netns, here).unwrap());
         drop(executor);
         for handle in handles {

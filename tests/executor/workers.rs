@@ -10,16 +10,15 @@ use std::time::Duration;
 use netns_exec::{Executor, Netns, TrySpawnError};
 use netns_exec_tests::{Gate, Held, TempNetns, eventually, fresh, here, sleeps_soundly, within};
 
+use super::with_workers;
+
 // workers_per_netns
 
 #[test]
 fn as_many_jobs_as_workers_run_at_the_same_time() {
     within("jobs that wait for each other", || {
         for workers in [2, 3, 5, 8] {
-            let executor = Executor::builder()
-                .workers_per_netns(workers)
-                .build()
-                .unwrap();
+            let executor = with_workers(workers);
             let netns = fresh();
             for _ in 0..30 {
                 let all = Arc::new(Barrier::new(workers));
@@ -41,7 +40,7 @@ fn as_many_jobs_as_workers_run_at_the_same_time() {
 #[test]
 fn callers_of_run_meet_on_as_many_workers() {
     within("callers that wait for each other", || {
-        let executor = Executor::builder().workers_per_netns(4).build().unwrap();
+        let executor = with_workers(4);
         let netns = fresh();
         for _ in 0..50 {
             let all = Barrier::new(4);
@@ -67,7 +66,7 @@ fn callers_of_run_meet_on_as_many_workers() {
 #[test]
 fn one_slow_job_does_not_hold_up_the_others() {
     within("jobs beside a slow one", || {
-        let executor = Executor::builder().workers_per_netns(2).build().unwrap();
+        let executor = with_workers(2);
         let netns = fresh();
         for _ in 0..100 {
             let gate = Gate::new();
@@ -85,7 +84,7 @@ fn one_slow_job_does_not_hold_up_the_others() {
 
 #[test]
 fn workers_start_when_they_are_needed() {
-    let executor = Executor::builder().workers_per_netns(8).build().unwrap();
+    let executor = with_workers(8);
     let netns = fresh();
     for _ in 0..10 {
         executor.run(&netns, || ()).unwrap();

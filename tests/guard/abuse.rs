@@ -19,10 +19,7 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
-fn executor(guard: Guard) -> Executor {
-    let executor = Executor::builder().guard(guard).build();
-    executor.expect("root may have every guard")
-}
+use super::executor;
 
 /// A job that follows another: where it should be, with room, and able to start
 /// children and calls.

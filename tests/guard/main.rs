@@ -4,3 +4,10 @@ mod abuse;
 mod escapes;
 mod rayon;
 mod tokio;
+
+use netns_exec::{Executor, Guard};
+
+fn executor(guard: Guard) -> Executor {
+    let executor = Executor::builder().guard(guard).build();
+    executor.expect("root may have every guard")
+}

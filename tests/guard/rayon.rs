@@ -1,10 +1,10 @@
 //! rayon's global pool, first touched inside a job. It is made once for a
 //! process and stays what it became, so every test is a process of its own.
 
-use std::panic::catch_unwind;
-
 use netns_exec::{Error, Executor, Guard};
-use netns_exec_tests::{Alone, alone, fresh, here};
+use netns_exec_tests::{Alone, alone, fresh, here, panic_of};
+
+use super::executor;
 
 /// What a closure does that knows nothing of namespaces.
 fn sum() -> u64 {
@@ -13,11 +13,6 @@ fn sum() -> u64 {
 }
 
 const SUM: u64 = 500_500;
-
-fn executor(guard: Guard) -> Executor {
-    let executor = Executor::builder().guard(guard).build();
-    executor.expect("root may have every guard")
-}
 
 fn assert_refused(executor: &Executor, error: Error) {
     assert!(error.is_refused(), "{error}");
@@ -48,7 +43,7 @@ fn refused_rayon_stays_broken_for_all_which_is_why_there_is_prewarm() {
     // the next job is told is its own panic, and the main thread fares no better.
     let error = executor.spawn(&netns, sum).unwrap().join().unwrap_err();
     assert!(error.is_panic(), "{error}");
-    assert!(catch_unwind(sum).is_err());
+    drop(panic_of(sum));
     // The worker is none the worse for it.
     assert_eq!(executor.run(&netns, here).unwrap(), netns.id());
 }

@@ -3,10 +3,9 @@
 use std::error::Error as StdError;
 use std::fmt::Debug;
 use std::io;
-use std::panic::catch_unwind;
 
 use netns_exec::{Netns, in_netns};
-use netns_exec_tests::{TempNetns, fresh, panic_text};
+use netns_exec_tests::{TempNetns, fresh, panic_of, panic_text};
 
 use super::targets::by_borrowed_handle;
 
@@ -154,7 +153,7 @@ fn panic_with(ns: &Netns, payload: u64) {
 #[test]
 fn panic_reaches_the_caller_with_its_payload() {
     let ns = fresh();
-    let payload = catch_unwind(|| panic_with(&ns, 4711)).expect_err("a panic");
+    let payload = panic_of(|| panic_with(&ns, 4711));
     assert_eq!(payload.downcast_ref(), Some(&4711_u64));
     assert_eq!(by_borrowed_handle(&ns), ns.id());
 }

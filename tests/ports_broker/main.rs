@@ -1,6 +1,9 @@
 //! Leases of a process that cannot enter the host's namespace any more, by way
 //! of a broker that it left there. The process is `rootless.rs`; the "host" is a
 //! namespace of the test's own.
+//!
+//! A binary of its own for its allocator, which a broker must never use, and
+//! because these tests take turns.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSlice, Write};
