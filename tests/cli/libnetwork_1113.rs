@@ -2,9 +2,7 @@
 //! of the example `embedded_dns`: done with the executor, no thread is ever left
 //! in a container; done the old way, one is, and `netns-exec audit` says so.
 
-use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -12,7 +10,7 @@ use std::thread;
 use netns_exec::audit::Verdict;
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, TempNetns, alone, eventually, fds_of_this_process, here, names_by_ip, require_root,
+    Alone, TempNetns, alone, eventually, fds_of_this_process, here, is_alone, names_by_ip, rerun,
     this_test, threads_of_this_process,
 };
 use nix::sched::{CloneFlags, setns};
@@ -153,8 +151,7 @@ fn old_way_leaves_a_thread_behind_and_the_audit_finds_it() {
 
 #[test]
 fn missing_iptables_and_nft_is_an_error_with_the_cure() {
-    const MARK: &str = "NETNS_EXEC_TEST_EMPTY_PATH";
-    if env::var_os(MARK).is_some() {
+    if is_alone(this_test!()) {
         let executor = Executor::new().unwrap();
         let error = Engine::start(&executor).err().expect("no program is found");
         assert!(
@@ -163,10 +160,7 @@ fn missing_iptables_and_nft_is_an_error_with_the_cure() {
         );
         return;
     }
-    require_root();
-    let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", this_test!()])
-        .env(MARK, "")
+    let output = rerun(this_test!())
         .env("PATH", "/nonexistent")
         .output()
         .unwrap();

@@ -92,7 +92,6 @@ macro_rules! alone {
 }
 
 /// Tells whether this process was made to run `test`.
-#[doc(hidden)]
 pub fn is_alone(test: &str) -> bool {
     env::var_os(MARK).is_some_and(|mark| mark == test)
 }
@@ -139,9 +138,7 @@ pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
             command
         }
     };
-    let output = command
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
-        .env(MARK, test)
+    let output = only(test, &mut command)
         .env(NOTE, note)
         .current_dir("/")
         .stdin(stdin)
@@ -157,6 +154,20 @@ pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
         "{test} failed in a process of its own ({how:?}, {}):\n{out}\n{err}",
         output.status
     );
+}
+
+/// What runs a test again, where [`is_alone`] holds, for a caller that has a way
+/// of its own to look at how that ends.
+pub fn rerun(test: &str) -> Command {
+    super::require_root();
+    let mut command = Command::new(env::current_exe().expect("this program has a path"));
+    only(test, &mut command).stdin(Stdio::null());
+    command
+}
+
+fn only<'a>(test: &str, command: &'a mut Command) -> &'a mut Command {
+    let command = command.args(["--exact", test, "--nocapture", "--test-threads", "1"]);
+    command.env(MARK, test)
 }
 
 /// An open namespace as the standard input of a process of its own, where it is

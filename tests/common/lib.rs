@@ -20,7 +20,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use netns_exec::{Guard, Netns, NetnsId};
 
 pub use allocator::OnlyHere;
-pub use alone::{Alone, Binary, handed_over, is_alone, note, run_alone, test_of, to_hand_over};
+pub use alone::{
+    Alone, Binary, handed_over, is_alone, note, rerun, run_alone, test_of, to_hand_over,
+};
 pub use child::{Sleeper, as_ordinary_user};
 pub use held::Held;
 pub use panics::{panic_of, panic_text};

@@ -7,13 +7,14 @@ use std::fs::{self, File};
 use std::hint::black_box;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc::channel;
 use std::thread;
 
 use netns_exec::{CommandExt, Executor, Guard, Netns};
 use netns_exec_tests::{
-    Alone, GUARDS, Gate, alone, blocked_signals_of, eventually, fresh, here, this_test, tid,
+    Alone, GUARDS, Gate, alone, blocked_signals_of, eventually, fresh, here, is_alone, rerun,
+    this_test, tid,
 };
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -241,20 +242,13 @@ fn deep_stack_is_there_for_every_job() {
 
 #[test]
 fn stack_that_overflows_ends_the_process_with_the_workers_name() {
-    const MARK: &str = "NETNS_EXEC_TEST_OVERFLOW";
-    if env::var_os(MARK).is_some() {
+    if is_alone(this_test!()) {
         let builder = Executor::builder().stack_size(64 << 10);
         let executor = builder.name_prefix("deep").build().unwrap();
         executor.run(&fresh(), || descend(1 << 20)).unwrap();
         unreachable!("there is no such stack");
     }
-    netns_exec_tests::require_root();
-    let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", this_test!(), "--nocapture"])
-        .env(MARK, "")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = rerun(this_test!()).output().unwrap();
     // Where the fault is blocked, the kernel ends the process without a word.
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
