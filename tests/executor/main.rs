@@ -13,6 +13,8 @@ mod scope;
 mod shutdown;
 mod signals;
 mod threads;
+mod user_code;
+mod waits;
 mod workers;
 
 use std::time::Duration;

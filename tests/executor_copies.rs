@@ -1,0 +1,158 @@
+//! In a copy of the process that fork(2) made there are no workers: every call that
+//! would wait for one is an error, and every drop returns.
+//!
+//! A binary of its own, so that no other test's threads are half way through
+//! something when the copies are made.
+#![expect(unsafe_code, reason = "fork(2)")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use netns_exec::{Executor, Netns, Result, TrySpawnError};
+use netns_exec_tests::{Gate, Held, fresh};
+use nix::libc::{self, ESRCH};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, alarm, fork};
+
+/// Calls `f` in a copy of this process, which must come to its end there.
+#[track_caller]
+fn in_a_copy(what: &str, f: impl FnOnce()) {
+    // SAFETY: the copy calls what is tested, and leaves without running anything of
+    // the test harness.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            alarm::set(20);
+            let ended = catch_unwind(AssertUnwindSafe(f));
+            // SAFETY: ends the copy at once.
+            unsafe { libc::_exit(i32::from(ended.is_err())) }
+        }
+        ForkResult::Parent { child } => {
+            let status = waitpid(child, None).unwrap();
+            assert_eq!(status, WaitStatus::Exited(child, 0), "{what} in a copy");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_told<T>(result: Result<T>) {
+    let error = result.map(drop).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(ESRCH), "{error}");
+    assert!(error.to_string().contains("fork first"), "{error}");
+}
+
+/// Everything that waits, in copies that are made while all `workers` are busy.
+fn assert_nothing_waits(executor: &Executor, known: &Netns, workers: usize) {
+    let (unknown, pinned) = (fresh(), executor.pin(known).unwrap());
+    let state = format!("{workers} workers");
+    let held: Vec<_> = (0..workers).map(|_| Held::new(executor, known)).collect();
+    let queued = executor.spawn(known, || 1).unwrap();
+    let check = |what: &str, f: &dyn Fn()| in_a_copy(&format!("{what}, {state}"), f);
+    for netns in [known, &unknown] {
+        check("run", &|| assert_told(executor.run(netns, || ())));
+        check("spawn", &|| assert_told(executor.spawn(netns, || ())));
+        check("spawn_batch", &|| {
+            assert_told(executor.spawn_batch(netns, [|| (); 3]));
+        });
+        check("try_spawn", &|| match executor.try_spawn(netns, || 7) {
+            Err(TrySpawnError::Failed(error, f)) => {
+                assert_eq!(f(), 7);
+                assert_told::<()>(Err(error));
+            }
+            other => panic!("{other:?}"),
+        });
+        check("pin", &|| assert_told(executor.pin(netns).map(drop)));
+        check("retire", &|| assert_told(executor.retire(netns)));
+    }
+    check("Pinned::run", &|| assert_told(pinned.run(|| ())));
+    check("Pinned::spawn", &|| assert_told(pinned.spawn(|| ())));
+    check("Pinned::try_spawn", &|| {
+        assert_told(pinned.try_spawn(|| ()).map_err(TrySpawnError::into_error));
+    });
+    check("shutdown", &|| assert_told(executor.clone().shutdown(None)));
+    check("stats", &|| drop(executor.stats()));
+    check("scope", &|| {
+        executor.scope(|scope| assert_told(scope.spawn(known, || ()).map(drop)));
+    });
+    check("global executor", &|| {
+        let global = catch_unwind(|| netns_exec::run(&Netns::current().unwrap(), || ()));
+        assert!(!matches!(global, Ok(Ok(()))), "no worker can have run it");
+    });
+    let (held, queued) = (
+        std::cell::Cell::new(Some(held)),
+        std::cell::Cell::new(Some(queued)),
+    );
+    check("join", &|| assert_told(queued.take().unwrap().join()));
+    check("await", &|| {
+        assert_told(pollster::block_on(queued.take().unwrap()))
+    });
+    check("drop of handles", &|| {
+        drop(queued.take());
+        // Their drop opens gates, which no job of the copy waits at.
+        drop(held.take());
+    });
+    check("drop of a pin", &|| {
+        // SAFETY: read once, in a copy that never returns to the one that owns it.
+        drop(unsafe { std::ptr::read(&pinned) });
+    });
+    held.take().unwrap().into_iter().for_each(Held::end);
+    assert_eq!(
+        queued.take().unwrap().join().unwrap(),
+        1,
+        "the original works"
+    );
+}
+
+#[test]
+fn nothing_waits_in_a_copy() {
+    let (executor, netns) = (Executor::new().unwrap(), fresh());
+    executor.run(&netns, || ()).unwrap();
+    assert_nothing_waits(&executor, &netns, 1);
+    let executor = Executor::builder()
+        .workers_per_netns(3)
+        .max_workers(3)
+        .build()
+        .unwrap();
+    assert_nothing_waits(&executor, &netns, 3);
+}
+
+#[test]
+fn dropping_the_last_handle_of_an_executor_returns_in_a_copy() {
+    let (executor, netns, gate) = (Executor::new().unwrap(), fresh(), Gate::new());
+    let pass = gate.pass();
+    let job = executor.spawn(&netns, move || pass.stop()).unwrap();
+    gate.wait_for(1);
+    let executor = std::cell::Cell::new(Some(executor));
+    in_a_copy("drop of an executor", || drop(executor.take()));
+    gate.open();
+    job.join().unwrap();
+    drop(executor.take());
+}
+
+#[test]
+fn scope_that_is_copied_with_a_job_under_way_ends_with_a_panic() {
+    let (executor, netns, gate) = (Executor::new().unwrap(), fresh(), Gate::new());
+    let mut copy = None;
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        executor.scope(|scope| {
+            let pass = gate.pass();
+            let job = scope.spawn(&netns, move || pass.stop()).unwrap();
+            gate.wait_for(1);
+            // SAFETY: the copy leaves as soon as the scope has ended.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => drop(alarm::set(20)),
+                ForkResult::Parent { child } => {
+                    copy = Some(child);
+                    gate.open();
+                    job.join().unwrap();
+                }
+            }
+        });
+    }));
+    let Some(copy) = copy else {
+        let told = ended.unwrap_err().downcast::<String>().unwrap();
+        let status = i32::from(!told.contains("fork first"));
+        // SAFETY: ends the copy at once.
+        unsafe { libc::_exit(status) }
+    };
+    assert!(ended.is_ok(), "the original waits for its job");
+    assert_eq!(waitpid(copy, None).unwrap(), WaitStatus::Exited(copy, 0));
+}
