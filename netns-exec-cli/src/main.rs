@@ -2,8 +2,13 @@
 #![cfg(target_os = "linux")]
 
 mod audit;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "measures setns there and back beside the rest"
+)]
 mod bench;
 mod completions;
+#[expect(clippy::disallowed_methods, reason = "has callers of its own")]
 mod demo;
 mod exec;
 mod failure;
@@ -12,6 +17,10 @@ mod ls;
 mod output;
 mod setting;
 mod target;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "before this process has a second thread"
+)]
 mod userns;
 
 use std::process::ExitCode;

@@ -14,6 +14,8 @@
 //! ```
 //!
 //! Without privileges it starts itself again in a user namespace of its own.
+// A program of its own, with threads of its own.
+#![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -132,7 +134,7 @@ impl World {
             if matches!(way, Way::Lease(_)) {
                 self.reach(&lease)?;
             }
-            // Before it is given back, and to somebody else.
+            // Before it is given back, and to another claimant.
             leased.lock().unwrap().remove(&port);
             Ok(())
         };

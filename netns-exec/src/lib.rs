@@ -87,6 +87,8 @@
 #![cfg(target_os = "linux")]
 // The models leave the kernel out.
 #![cfg_attr(loom, allow(dead_code))]
+// Tests make threads, and move them, to see what comes of it.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod audit;
 mod error;

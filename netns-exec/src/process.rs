@@ -152,6 +152,10 @@ mod sealed {
     impl Sealed for std::process::Command {}
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "named here, called on the home thread, whose children enter"
+)]
 impl CommandExt for Command {
     fn spawn_in(&mut self, ns: &Netns) -> Result<Child> {
         let loan = Loan::of(self);

@@ -1,4 +1,6 @@
 //! `netns-exec audit` and `netns-exec ls`, as a user meets them.
+// As the tests of the library: see tests/clippy.toml.
+#![allow(clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Stdio, id};

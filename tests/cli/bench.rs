@@ -1,5 +1,7 @@
 //! `netns-exec bench`, as a user meets it. What the figures are is for the
 //! bench to say; here they only have to be there.
+// As the tests of the library: see tests/clippy.toml.
+#![allow(clippy::disallowed_methods)]
 
 use std::process::Output;
 

@@ -1,4 +1,6 @@
 //! `netns-exec lease`, as a user meets it.
+// As the tests of the library: see tests/clippy.toml.
+#![allow(clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;

@@ -1,6 +1,8 @@
 //! docker/libnetwork #1113, the report that this project answers, with the code
 //! of the example `embedded_dns`: done with the executor, no thread is ever left
 //! in a container; done the old way, one is, and `netns-exec audit` says so.
+// As the tests of the library: see tests/clippy.toml.
+#![allow(clippy::disallowed_methods)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::OnceLock;

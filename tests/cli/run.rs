@@ -1,4 +1,6 @@
 //! The `netns-exec` command, as a user meets it.
+// As the tests of the library: see tests/clippy.toml.
+#![allow(clippy::disallowed_methods)]
 
 use std::collections::HashSet;
 use std::env;

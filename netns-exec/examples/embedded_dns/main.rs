@@ -9,6 +9,8 @@
 //!
 //! `cargo run --example embedded_dns -- [ROUNDS]`; needs root, iproute2, and
 //! iptables or nft. Each round starts ten containers at once.
+// A program of its own, with threads of its own.
+#![allow(clippy::disallowed_methods)]
 
 mod containers;
 mod dns;

@@ -106,6 +106,10 @@ struct Birth {
 
 impl Birth {
     /// Creates the thread. Runs on the home thread.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "every worker is made here, on the home thread"
+    )]
     fn begin(self, start: Start) {
         let (registry, group) = (Arc::clone(&self.registry), Arc::clone(&self.group));
         let pool = Arc::clone(registry.pool());

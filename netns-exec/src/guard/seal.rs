@@ -104,6 +104,10 @@ impl Seal {
     }
 
     /// Seals the calling thread, and does what is forbidden then.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "asks whether the seal of this thread, made for it, refuses one"
+    )]
     fn attempt(&self) -> Result<bool> {
         let failed = |cause: io::Error| {
             let hint = match cause.raw_os_error() {

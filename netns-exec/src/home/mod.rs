@@ -70,6 +70,7 @@ impl Home {
         Ok(home)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "makes the home thread")]
     fn start() -> Result<&'static Home> {
         let home: &'static Home = Box::leak(Box::new(Home {
             pid: std::process::id(),
@@ -148,6 +149,7 @@ impl Home {
 
     /// Starts a thread that is a child of the home thread: in the home
     /// namespace, with every signal blocked but those that its own faults raise.
+    #[expect(clippy::disallowed_methods, reason = "on the home thread")]
     pub(crate) fn spawn_thread(
         &self,
         name: String,

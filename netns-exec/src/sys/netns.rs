@@ -38,11 +38,13 @@ pub(crate) enum FileKind {
 ///
 /// For threads that were made for it only: there is no way back that cannot
 /// fail, see setns(2).
+#[expect(clippy::disallowed_methods, reason = "the one way into a namespace")]
 pub(crate) fn enter(netns: impl AsFd) -> io::Result<()> {
     setns(netns, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
 }
 
 /// Gives the calling thread a new network namespace of its own, and opens it.
+#[expect(clippy::disallowed_methods, reason = "the one way to a new namespace")]
 pub(crate) fn unshare() -> io::Result<OwnedFd> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
     of_this_thread()
