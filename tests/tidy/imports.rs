@@ -12,7 +12,7 @@ const ROWS: &[&[&str]] = &[
     &["ports", "net", "process"],
     &["executor"],
     &["executor::pinned", "executor::scope"],
-    &["executor::handle"],
+    &["executor::handle", "executor::owner"],
     &["executor::submit"],
     &["executor::worker"],
     &["executor::current"],

@@ -19,6 +19,7 @@ const UNSAFE: &[&str] = &[
     // Global allocators, signal handlers, threads made by clone(2).
     "tests/common/",
     "tests/executor_alloc.rs",
+    "tests/executor_copies.rs",
     "benches/src/alloc.rs",
     // What the command asks of the kernel, as the library's sys/.
     "netns-exec-cli/src/sys.rs",

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Executor, Pool};
+use super::owner::Executor;
+use super::pool::{Config, Pool};
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
 use crate::home::Home;
@@ -29,52 +30,16 @@ pub struct Builder {
     prewarm: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-/// What a [`Builder`] was told.
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) workers_per_netns: usize,
-    pub(crate) max_workers: Option<usize>,
-    pub(crate) queue_depth: usize,
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) stack_size: usize,
-    pub(crate) name_prefix: String,
-}
-
 /// Far beyond what a machine can serve: more is a slip, and would run out of memory at
 /// the first call instead of failing here.
 const MAX_PER_NETNS: usize = 1 << 16;
 const MAX_DEPTH: usize = 1 << 20;
 const MAX_STACK: usize = 1 << 40;
 
-/// The kernel shows this many bytes of a thread's name.
-const NAME_LEN: usize = 15;
-
-impl Config {
-    /// "ns:blue/0": the label is cut so that the number stays readable in ps(1).
-    pub(crate) fn thread_name(&self, label: &str, number: u64) -> String {
-        let end = format!("/{number}");
-        let mut name: String = format!("{}:", self.name_prefix);
-        for c in label.chars() {
-            if name.len() + c.len_utf8() + end.len() > NAME_LEN {
-                break;
-            }
-            name.push(if c.is_control() { '?' } else { c });
-        }
-        name + &end
-    }
-}
-
 impl Default for Builder {
     fn default() -> Builder {
         Builder {
-            config: Config {
-                workers_per_netns: 1,
-                max_workers: None,
-                queue_depth: 64,
-                idle_timeout: Some(Duration::from_secs(10)),
-                stack_size: 2 << 20,
-                name_prefix: "ns".to_owned(),
-            },
+            config: Config::default(),
             guard: Guard::default(),
             prewarm: Vec::new(),
         }
@@ -208,21 +173,5 @@ impl Builder {
             home.call(move || prewarm.into_iter().for_each(|f| f()));
         }
         Ok(Executor::start(Pool::new(config, policy)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thread_name_keeps_prefix_and_number() {
-        let config = Builder::default().config;
-        assert_eq!(config.thread_name("blue", 0), "ns:blue/0");
-        assert_eq!(
-            config.thread_name("a-very-long-label", 123),
-            "ns:a-very-l/123"
-        );
-        assert_eq!(config.thread_name("grün\0", 7), "ns:grün?/7");
     }
 }

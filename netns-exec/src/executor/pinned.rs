@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use super::current;
 use super::group::Group;
 use super::handle::JoinHandle;
+use super::owner::Executor;
 use super::submit::Patience;
-use super::{Executor, TrySpawnError, submit};
+use super::submit::{self, TrySpawnError};
 use crate::error::Result;
 use crate::netns::{Netns, NetnsId, WeakNetns};
 

@@ -6,13 +6,54 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::builder::Config;
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
 use crate::handoff::pace;
 use crate::netns::NetnsId;
 use crate::sync::{Condvar, Mutex, thread};
 use crate::sys;
+
+/// What a [`Builder`](crate::Builder) was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) workers_per_netns: usize,
+    pub(crate) max_workers: Option<usize>,
+    pub(crate) queue_depth: usize,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) stack_size: usize,
+    pub(crate) name_prefix: String,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            workers_per_netns: 1,
+            max_workers: None,
+            queue_depth: 64,
+            idle_timeout: Some(Duration::from_secs(10)),
+            stack_size: 2 << 20,
+            name_prefix: "ns".to_owned(),
+        }
+    }
+}
+
+/// The kernel shows this many bytes of a thread's name.
+const NAME_LEN: usize = 15;
+
+impl Config {
+    /// "ns:blue/0": the label is cut so that the number stays readable in ps(1).
+    pub(crate) fn thread_name(&self, label: &str, number: u64) -> String {
+        let end = format!("/{number}");
+        let mut name: String = format!("{}:", self.name_prefix);
+        for c in label.chars() {
+            if name.len() + c.len_utf8() + end.len() > NAME_LEN {
+                break;
+            }
+            name.push(if c.is_control() { '?' } else { c });
+        }
+        name + &end
+    }
+}
 
 /// See the module.
 pub(crate) struct Pool {
@@ -296,5 +337,21 @@ impl Threads {
         self.state.lock().threads.remove(&number);
         self.changed.notify_all();
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thread_name_keeps_prefix_and_number() {
+        let config = Config::default();
+        assert_eq!(config.thread_name("blue", 0), "ns:blue/0");
+        assert_eq!(
+            config.thread_name("a-very-long-label", 123),
+            "ns:a-very-l/123"
+        );
+        assert_eq!(config.thread_name("grün\0", 7), "ns:grün?/7");
     }
 }

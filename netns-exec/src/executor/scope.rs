@@ -1,8 +1,8 @@
 //! Jobs that borrow from the caller, in parallel.
 
-use super::Executor;
 use super::current;
 use super::handle::ScopedJoinHandle;
+use super::owner::Executor;
 use super::submit::{queue, queue_all};
 use crate::error::Result;
 use crate::handoff;

@@ -27,7 +27,7 @@ use crate::sys::thread::{self, Cpus};
 pub(crate) struct Cpu(u32);
 
 impl Cpu {
-    /// Nobody's: not the same as itself even.
+    /// No CPU's: not the same as itself even.
     const UNKNOWN: Cpu = Cpu(MOVED - 1);
 
     /// The calling thread's.
