@@ -114,6 +114,11 @@ impl Birth {
         let (registry, group) = (Arc::clone(&self.registry), Arc::clone(&self.group));
         let pool = Arc::clone(registry.pool());
         let number = start.number;
+        #[cfg(loom)]
+        if pool.fails_birth() {
+            let cause = io::Error::from_raw_os_error(libc::EAGAIN);
+            return self.end(Err(Error::start_thread(group.label(), cause)));
+        }
         let builder = thread::Builder::new()
             .name(pool.config.thread_name(group.label(), number))
             .stack_size(pool.config.stack_size);

@@ -102,9 +102,7 @@ pub(crate) struct Group {
     label: Box<str>,
     lanes: Box<[Lane]>,
     pub(super) queue: Queue,
-    /// Workers that are not blocked in a call of their own, those included that
-    /// are being born because jobs rely on them.
-    runnable: AtomicU32,
+    runnable: Runnable,
     /// `state.live.len()`, for threads that only want to know that it is not 0.
     alive: AtomicU32,
     /// Set once: no worker stays when it has nothing to do.
@@ -121,6 +119,25 @@ pub(crate) struct Group {
     changed: Condvar,
     /// A parked spare has been called, or shall leave.
     spare_wanted: Condvar,
+}
+
+/// How many workers are not blocked in a call of their own, those included that are
+/// being born because jobs rely on them. Ordered by the fences of its users.
+struct Runnable(AtomicU32);
+
+impl Runnable {
+    fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn remove(&self) {
+        let before = self.0.fetch_sub(1, Ordering::SeqCst);
+        debug_assert!(before > 0, "a worker that was never counted");
+    }
 }
 
 struct State {
@@ -161,7 +178,7 @@ impl Group {
             label: label.into(),
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
             queue: Queue::new(pool.config.queue_depth),
-            runnable: AtomicU32::new(0),
+            runnable: Runnable(AtomicU32::new(0)),
             alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
             watch_asked: false.into(),
@@ -230,7 +247,7 @@ impl Group {
         // Between the push and all that follows; the other halves are in
         // `Serving::begin_park`, `worker_blocks` and `leave`.
         fence(Ordering::SeqCst);
-        if self.runnable.load(Ordering::Relaxed) == 0 {
+        if self.runnable.count() == 0 {
             return self.rescue();
         }
         // A worker that is awake and free looks at the queue before it parks.
@@ -281,7 +298,7 @@ impl Group {
     /// Finds a worker for the queue when none is runnable.
     fn rescue(&self) -> Todo {
         let mut state = self.state.lock();
-        if self.runnable.load(Ordering::SeqCst) > 0 || self.queue.is_empty() {
+        if self.runnable.count() > 0 || self.queue.is_empty() {
             return Todo::Nothing;
         }
         if !state.has_workers() {
@@ -289,7 +306,7 @@ impl Group {
         }
         if state.spares_parked > state.called {
             state.called += 1;
-            self.runnable.fetch_add(1, Ordering::SeqCst);
+            self.runnable.add();
             self.spare_wanted.notify_one();
             return Todo::Nothing;
         }
@@ -349,7 +366,7 @@ impl Group {
             state.taken[index] = true;
         }
         if is_needed {
-            self.runnable.fetch_add(1, Ordering::SeqCst);
+            self.runnable.add();
         }
         Start {
             number: self.pool.next_worker_number(),
@@ -363,7 +380,7 @@ impl Group {
     pub(crate) fn started(&self, member: Arc<Member>, is_needed: bool) {
         let mut state = self.state.lock();
         if !is_needed {
-            self.runnable.fetch_add(1, Ordering::SeqCst);
+            self.runnable.add();
         }
         state.starting -= 1;
         state.live.push(member);
@@ -381,7 +398,7 @@ impl Group {
             state.taken[index] = false;
         }
         if is_needed {
-            self.runnable.fetch_sub(1, Ordering::SeqCst);
+            self.runnable.remove();
         }
         state.starting -= 1;
         state.failures += 1;
@@ -398,7 +415,7 @@ impl Group {
     #[must_use]
     pub(crate) fn orphans(&self) -> Vec<JobRef> {
         let _state = self.state.lock();
-        if self.runnable.load(Ordering::SeqCst) > 0 {
+        if self.runnable.count() > 0 {
             return Vec::new();
         }
         self.queue.take_all()
@@ -408,21 +425,21 @@ impl Group {
 
     /// Says that a worker is about to wait for a job elsewhere.
     pub(crate) fn worker_blocks(&self) -> Todo {
-        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        self.runnable.remove();
         // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
-        if self.runnable.load(Ordering::Relaxed) == 0 && !self.queue.is_empty() {
+        if self.runnable.count() == 0 && !self.queue.is_empty() {
             return self.rescue();
         }
         Todo::Nothing
     }
 
     pub(crate) fn worker_goes_on(&self) {
-        self.runnable.fetch_add(1, Ordering::SeqCst);
+        self.runnable.add();
     }
 
     pub(crate) fn has_enough_workers(&self) -> bool {
-        self.runnable.load(Ordering::Relaxed) as usize > self.lanes.len()
+        self.runnable.count() as usize > self.lanes.len()
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
@@ -499,11 +516,11 @@ impl Group {
     pub(super) fn leave(&self, member: &Member, role: Role, why: Leaving) -> Option<Todo> {
         let spoiled = why == Leaving::Spoiled;
         let mut state = self.state.lock();
-        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        self.runnable.remove();
         // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
         if !self.queue.is_empty() && !spoiled {
-            self.runnable.fetch_add(1, Ordering::SeqCst);
+            self.runnable.add();
             return None;
         }
         state.live.retain(|live| live.number != member.number);
@@ -519,7 +536,7 @@ impl Group {
         self.pool.capacity.release();
         let mut todo = Todo::Nothing;
         if !self.queue.is_empty() {
-            if self.runnable.load(Ordering::SeqCst) == 0 {
+            if self.runnable.count() == 0 {
                 self.pool.capacity.reserve_anyway();
                 todo = Todo::Start(self.begin_start(&mut state, role, true));
             } else {
@@ -535,11 +552,11 @@ impl Group {
     pub(crate) fn park_spare(&self, timeout: Option<Duration>) -> Option<Leaving> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
-        self.runnable.fetch_sub(1, Ordering::Relaxed);
+        self.runnable.remove();
         // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
-        if !self.queue.is_empty() && self.runnable.load(Ordering::Relaxed) == 0 {
-            self.runnable.fetch_add(1, Ordering::SeqCst);
+        if !self.queue.is_empty() && self.runnable.count() == 0 {
+            self.runnable.add();
             return None;
         }
         state.spares_parked += 1;
@@ -565,7 +582,7 @@ impl Group {
             }
         };
         state.spares_parked -= 1;
-        self.runnable.fetch_add(1, Ordering::SeqCst);
+        self.runnable.add();
         Some(why)
     }
 

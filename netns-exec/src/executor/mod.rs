@@ -1,6 +1,6 @@
 //! The executor: ships jobs to the workers of all namespaces in use.
 
-mod birth;
+pub(crate) mod birth;
 mod builder;
 pub(crate) mod current;
 mod group;

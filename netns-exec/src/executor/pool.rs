@@ -73,6 +73,9 @@ pub(crate) struct Pool {
     /// What groups that died have done.
     done: AtomicU64,
     panicked: AtomicU64,
+    /// In a model: how many births fail from now on.
+    #[cfg(loom)]
+    pub(crate) births_that_fail: AtomicU64,
 }
 
 impl Pool {
@@ -91,7 +94,19 @@ impl Pool {
             ticks: AtomicU64::new(0),
             done: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
+            #[cfg(loom)]
+            births_that_fail: AtomicU64::new(0),
         }
+    }
+
+    /// In a model: whether the birth that begins now is one that fails.
+    #[cfg(loom)]
+    pub(crate) fn fails_birth(&self) -> bool {
+        let left = &self.births_that_fail;
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(1)
+        })
+        .is_ok()
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -283,6 +298,12 @@ impl Threads {
         }
         while self.join_one(|thread| thread.ended.is_some()) {}
         true
+    }
+
+    /// Whether every thread has been joined.
+    #[cfg(all(test, loom))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.lock().threads.is_empty()
     }
 
     /// Joins the threads that the kernel has let go of already: one that is never

@@ -187,3 +187,59 @@ where
         unsafe { Latch::set(latch) };
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn run<T: Send>(f: impl FnOnce() -> T + Send) -> Outcome<T> {
+        thread::scope(|scope| {
+            run_on_stack(f, |job| {
+                scope.spawn(move || job.execute(&mut Door::here()));
+                Ok(())
+            })
+        })
+    }
+
+    #[test]
+    fn job_borrows_from_the_stack_it_lies_on() {
+        let mut words = vec!["a".to_owned()];
+        let outcome = run(|| {
+            words.push("b".to_owned());
+            words.len()
+        });
+        assert!(matches!(outcome, Outcome::Returned(2)));
+        assert_eq!(words, ["a", "b"]);
+    }
+
+    #[test]
+    fn panic_comes_back_with_its_payload() {
+        let outcome: Outcome<()> = run(|| std::panic::panic_any("out".to_owned()));
+        let Outcome::Panicked(payload) = outcome else {
+            panic!("it panicked");
+        };
+        assert_eq!(*payload.downcast::<String>().unwrap(), "out");
+    }
+
+    #[test]
+    fn reference_that_is_dropped_aborts_its_job() {
+        let text = "kept".to_owned();
+        let outcome = run_on_stack(
+            || text.len(),
+            |job| {
+                thread::spawn(move || drop(job));
+                Ok(())
+            },
+        );
+        assert!(matches!(outcome, Outcome::Aborted(_)));
+    }
+
+    #[test]
+    fn job_that_is_not_sent_ends_with_the_reason() {
+        let refuse = |job| Err((job, Error::new(Kind::Full, "no room")));
+        let outcome = run_on_stack(|| (), refuse);
+        assert!(matches!(outcome, Outcome::Aborted(error) if error.is_full()));
+    }
+}

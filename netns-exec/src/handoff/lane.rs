@@ -611,3 +611,86 @@ impl Serving<'_> {
             .is_ok()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+
+    /// Calls `f` while a worker serves `lane`, which parks between calls.
+    fn served<R>(lane: &Lane, f: impl FnOnce() -> R) -> R {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut serving = lane.open().unwrap();
+                let mut door = Door::here();
+                serving.end_busy();
+                while !(stop.load(Ordering::Relaxed) && serving.close()) {
+                    if serving.has_call() {
+                        serving.serve(&mut door);
+                    } else if serving.begin_park(Instant::now()) {
+                        serving.sleep(Some(Duration::from_millis(1)));
+                        serving.stay_awake();
+                    }
+                }
+            });
+            while lane.is_closed() || !lane.is_awake_and_free() && !lane.is_parked() {
+                yield_now();
+            }
+            let result = f();
+            stop.store(true, Ordering::Relaxed);
+            result
+        })
+    }
+
+    fn call<T: Send>(lane: &Lane, f: impl FnOnce() -> T + Send) -> Outcome<T> {
+        let claim = lane.claim().expect("one caller, and a worker that is free");
+        claim.run(f, false).ok().expect("the worker stays")
+    }
+
+    #[test]
+    fn small_and_large_closures_and_results_travel() {
+        let lane = Lane::new();
+        served(&lane, || {
+            for n in 0..100_u64 {
+                let text = n.to_string();
+                assert!(matches!(call(&lane, || text.clone()), Outcome::Returned(t) if t == text));
+                let large = [n; 40];
+                assert!(matches!(call(&lane, || large), Outcome::Returned(back) if back == large));
+                let moved = vec![n; 3];
+                assert!(matches!(
+                    call(&lane, move || moved.len()),
+                    Outcome::Returned(3)
+                ));
+            }
+        });
+        assert!(lane.claim().is_none(), "no worker, no call");
+    }
+
+    #[test]
+    fn panics_travel_with_their_payload() {
+        let lane = Lane::new();
+        served(&lane, || {
+            let small: Outcome<()> = call(&lane, || std::panic::panic_any(7));
+            let Outcome::Panicked(payload) = small else {
+                panic!("it panicked");
+            };
+            assert!(payload.is::<i32>());
+            let large = [1_u64; 40];
+            let framed: Outcome<u64> = call(&lane, || panic!("{}", large[0]));
+            assert!(matches!(framed, Outcome::Panicked(_)));
+        });
+    }
+
+    #[test]
+    fn lane_goes_from_worker_to_worker() {
+        let lane = Lane::new();
+        for n in 0..10 {
+            served(&lane, || {
+                assert!(matches!(call(&lane, || n), Outcome::Returned(back) if back == n));
+            });
+        }
+    }
+}

@@ -228,3 +228,44 @@ impl WakerLatch {
         Poll::Pending
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn waiter_sleeps_until_the_latch_is_set() {
+        let latch = Latch::new();
+        assert!(!latch.wait_until(Some(Instant::now() + Duration::from_millis(2))));
+        thread::scope(|scope| {
+            scope.spawn(|| latch.set_shared());
+            latch.wait();
+        });
+        assert!(latch.is_set() && latch.wait_until(Some(Instant::now())));
+    }
+
+    #[test]
+    fn flags_bar_each_other_and_a_set_latch_bars_all() {
+        const A: u32 = FIRST_FLAG;
+        const B: u32 = FIRST_FLAG << 1;
+        let latch = Latch::new();
+        assert!(latch.try_flag(A, B) && !latch.try_flag(B, A));
+        assert_eq!(latch.flags(), A);
+        latch.set_shared();
+        assert!(!latch.try_flag(B, 0) && latch.flag(B));
+    }
+
+    #[test]
+    fn setter_gets_the_last_waker() {
+        let latch = Arc::new(WakerLatch::new());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(latch.poll(0, &mut cx).is_pending() && latch.poll(0, &mut cx).is_pending());
+        let setter = Arc::clone(&latch);
+        let (_, waker) = thread::spawn(move || setter.complete()).join().unwrap();
+        assert!(waker.is_some());
+        assert!(latch.poll(0, &mut cx).is_ready());
+    }
+}

@@ -151,7 +151,7 @@ impl Door {
         self.guard.before_job();
         // The caller gets the payload and decides; nothing of `f` is seen again.
         let result = catch_unwind(AssertUnwindSafe(f));
-        let verdict = self.guard.after_job();
+        let verdict = self.after_job();
         if result.is_err() {
             Counters::bump(&self.counters.panicked);
         }
@@ -196,9 +196,18 @@ impl Door {
         self.guard.before_job();
         let result = catch_unwind(AssertUnwindSafe(f));
         let result = result.map_err(discard).ok();
-        let verdict = self.guard.after_job();
+        let verdict = self.after_job();
         self.spoiled |= !matches!(verdict, ThreadState::Clean);
         (result, verdict)
+    }
+
+    #[inline]
+    fn after_job(&mut self) -> ThreadState {
+        #[cfg(loom)]
+        if SPOILED.with(|it| it.replace(false)) {
+            return ThreadState::Escaped;
+        }
+        self.guard.after_job()
     }
 
     /// Puts right, before the worker sleeps, what jobs may have changed; `false` when
@@ -207,6 +216,17 @@ impl Door {
         self.spoiled |= !matches!(self.guard.before_park(), ThreadState::Clean);
         !self.spoiled
     }
+}
+
+#[cfg(loom)]
+crate::sync::local! {
+    static SPOILED: std::cell::Cell<bool> = std::cell::Cell::new(false);
+}
+
+/// In a model, where no thread can be moved: the guard finds that this job has done it.
+#[cfg(loom)]
+pub(crate) fn spoil() {
+    SPOILED.with(|it| it.set(true));
 }
 
 /// Runs user code on a thread that is no worker: what it panics with is dropped.
@@ -221,5 +241,19 @@ pub(crate) fn quietly(f: impl FnOnce()) {
 pub(crate) fn discard(panic: Payload) {
     if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         mem::forget(next);
+    }
+}
+
+#[cfg(test)]
+impl Door {
+    /// A door on the calling thread, which is where it belongs.
+    pub(crate) fn here() -> Door {
+        use crate::guard::{Guard, Policy};
+        use crate::home::roster;
+
+        let policy = Policy::prepare(Guard::Off).unwrap();
+        let id = crate::netns::Netns::current().unwrap().id();
+        let guard = policy.install(roster::sign_in(id)).unwrap();
+        Door::new(guard, Arc::default())
     }
 }

@@ -5,12 +5,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::job::{AbortOnUnwind, JobRef};
 use super::latch::Latch;
 use super::task::{self, Batch, OnEnd, TaskHandle};
 use crate::error::Error;
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 
 /// A scope in which jobs may borrow. `C` is what they are shipped with.
 ///
@@ -27,7 +27,7 @@ pub struct Scope<'s, 'env: 's, C> {
 
 /// Counts one for the scope itself and one for each of its jobs.
 struct Tally {
-    left: AtomicUsize,
+    left: AtomicU32,
     panicked: AtomicBool,
     all_over: Latch,
 }
@@ -64,7 +64,7 @@ pub(crate) fn scope<'env, C, R>(
     f: impl for<'s> FnOnce(&'s Scope<'s, 'env, C>) -> R,
 ) -> R {
     let tally = Arc::new(Tally {
-        left: AtomicUsize::new(1),
+        left: AtomicU32::new(1),
         panicked: AtomicBool::new(false),
         all_over: Latch::new(),
     });
@@ -137,7 +137,8 @@ impl<'s, C> Scope<'s, '_, C> {
 
     fn count_one(&self) -> Arc<Tally> {
         // Cannot be 0 before: the scope's own one is still there.
-        self.tally.left.fetch_add(1, Ordering::Relaxed);
+        let before = self.tally.left.fetch_add(1, Ordering::Relaxed);
+        assert!(before < u32::MAX, "too many jobs in a scope");
         Arc::clone(&self.tally)
     }
 }

@@ -472,3 +472,92 @@ impl<T> Drop for TaskHandle<'_, T> {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::task::Waker;
+    use std::thread;
+
+    use super::*;
+
+    /// A job and what the queue would hold of it.
+    fn task<T: Send + 'static>(
+        f: impl FnOnce() -> T + Send + 'static,
+    ) -> (TaskHandle<'static, T>, JobRef) {
+        let mut sent = None;
+        let handle = spawn(f, |job| {
+            sent = Some(job);
+            Ok::<(), (JobRef, ())>(())
+        });
+        (handle.ok().unwrap(), sent.unwrap())
+    }
+
+    fn execute(job: JobRef) {
+        let worker = thread::spawn(move || job.execute(&mut Door::here()));
+        worker.join().unwrap();
+    }
+
+    #[test]
+    fn value_is_taken_by_the_handle() {
+        let (mut handle, job) = task(|| "value".to_owned());
+        execute(job);
+        assert!(handle.wait_until(None));
+        assert_eq!(handle.take_result().unwrap(), "value");
+    }
+
+    #[test]
+    fn closure_of_an_aborted_job_is_dropped_by_the_handle() {
+        let captured = Arc::new(());
+        let kept = Arc::clone(&captured);
+        let (mut handle, job) = task(move || drop(kept));
+        drop(job);
+        assert_eq!(Arc::strong_count(&captured), 2, "the handle has it");
+        assert!(handle.take_result().unwrap_err().is_cancelled());
+        assert_eq!(Arc::strong_count(&captured), 1);
+    }
+
+    #[test]
+    fn what_no_handle_takes_is_dropped_once() {
+        let value = Arc::new(());
+        let result = Arc::clone(&value);
+        let (handle, job) = task(move || result);
+        drop(handle);
+        execute(job);
+        assert_eq!(Arc::strong_count(&value), 1);
+
+        let result = Arc::clone(&value);
+        let (handle, job) = task(move || result);
+        execute(job);
+        assert_eq!(Arc::strong_count(&value), 2);
+        drop(handle);
+        assert_eq!(Arc::strong_count(&value), 1);
+    }
+
+    #[test]
+    fn cancelled_job_does_not_run() {
+        let captured = Arc::new(());
+        let kept = Arc::clone(&captured);
+        let (handle, job) = task(move || -> () { panic!("{kept:?} runs") });
+        assert!(handle.cancel() && !handle.cancel());
+        execute(job);
+        assert_eq!(Arc::strong_count(&captured), 1);
+    }
+
+    #[test]
+    fn batch_that_is_not_sent_drops_its_closures() {
+        let captured = Arc::new(());
+        let jobs = [Arc::clone(&captured), Arc::clone(&captured)].map(|kept| move || drop(kept));
+        assert!(spawn_batch(jobs, |_| Err(())).is_err());
+        assert_eq!(Arc::strong_count(&captured), 1);
+    }
+
+    #[test]
+    fn waker_is_called_through_the_door() {
+        let (mut handle, job) = task(|| 7);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(handle.poll(&mut cx).is_pending());
+        execute(job);
+        assert!(handle.poll(&mut cx).is_ready());
+        assert_eq!(handle.take_result().unwrap(), 7);
+    }
+}

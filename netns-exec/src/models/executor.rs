@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::{STACK, check_deep, spawn_deep};
 use crate::executor::submit::{self, Patience};
-use crate::executor::{Config, Group, JoinHandle, Pool, Registry, current, worker};
+use crate::executor::{Config, Group, JoinHandle, Pool, Registry, birth, current, worker};
 use crate::guard::{Guard, Policy};
+use crate::handoff::outcome;
 use crate::netns::Netns;
 use crate::sync::{Condvar, Mutex, yield_now};
 
@@ -262,7 +263,7 @@ fn parked_spare_is_called_again() {
     check_deep(1, || {
         let fixture = Fixture::new(|_| ());
         fixture.group();
-        for _ in 0..2 {
+        for _ in 0..3 {
             let inner = fixture.clone();
             assert_eq!(fixture.run(move || inner.spawn(|| 7).join().unwrap()), 7);
         }
@@ -362,6 +363,104 @@ fn job_is_not_left_behind_workers_that_begin_to_wait() {
         });
         inner.join().unwrap();
         outer.join().unwrap();
+        fixture.close();
+    });
+}
+
+#[test]
+fn successor_of_a_spoiled_worker_serves_what_is_queued() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let spoiler = fixture.spawn(outcome::spoil);
+        let innocent = fixture.spawn(|| 7);
+        assert!(spoiler.join().unwrap_err().is_escaped());
+        assert_eq!(innocent.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn call_meets_a_worker_that_is_spoiled() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let spoiler = fixture.spawn(outcome::spoil);
+        assert_eq!(fixture.run(|| 7), 7);
+        assert!(spoiler.join().unwrap_err().is_escaped());
+        fixture.close();
+    });
+}
+
+#[test]
+fn jobs_are_given_up_when_a_stand_in_cannot_be_born() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let births = &fixture.registry.pool().births_that_fail;
+        births.store(1, std::sync::atomic::Ordering::Relaxed);
+        let inner = fixture.clone();
+        let told = fixture.run(move || inner.spawn(|| 7).join());
+        assert_eq!(told.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        assert_eq!(fixture.run(|| 7), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn worker_that_is_unpinned_ends_for_being_idle() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.idle_timeout = Some(Duration::ZERO));
+        let group = fixture.group();
+        group.pin();
+        fixture.run(|| ());
+        group.unpin();
+        assert!(group.wait_empty(None));
+        fixture.close();
+    });
+}
+
+#[test]
+fn both_of_two_joiners_wait_for_the_thread() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        for group in fixture.registry.close() {
+            group.wait_empty(None);
+        }
+        let join = |fixture: &Fixture| {
+            fixture.registry.pool().threads.join_all();
+            assert!(fixture.registry.pool().threads.is_empty());
+        };
+        let other = spawn_deep({
+            let fixture = fixture.clone();
+            move || join(&fixture)
+        });
+        join(&fixture);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn caller_that_waits_for_room_goes_on_when_the_worker_is_there_without_it() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.max_workers = Some(1));
+        // Another namespace's worker has the only room, and keeps it.
+        let capacity = &fixture.registry.pool().capacity;
+        capacity.reserve_anyway();
+        let caller = spawn_deep({
+            let fixture = fixture.clone();
+            move || fixture.run(|| 7)
+        });
+        // As a job's own call would.
+        let id = fixture.netns.id();
+        let group = fixture.registry.group(id, fixture.netns.label()).unwrap();
+        capacity.reserve_anyway();
+        if let Some(start) = group.begin_first(fixture.netns.clone()) {
+            birth::start(&fixture.registry, &group, start).unwrap();
+        }
+        assert_eq!(caller.join().unwrap(), 7);
+        capacity.release();
         fixture.close();
     });
 }

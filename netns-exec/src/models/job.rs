@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 
 use super::latch::Task;
-use super::{check, door, panicked, returned};
+use super::{check, panicked, returned};
 use crate::error::Error;
 use crate::handoff::job::{self, JobRef};
-use crate::handoff::outcome::Outcome;
+use crate::handoff::outcome::{Door, Outcome};
 use crate::handoff::task::{self, TaskHandle};
 use crate::sync::{Mutex, thread};
 
@@ -48,7 +48,7 @@ fn spawn<T: Send + 'static>(
 
 fn execute(job: JobRef) -> thread::JoinHandle<()> {
     thread::spawn(move || {
-        job.execute(&mut door());
+        job.execute(&mut Door::here());
     })
 }
 

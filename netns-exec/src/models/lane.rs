@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{check, door, panicked, returned};
+use super::{check, panicked, returned};
 use crate::handoff::lane::{Lane, Serving};
-use crate::handoff::outcome::Outcome;
+use crate::handoff::outcome::{Door, Outcome};
 use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread, yield_now};
 
 /// Makes the calling thread the lane's worker, which is free at once.
@@ -18,7 +18,7 @@ fn open(lane: &Lane) -> Serving<'_> {
 /// What a worker does, without a queue.
 fn serve(lane: &Lane, stop: &AtomicBool) {
     let mut serving = open(lane);
-    let mut door = door();
+    let mut door = Door::here();
     loop {
         if serving.has_call() {
             serving.serve(&mut door);
@@ -223,7 +223,7 @@ fn caller_has_read_its_result_before_the_next_one_takes_the_lane() {
             let (lane, callers_gone) = (Arc::clone(&lane), Arc::clone(&callers_gone));
             move || {
                 let mut serving = open(&lane);
-                let mut door = door();
+                let mut door = Door::here();
                 while callers_gone.load(Ordering::Relaxed) < 2 {
                     match serving.has_call() {
                         true => serving.serve(&mut door),

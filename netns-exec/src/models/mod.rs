@@ -44,13 +44,11 @@ mod executor;
 mod job;
 mod lane;
 mod latch;
+mod scope;
 
 use std::any::Any;
 
-use crate::guard::{Guard, Policy};
-use crate::handoff::outcome::{Counters, Door, Outcome};
-use crate::home::roster;
-use crate::netns::{Netns, NetnsId};
+use crate::handoff::outcome::Outcome;
 use crate::sync::thread;
 
 /// Tries every interleaving in which threads are interrupted at most
@@ -77,17 +75,6 @@ fn check_deep(preemptions: usize, model: impl Fn() + Sync + Send + Copy + 'stati
 fn spawn_deep<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
     let thread = thread::Builder::new().stack_size(STACK);
     thread.spawn(f).unwrap()
-}
-
-/// What a worker brings along for its jobs. Nothing in it takes part.
-fn door() -> Door {
-    let policy = Policy::prepare(Guard::Off).unwrap();
-    let guard = policy.install(roster::sign_in(here())).unwrap();
-    Door::new(guard, std::sync::Arc::new(Counters::default()))
-}
-
-fn here() -> NetnsId {
-    Netns::current().unwrap().id()
 }
 
 fn returned<T>(outcome: Outcome<T>) -> T {
