@@ -50,8 +50,9 @@ const BUSY: u32 = 1 << 1;
 const PARKED: u32 = 1 << 2;
 const CLOSED: u32 = 1 << 3;
 const FLAGS: u32 = OWNED | BUSY | PARKED | CLOSED;
-/// The gate counts in steps of this. It wraps: only equality is ever asked.
-const CALL: u32 = 1 << 4;
+/// The gate counts in steps of this. It wraps: only equality is ever asked. Built with
+/// `--cfg netns_wrap` there are two numbers in all, so that every other call does.
+const CALL: u32 = if cfg!(netns_wrap) { 1 << 31 } else { 1 << 4 };
 
 /// In the reply: the caller sleeps on the word.
 const ASLEEP: u32 = 1;
