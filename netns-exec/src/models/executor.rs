@@ -10,7 +10,7 @@ use crate::executor::{Config, Group, JoinHandle, Pool, Registry, birth, current,
 use crate::guard::{Guard, Policy};
 use crate::handoff::outcome;
 use crate::netns::Netns;
-use crate::sync::{Condvar, Mutex, yield_now};
+use crate::sync::{Condvar, Mutex, let_time_pass, yield_now};
 
 /// An executor and the only namespace it serves.
 #[derive(Clone)]
@@ -414,6 +414,7 @@ fn worker_that_is_unpinned_ends_for_being_idle() {
         let group = fixture.group();
         group.pin();
         fixture.run(|| ());
+        let_time_pass(1);
         group.unpin();
         assert!(group.wait_empty(None));
         fixture.close();

@@ -27,15 +27,24 @@ loom::lazy_static! {
 }
 
 loom::lazy_static! {
+    /// How many waits with a limit are still to end.
     /// Not loom's: what happens first is not to be tried both ways.
-    static ref TIMES_UP: std::sync::atomic::AtomicU32 = 0.into();
+    static ref TIMES_UP: std::sync::atomic::AtomicU32 = 2.into();
+}
+
+/// Lets time be up for so many more waits with a limit.
+pub(crate) fn let_time_pass(waits: u32) {
+    TIMES_UP.fetch_add(waits, Ordering::Relaxed);
 }
 
 /// Whether a wait with a limit ends now because time is up: the first two do, at
 /// once (a worker waits twice before it leaves), and the others never. If all did,
 /// workers would come and go for ever.
 fn time_is_up() -> bool {
-    TIMES_UP.fetch_add(1, Ordering::Relaxed) < 2
+    let left = TIMES_UP.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+        left.checked_sub(1)
+    });
+    left.is_ok()
 }
 
 /// Sleeps until it is woken through the very same word, so that a wake-up that
