@@ -10,16 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use benches::combine::{Run, combine};
-use benches::contest::{Contest, Filter, Row, hold};
-use benches::cpus::Hogs;
-use benches::latency::Effort;
-use benches::machine::Machine;
+use benches::conditions::cpus::Hogs;
+use benches::conditions::machine::Machine;
+use benches::conditions::namespace::{self, Named};
 use benches::peers::{CATALOGUE, CROSSBEAM, FLOODS, Group, OURS, STD_CHANNEL, Site};
-use benches::report::Report;
-use benches::site::{self, Named};
-use benches::targets::targets;
-use benches::{Result, alloc, allocations, fleet, footprint, latency, plot, throughput};
+use benches::report::combine::{Run, combine};
+use benches::report::goals::targets;
+use benches::report::{Report, plot};
+use benches::sections::contest::{Contest, Filter, Row, hold};
+use benches::sections::latency::{self, Effort};
+use benches::sections::{allocations, fleet, footprint, throughput};
+use benches::{Result, alloc};
 use clap::{ArgGroup, Parser};
 use netns_exec::{Executor, Netns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -207,7 +208,7 @@ fn in_one_namespace(
     hogs: &Hogs,
 ) -> Result<()> {
     let named = Named::new()?;
-    let inode = site::inode(named.netns())?;
+    let inode = namespace::inode(named.netns())?;
     let site = Site {
         netns: named.netns(),
         name: Some(named.name()),

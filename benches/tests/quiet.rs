@@ -4,7 +4,7 @@ use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use benches::quiet;
+use benches::conditions::quiet;
 
 #[test]
 fn thread_that_runs_out_of_turn_is_named_and_one_that_sleeps_is_not() {

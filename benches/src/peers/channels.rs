@@ -9,7 +9,7 @@ use netns_exec::Netns;
 use super::ship::{Post, Poster, Ship, Shipper};
 use super::{Flood, Peer, Site};
 use crate::Result;
-use crate::site::enter;
+use crate::conditions::namespace::enter;
 
 type Job = Box<dyn FnOnce() + Send>;
 

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use super::{Peer, Site};
 use crate::Result;
-use crate::site::path;
+use crate::conditions::namespace::path;
 use crate::work::Work;
 
 /// A command line that runs what is appended to it in the namespace.

@@ -8,8 +8,9 @@ use std::thread::{self, JoinHandle};
 use rustix::thread::futex;
 
 use super::{Peer, Site};
+use crate::Result;
+use crate::conditions::cpus;
 use crate::work::Work;
-use crate::{Result, cpus};
 
 const IDLE: u32 = 0;
 const REQUEST: u32 = 1;

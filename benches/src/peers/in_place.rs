@@ -10,7 +10,7 @@ use netns_exec::Netns;
 use super::ship::{Ship, Shipper};
 use super::{Peer, Site};
 use crate::Result;
-use crate::site::{enter, path};
+use crate::conditions::namespace::{enter, path};
 
 /// setns there, call, setns back, and hope that nothing happens in between.
 struct ThereAndBack {

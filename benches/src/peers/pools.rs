@@ -7,7 +7,7 @@ use netns_exec::Netns;
 use super::ship::{Post, Poster, Ship, Shipper};
 use super::{Flood, Peer, Site};
 use crate::Result;
-use crate::site::enter;
+use crate::conditions::namespace::enter;
 
 /// What a pool runs on each of its threads before anything else.
 fn enter_first(netns: &Netns) -> impl Fn() + Send + Sync + 'static {

@@ -172,8 +172,8 @@ pub fn targets(report: &Report) -> Vec<Target> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contest::Row;
     use crate::peers::{FUTEX, Group};
+    use crate::sections::contest::Row;
 
     fn row(scene: &str, label: &str, to_floor: f64, to_ours: f64) -> Row {
         Row {

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::contest::{Contest, Contestant};
+use crate::conditions::regime::{self, Gap, Regime};
 use crate::peers::{Entry, FUTEX, OURS, Peer, SPIN};
-use crate::regime::{self, Gap, Regime};
+use crate::sections::contest::{Contest, Contestant};
 use crate::work::Work;
 
 /// How much of it.

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, cpus};
+use crate::Result;
+use crate::conditions::cpus;
 
 /// Where and of what figures were taken.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

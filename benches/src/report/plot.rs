@@ -9,12 +9,12 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::Result;
-use crate::contest::Row;
-use crate::fleet;
+use crate::conditions::regime;
 use crate::peers::Group;
-use crate::regime;
 use crate::report::{Report, round_time};
-use crate::throughput::{self, CALLERS};
+use crate::sections::contest::Row;
+use crate::sections::fleet;
+use crate::sections::throughput::{self, CALLERS};
 use crate::work::Work;
 
 const FONT: &str = "sans-serif";

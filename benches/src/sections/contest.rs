@@ -11,10 +11,11 @@ use rand::seq::SliceRandom;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::cpus::Hogs;
+use crate::Result;
+use crate::conditions::cpus::Hogs;
+use crate::conditions::quiet;
 use crate::peers::Group;
 use crate::stats::{Series, Spread};
-use crate::{Result, quiet};
 
 /// One who is measured.
 pub struct Contestant<'a> {
@@ -128,7 +129,7 @@ impl Contest<'_> {
 
 /// What one contestant showed in one contest. Lower is better throughout.
 ///
-/// Those of several runs, [combined](crate::combine), are over runs and not
+/// Those of several runs, [combined](crate::report::combine), are over runs and not
 /// over rounds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {

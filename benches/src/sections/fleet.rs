@@ -7,9 +7,9 @@ use netns_exec::{Executor, Netns};
 use rand::RngExt;
 
 use crate::Result;
-use crate::contest::{Contest, Contestant, Filter};
+use crate::conditions::namespace::inode;
 use crate::peers::{CATALOGUE, Entry, OURS, Peer, Site};
-use crate::site::inode;
+use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::Work;
 
 /// The section's name.

@@ -1,19 +1,23 @@
 //! What was found: as JSON for machines, as Markdown for people. The terminal
 //! shows the Markdown.
 
+pub mod combine;
+pub mod goals;
+pub mod plot;
+
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::allocations::Allocations;
-use crate::contest::Row;
-use crate::footprint::Footprint;
-use crate::machine::Machine;
+use crate::conditions::machine::Machine;
+use crate::conditions::regime;
 use crate::peers::Group;
-use crate::regime;
+use crate::report::goals::{Bound, Target};
+use crate::sections::allocations::Allocations;
+use crate::sections::contest::Row;
+use crate::sections::footprint::Footprint;
 use crate::stats::Spread;
-use crate::targets::{Bound, Target};
 
 /// Everything that a run found, or several together.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

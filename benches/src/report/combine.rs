@@ -7,14 +7,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::allocations::{self, Allocations};
-use crate::contest::{self, Row};
-use crate::footprint::{self, Footprint};
-use crate::machine::Machine;
+use crate::Result;
+use crate::conditions::machine::Machine;
 use crate::report::Report;
+use crate::report::goals::targets;
+use crate::sections::allocations::{self, Allocations};
+use crate::sections::contest::{self, Row};
+use crate::sections::fleet;
+use crate::sections::footprint::{self, Footprint};
 use crate::stats::Spread;
-use crate::targets::targets;
-use crate::{Result, fleet};
 
 /// What one run left behind.
 pub struct Run {
@@ -196,7 +197,7 @@ fn median_if_any<T>(runs: &[&T], of: impl Fn(&T) -> Option<Spread>) -> Option<Sp
 mod tests {
     use super::*;
     use crate::peers::{Group, OURS, SPIN};
-    use crate::targets::Target;
+    use crate::report::goals::Target;
 
     fn spread(median: f64) -> Spread {
         Spread::of(&[median / 10.0, median, median * 10.0]).unwrap()

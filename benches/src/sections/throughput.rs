@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::contest::{Contest, Contestant};
 use crate::peers::{Entry, Flood, FloodEntry, Group, OUR_SPAWN, OURS, Peer};
+use crate::sections::contest::{Contest, Contestant};
 use crate::work::Work;
 
 /// How many callers there are.

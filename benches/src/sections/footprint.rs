@@ -14,9 +14,10 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
+use crate::conditions::{namespace, quiet};
 use crate::peers::{CATALOGUE, Group, Site};
 use crate::stats::Spread;
-use crate::{Result, quiet, site};
 
 /// The section's name.
 pub const SECTION: &str = "footprint";
@@ -52,7 +53,7 @@ struct Order {
 pub fn measure(label: &str, namespaces: &[Netns], idle: Duration) -> Result<Footprint> {
     let order = Order {
         label: label.to_owned(),
-        netns_paths: namespaces.iter().map(site::path).collect(),
+        netns_paths: namespaces.iter().map(namespace::path).collect(),
         idle,
     };
     let mut child = Command::new(std::env::current_exe()?)
@@ -92,7 +93,7 @@ pub fn probe() -> Result<()> {
             executor: &executor,
         })?;
         // A worker that never ran has not touched its stack yet.
-        match peer.place() == Some(site::inode(netns)?) {
+        match peer.place() == Some(namespace::inode(netns)?) {
             true => Ok(peer),
             false => Err(format!("`{}` is not in {netns}", entry.label).into()),
         }

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::conditions::quiet;
 use crate::peers::{Entry, Flood, FloodEntry, Group, Peer};
 use crate::work::Work;
-use crate::{Result, alloc, quiet};
+use crate::{Result, alloc};
 
 /// The section's name.
 pub const SECTION: &str = "allocations";

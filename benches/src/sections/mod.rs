@@ -1,0 +1,8 @@
+//! The sections of the comparison, and the contests that most are made of.
+
+pub mod allocations;
+pub mod contest;
+pub mod fleet;
+pub mod footprint;
+pub mod latency;
+pub mod throughput;
