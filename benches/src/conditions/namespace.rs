@@ -13,6 +13,12 @@ pub fn enter(netns: impl AsFd) -> nix::Result<()> {
     setns(netns, CloneFlags::CLONE_NEWNET)
 }
 
+/// What a pool runs on each of its threads before anything else.
+pub fn enter_first(netns: &Netns) -> impl Fn() + Send + Sync + 'static {
+    let netns = netns.clone();
+    move || enter(&netns).expect("the namespace can be entered")
+}
+
 /// A namespace with a name, since `ip netns exec` knows no others.
 pub struct Named {
     name: String,

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use super::{Peer, Site};
+use super::peer::{Peer, Site};
 use crate::Result;
 use crate::conditions::namespace::path;
 use crate::work::Work;

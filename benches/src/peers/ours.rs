@@ -2,8 +2,8 @@
 
 use netns_exec::{Executor, Netns, Pinned};
 
+use super::peer::{Flood, Peer, Site};
 use super::ship::{Post, Poster, Ship, Shipper};
-use super::{Flood, Peer, Site};
 use crate::Result;
 use crate::work::{Work, open_socket, place};
 

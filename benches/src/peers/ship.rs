@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use super::{Flood, Peer};
+use super::peer::{Flood, Peer};
 use crate::work::{Work, open_socket, place};
 
 /// Takes a closure to the namespace and brings its result back.
