@@ -15,7 +15,7 @@ use benches::conditions::machine::Machine;
 use benches::conditions::namespace::{self, Named};
 use benches::peers::{CATALOGUE, CROSSBEAM, FLOODS, Group, OURS, STD_CHANNEL, Site};
 use benches::report::combine::{Run, combine};
-use benches::report::goals::targets;
+use benches::report::goals::goals;
 use benches::report::{Report, plot};
 use benches::sections::contest::{Contest, Filter, Row, hold};
 use benches::sections::latency::{self, Effort};
@@ -183,7 +183,7 @@ fn compare(options: &Options) -> Result<Report> {
     let executor = Executor::new()?;
     in_one_namespace(&mut report, &form, &filter, &executor, &hogs)?;
     in_many_namespaces(&mut report, &form, &filter, &executor, &hogs)?;
-    report.targets = targets(&report);
+    report.goals = goals(&report);
     Ok(report)
 }
 

@@ -7,10 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::figures::Report;
+use super::goals::goals;
 use crate::Result;
 use crate::conditions::machine::Machine;
-use crate::report::Report;
-use crate::report::goals::targets;
 use crate::sections::allocations::{self, Allocations};
 use crate::sections::contest::{self, Row};
 use crate::sections::fleet;
@@ -100,9 +100,9 @@ pub fn combine(runs: &[Run]) -> Result<Report> {
         rows: figures(runs, |report| &report.rows)?,
         allocations: figures(runs, |report| &report.allocations)?,
         footprints: figures(runs, |report| &report.footprints)?,
-        targets: Vec::new(),
+        goals: Vec::new(),
     };
-    report.targets = targets(&report);
+    report.goals = goals(&report);
     Ok(report)
 }
 
@@ -197,7 +197,7 @@ fn median_if_any<T>(runs: &[&T], of: impl Fn(&T) -> Option<Spread>) -> Option<Sp
 mod tests {
     use super::*;
     use crate::peers::{Group, OURS, SPIN};
-    use crate::report::goals::Target;
+    use crate::report::Goal;
 
     fn spread(median: f64) -> Spread {
         Spread::of(&[median / 10.0, median, median * 10.0]).unwrap()
@@ -278,9 +278,9 @@ mod tests {
     }
 
     #[test]
-    fn target_is_reached_by_the_median_over_runs() {
+    fn goal_is_reached_by_the_median_over_runs() {
         let report = combine(&three()).unwrap();
-        let hot = &report.targets[0];
+        let hot = &report.goals[0];
         assert_eq!(hot.measured.unwrap().max, 3.0);
         assert_eq!(hot.reached, Some(true));
         assert!(report.markdown().contains("1.12 (1.00..3.00) | <= 1.15 |"));
@@ -289,9 +289,9 @@ mod tests {
     #[test]
     fn allocation_in_one_run_is_one_too_many() {
         let report = combine(&three()).unwrap();
-        let missed = |target: &&Target| target.reached == Some(false);
-        let missed: Vec<_> = (report.targets.iter().filter(missed))
-            .map(|target| &*target.figure)
+        let missed = |goal: &&Goal| goal.reached == Some(false);
+        let missed: Vec<_> = (report.goals.iter().filter(missed))
+            .map(|goal| &*goal.figure)
             .collect();
         assert!(missed.contains(&"allocations per `run`"), "{missed:?}");
     }

@@ -1,172 +1,208 @@
 //! The figures that were set out to be reached, and whether they were.
 
-use serde::{Deserialize, Serialize};
-
+use super::figures::Bound::{self, AtLeast, AtMost, Within};
+use super::figures::{Goal, Report};
 use crate::peers::{
     BORROWED, CROSSBEAM, IN_PLACE, OUR_SPAWN, OURS, PINNED, STD_CHANNEL, STD_SPAWN, THREAD_PER_CALL,
 };
-use crate::report::Report;
 use crate::stats::Spread;
 
-/// What a figure has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bound {
-    /// No more than this.
-    AtMost(f64),
-    /// No less than this.
-    AtLeast(f64),
-    /// No further than this from nothing: a difference may fall on either side,
-    /// and one far below zero is noise, not speed.
-    Within(f64),
+/// Where in a report a figure stands.
+enum Source {
+    /// How many times its floor a latency of `label` is.
+    ToFloor {
+        scene: &'static str,
+        label: &'static str,
+    },
+    /// The same at the 99th percentile, of the shortest program with this library.
+    P99ToFloor { scene: &'static str },
+    /// How many times our figure that of `label` is.
+    ToOurs {
+        section: &'static str,
+        scene: &'static str,
+        label: &'static str,
+    },
+    /// Allocations for each call or job.
+    Allocations {
+        scene: &'static str,
+        label: &'static str,
+    },
+    /// Resident memory of an idle worker.
+    KibEach,
+    /// The CPU time of all idle workers together.
+    IdlePercent,
+    /// What `Executor::run` takes longer than `Pinned::run`.
+    LookUpNs,
 }
 
-impl Bound {
-    fn holds(self, value: f64) -> bool {
-        match self {
-            Bound::AtMost(bound) => value <= bound,
-            Bound::AtLeast(bound) => value >= bound,
-            Bound::Within(bound) => value.abs() <= bound,
+const fn to_floor(scene: &'static str, label: &'static str) -> Source {
+    Source::ToFloor { scene, label }
+}
+
+const fn to_ours(section: &'static str, scene: &'static str, label: &'static str) -> Source {
+    Source::ToOurs {
+        section,
+        scene,
+        label,
+    }
+}
+
+const fn allocations(scene: &'static str, label: &'static str) -> Source {
+    Source::Allocations { scene, label }
+}
+
+/// What is measured, in words; what it has to be; and where it stands.
+const GOALS: [(&str, Bound, Source); 21] = [
+    (
+        "hot `run`, small closure, to a spin ping-pong",
+        AtMost(1.15),
+        to_floor("hot", OURS),
+    ),
+    (
+        "hot `run`, borrowed capture, to a spin ping-pong",
+        AtMost(1.9),
+        to_floor("hot", BORROWED),
+    ),
+    (
+        "sleep 100us, to a futex ping-pong",
+        AtMost(1.05),
+        to_floor("sleep 100us", OURS),
+    ),
+    (
+        "sleep 100us, to a futex ping-pong, p99",
+        AtMost(1.25),
+        Source::P99ToFloor {
+            scene: "sleep 100us",
+        },
+    ),
+    (
+        "sleep 1ms, to a futex ping-pong",
+        AtMost(1.05),
+        to_floor("sleep 1ms", OURS),
+    ),
+    (
+        "sleep 1ms, to a futex ping-pong, p99",
+        AtMost(1.25),
+        Source::P99ToFloor { scene: "sleep 1ms" },
+    ),
+    (
+        "busy 100us, to a futex ping-pong",
+        AtMost(0.55),
+        to_floor("busy 100us", OURS),
+    ),
+    (
+        "busy 1ms, to a futex ping-pong",
+        AtMost(0.40),
+        to_floor("busy 1ms", OURS),
+    ),
+    (
+        "hogs, sleep 1ms, to a futex ping-pong",
+        AtMost(1.2),
+        to_floor("hogs, sleep 1ms", OURS),
+    ),
+    (
+        "allocations per `run`",
+        AtMost(0.0),
+        allocations("call", OURS),
+    ),
+    (
+        "allocations per `spawn`",
+        AtMost(1.0),
+        allocations("spawn", OUR_SPAWN),
+    ),
+    (
+        "hot, times faster than setns there and back",
+        AtLeast(15.0),
+        to_ours("latency", "hot", IN_PLACE),
+    ),
+    (
+        "hot, times faster than sync_channel + Box + reply",
+        AtLeast(100.0),
+        to_ours("latency", "hot", STD_CHANNEL),
+    ),
+    (
+        "hot, times faster than a thread per call",
+        AtLeast(400.0),
+        to_ours("latency", "hot", THREAD_PER_CALL),
+    ),
+    (
+        "sleep 1ms, times faster than sync_channel + Box + reply",
+        AtLeast(1.25),
+        to_ours("latency", "sleep 1ms", STD_CHANNEL),
+    ),
+    (
+        "sleep 1ms, times faster than a thread per call",
+        AtLeast(7.0),
+        to_ours("latency", "sleep 1ms", THREAD_PER_CALL),
+    ),
+    (
+        "`spawn`, times the throughput of a std sync_channel",
+        AtLeast(1.5),
+        to_ours("spawn", "spawn", STD_SPAWN),
+    ),
+    (
+        "8 callers opening sockets, times the throughput of crossbeam + Box",
+        AtLeast(1.0),
+        to_ours("throughput", "8 callers, socket", CROSSBEAM),
+    ),
+    (
+        "idle workers, KiB resident each",
+        AtMost(16.0),
+        Source::KibEach,
+    ),
+    (
+        "idle workers, per cent of a CPU together",
+        AtMost(0.01),
+        Source::IdlePercent,
+    ),
+    (
+        "look-up through a kept handle (`Executor::run` less `Pinned::run`), ns",
+        Within(5.0),
+        Source::LookUpNs,
+    ),
+];
+
+impl Source {
+    /// What `report` says; `None` when it was not measured.
+    fn measured(&self, report: &Report) -> Option<Spread> {
+        let row = |section: &str, scene: &str, label: &str| {
+            (report.rows.iter())
+                .find(|row| (&*row.section, &*row.scene, &*row.label) == (section, scene, label))
+        };
+        let footprint = || report.footprints.iter().find(|each| each.label == OURS);
+        match *self {
+            Source::ToFloor { scene, label } => row("latency", scene, label)?.to_floor,
+            Source::P99ToFloor { scene } => row("latency", scene, OURS)?.p99_to_floor,
+            Source::ToOurs {
+                section,
+                scene,
+                label,
+            } => row(section, scene, label)?.to_ours,
+            Source::Allocations { scene, label } => (report.allocations.iter())
+                .find(|each| each.scene == scene && each.label == label)
+                .map(|counted| Spread::exactly(counted.each)),
+            Source::KibEach => Some(footprint()?.resident_bytes_each.times(1.0 / 1024.0)),
+            Source::IdlePercent => Some(footprint()?.idle_cpu_share.times(100.0)),
+            Source::LookUpNs => {
+                let pinned = row("latency", "hot", PINNED)?.ns_beyond_ours?;
+                Some(pinned.times(-1.0))
+            }
         }
     }
 }
 
-/// One figure, what it has to be, and what it was.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Target {
-    /// What is measured, in words.
-    pub figure: String,
-    /// What it has to be.
-    pub bound: Bound,
-    /// What it was; `None` when it was not measured.
-    pub measured: Option<Spread>,
-    /// Whether the median is within the bound.
-    pub reached: Option<bool>,
-}
-
-/// Holds a report against the targets.
-pub fn targets(report: &Report) -> Vec<Target> {
-    use Bound::{AtLeast, AtMost, Within};
-
-    let row = |section: &str, scene: &str, label: &str| {
-        (report.rows.iter())
-            .find(|row| (&*row.section, &*row.scene, &*row.label) == (section, scene, label))
-    };
-    let to_floor = |scene: &str, label: &str| row("latency", scene, label)?.to_floor;
-    let p99_to_floor = |scene: &str| row("latency", scene, OURS)?.p99_to_floor;
-    let times_faster =
-        |section: &str, scene: &str, label: &str| row(section, scene, label)?.to_ours;
-    let allocations = |scene: &str, label: &str| {
-        (report.allocations.iter())
-            .find(|each| each.scene == scene && each.label == label)
-            .map(|found| Spread::exactly(found.each))
-    };
-    let footprint = || report.footprints.iter().find(|each| each.label == OURS);
-    let look_up = || {
-        let pinned = row("latency", "hot", PINNED)?.ns_beyond_ours?;
-        Some(pinned.times(-1.0))
-    };
-
-    let mut targets = Vec::new();
-    let mut add = |figure: &str, bound: Bound, measured: Option<Spread>| {
-        targets.push(Target {
-            figure: figure.to_owned(),
-            bound,
+/// Holds a report against the goals.
+pub fn goals(report: &Report) -> Vec<Goal> {
+    let goal = |(figure, bound, source): &(&str, Bound, Source)| {
+        let measured = source.measured(report);
+        Goal {
+            figure: (*figure).to_owned(),
+            bound: *bound,
             measured,
             reached: measured.map(|measured| bound.holds(measured.median)),
-        });
+        }
     };
-    add(
-        "hot `run`, small closure, to a spin ping-pong",
-        AtMost(1.15),
-        to_floor("hot", OURS),
-    );
-    add(
-        "hot `run`, borrowed capture, to a spin ping-pong",
-        AtMost(1.9),
-        to_floor("hot", BORROWED),
-    );
-    for scene in ["sleep 100us", "sleep 1ms"] {
-        let figure = format!("{scene}, to a futex ping-pong");
-        add(&figure, AtMost(1.05), to_floor(scene, OURS));
-        add(&format!("{figure}, p99"), AtMost(1.25), p99_to_floor(scene));
-    }
-    add(
-        "busy 100us, to a futex ping-pong",
-        AtMost(0.55),
-        to_floor("busy 100us", OURS),
-    );
-    add(
-        "busy 1ms, to a futex ping-pong",
-        AtMost(0.40),
-        to_floor("busy 1ms", OURS),
-    );
-    add(
-        "hogs, sleep 1ms, to a futex ping-pong",
-        AtMost(1.2),
-        to_floor("hogs, sleep 1ms", OURS),
-    );
-    add(
-        "allocations per `run`",
-        AtMost(0.0),
-        allocations("call", OURS),
-    );
-    add(
-        "allocations per `spawn`",
-        AtMost(1.0),
-        allocations("spawn", OUR_SPAWN),
-    );
-    add(
-        "hot, times faster than setns there and back",
-        AtLeast(15.0),
-        times_faster("latency", "hot", IN_PLACE),
-    );
-    add(
-        "hot, times faster than sync_channel + Box + reply",
-        AtLeast(100.0),
-        times_faster("latency", "hot", STD_CHANNEL),
-    );
-    add(
-        "hot, times faster than a thread per call",
-        AtLeast(400.0),
-        times_faster("latency", "hot", THREAD_PER_CALL),
-    );
-    add(
-        "sleep 1ms, times faster than sync_channel + Box + reply",
-        AtLeast(1.25),
-        times_faster("latency", "sleep 1ms", STD_CHANNEL),
-    );
-    add(
-        "sleep 1ms, times faster than a thread per call",
-        AtLeast(7.0),
-        times_faster("latency", "sleep 1ms", THREAD_PER_CALL),
-    );
-    add(
-        "`spawn`, times the throughput of a std sync_channel",
-        AtLeast(1.5),
-        times_faster("spawn", "spawn", STD_SPAWN),
-    );
-    add(
-        "8 callers opening sockets, times the throughput of crossbeam + Box",
-        AtLeast(1.0),
-        times_faster("throughput", "8 callers, socket", CROSSBEAM),
-    );
-    add(
-        "idle workers, KiB resident each",
-        AtMost(16.0),
-        footprint().map(|found| found.resident_bytes_each.times(1.0 / 1024.0)),
-    );
-    add(
-        "idle workers, per cent of a CPU together",
-        AtMost(0.01),
-        footprint().map(|found| found.idle_cpu_share.times(100.0)),
-    );
-    add(
-        "look-up through a kept handle (`Executor::run` less `Pinned::run`), ns",
-        Within(5.0),
-        look_up(),
-    );
-    targets
+    GOALS.iter().map(goal).collect()
 }
 
 #[cfg(test)]
@@ -195,9 +231,9 @@ mod tests {
             rows,
             ..Report::default()
         };
-        let targets = targets(&report);
-        let target = targets.iter().find(|target| target.figure == figure);
-        target.expect("a target of that name").reached
+        let goals = goals(&report);
+        let goal = goals.iter().find(|goal| goal.figure == figure);
+        goal.expect("a goal of that name").reached
     }
 
     #[test]
@@ -227,11 +263,7 @@ mod tests {
             rows: vec![row("hot", FUTEX, 50.0, 50.0)],
             ..Report::default()
         };
-        assert!(
-            targets(&report)
-                .iter()
-                .all(|target| target.reached.is_none())
-        );
+        assert!(goals(&report).iter().all(|goal| goal.reached.is_none()));
     }
 
     #[test]

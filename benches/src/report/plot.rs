@@ -8,10 +8,11 @@ use plotters::coord::combinators::{BindKeyPoints, IntoLogRange};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::figures::Report;
+use super::markdown::round_time;
 use crate::Result;
 use crate::conditions::regime;
 use crate::peers::Group;
-use crate::report::{Report, round_time};
 use crate::sections::contest::Row;
 use crate::sections::fleet;
 use crate::sections::throughput::{self, CALLERS};
