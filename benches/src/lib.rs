@@ -8,7 +8,8 @@
 //! - [`sections`]: when which peer is measured, and how;
 //! - [`report`]: what came of it, for people and for machines.
 //!
-//! Every figure is a ratio within one run: see [`stats`].
+//! Every figure is a ratio within one run: see [`netns_exec_measure`], the
+//! statistics that `netns-exec bench` uses too.
 #![cfg(target_os = "linux")]
 
 pub mod alloc;
@@ -16,7 +17,6 @@ pub mod conditions;
 pub mod peers;
 pub mod report;
 pub mod sections;
-pub mod stats;
 pub mod work;
 
 /// What the harness returns: its errors are for the person at the terminal.

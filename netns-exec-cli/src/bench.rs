@@ -1,6 +1,5 @@
 //! `netns-exec bench`: what a call costs on this machine.
 
-mod series;
 mod turn;
 
 use std::hash::{BuildHasher, RandomState};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use comfy_table::CellAlignment;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use netns_exec::Netns;
+use netns_exec_measure::Rounds;
 use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
 
@@ -18,7 +18,6 @@ use crate::failure::Failure;
 use crate::output;
 use crate::setting::Setting;
 use crate::target::Target;
-use series::Series;
 use turn::{Course, Regime, Way};
 
 /// Time calls into a namespace, against setns and against a thread per call
@@ -154,7 +153,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
 /// What was measured in one regime, in the order of [`Way::ALL`].
 struct Measured {
     regime: Regime,
-    ways: [(Way, Series); Way::ALL.len()],
+    ways: [(Way, Rounds); Way::ALL.len()],
 }
 
 fn measure(course: &Course, plan: Plan) -> Result<Vec<Measured>, Failure> {
@@ -166,13 +165,13 @@ fn measure(course: &Course, plan: Plan) -> Result<Vec<Measured>, Failure> {
     let mut measured: Vec<Measured> = (Regime::ALL.into_iter())
         .map(|regime| Measured {
             regime,
-            ways: Way::ALL.map(|way| (way, Series::default())),
+            ways: Way::ALL.map(|way| (way, Rounds::default())),
         })
         .collect();
     for _ in 0..plan.rounds {
         for regime in shuffled(&mut measured) {
-            for (way, series) in shuffled(&mut regime.ways) {
-                series.push_round(&course.turn(*way, regime.regime, plan.turn)?);
+            for (way, rounds) in shuffled(&mut regime.ways) {
+                rounds.push_round(&course.turn(*way, regime.regime, plan.turn)?);
                 progress.inc(1);
             }
         }
@@ -225,6 +224,8 @@ struct WayRow {
     to_thread: f64,
 }
 
+const MEASURED: &str = "a plan has a round or more";
+
 impl RegimeRow {
     fn of(measured: &Measured) -> RegimeRow {
         let base = |base: Way| {
@@ -232,13 +233,14 @@ impl RegimeRow {
             &found.expect("all ways are measured").1
         };
         let (setns, thread) = (base(Way::SetnsInPlace), base(Way::ThreadPerCall));
-        let row = |(way, series): &(Way, Series)| WayRow {
+        let ratio = |rounds: &Rounds, base| rounds.ratio_to(base).expect(MEASURED).median;
+        let row = |(way, rounds): &(Way, Rounds)| WayRow {
             way: *way,
-            samples: series.samples(),
-            p50_ns: series.p50(),
-            p99_ns: series.p99(),
-            to_setns: series.ratio_to(setns),
-            to_thread: series.ratio_to(thread),
+            samples: rounds.samples(),
+            p50_ns: rounds.typical().expect(MEASURED).median,
+            p99_ns: rounds.p99().expect(MEASURED),
+            to_setns: ratio(rounds, setns),
+            to_thread: ratio(rounds, thread),
         };
         RegimeRow {
             regime: measured.regime,

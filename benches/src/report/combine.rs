@@ -15,7 +15,7 @@ use crate::sections::allocations::{self, Allocations};
 use crate::sections::contest::{self, Row};
 use crate::sections::fleet;
 use crate::sections::footprint::{self, Footprint};
-use crate::stats::Spread;
+use netns_exec_measure::Spread;
 
 /// What one run left behind.
 pub struct Run {

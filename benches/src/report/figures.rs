@@ -6,7 +6,7 @@ use crate::conditions::machine::Machine;
 use crate::sections::allocations::Allocations;
 use crate::sections::contest::Row;
 use crate::sections::footprint::Footprint;
-use crate::stats::Spread;
+use netns_exec_measure::Spread;
 
 /// Everything that a run found, or several together.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use super::figures::{Goal, Report};
 use crate::peers::{
     BORROWED, CROSSBEAM, IN_PLACE, OUR_SPAWN, OURS, PINNED, STD_CHANNEL, STD_SPAWN, THREAD_PER_CALL,
 };
-use crate::stats::Spread;
+use netns_exec_measure::Spread;
 
 /// Where in a report a figure stands.
 enum Source {

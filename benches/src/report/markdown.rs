@@ -8,7 +8,7 @@ use super::figures::{Bound, Report};
 use crate::conditions::regime;
 use crate::peers::Group;
 use crate::sections::allocations::Allocations;
-use crate::stats::Spread;
+use netns_exec_measure::Spread;
 
 impl Report {
     /// The whole report for people.

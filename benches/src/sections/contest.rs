@@ -15,7 +15,7 @@ use crate::Result;
 use crate::conditions::cpus::Hogs;
 use crate::conditions::quiet;
 use crate::peers::Group;
-use crate::stats::{Series, Spread};
+use netns_exec_measure::{Rounds, Spread};
 
 /// One who is measured.
 pub struct Contestant<'a> {
@@ -25,7 +25,7 @@ pub struct Contestant<'a> {
     pub group: Group,
     /// Takes one turn and returns its samples.
     pub turn: Box<dyn FnMut() -> Vec<f64> + 'a>,
-    series: Series,
+    rounds: Rounds,
 }
 
 impl<'a> Contestant<'a> {
@@ -39,7 +39,7 @@ impl<'a> Contestant<'a> {
             label: label.into(),
             group,
             turn: Box::new(turn),
-            series: Series::default(),
+            rounds: Rounds::default(),
         }
     }
 }
@@ -91,21 +91,21 @@ impl Contest<'_> {
         }
     }
 
-    fn series(&self, label: &str) -> Option<&Series> {
-        let found = self.contestants.iter().find(|each| each.label == label)?;
-        Some(&found.series)
+    fn rounds_of(&self, label: &str) -> Option<&Rounds> {
+        let contestant = self.contestants.iter().find(|each| each.label == label)?;
+        Some(&contestant.rounds)
     }
 
     /// Sums up what was measured.
     pub fn rows(&self) -> Vec<Row> {
-        let floor = self.series(self.floor);
-        let ours = self.series(self.ours);
+        let floor = self.rounds_of(self.floor);
+        let ours = self.rounds_of(self.ours);
         (self.contestants.iter())
             .filter_map(
                 |Contestant {
                      label,
                      group,
-                     series,
+                     rounds,
                      ..
                  }| {
                     Some(Row {
@@ -113,13 +113,13 @@ impl Contest<'_> {
                         scene: self.scene.clone(),
                         label: label.clone(),
                         group: *group,
-                        ns: series.typical()?,
-                        p99_ns: series.p99().map(Spread::exactly)?,
-                        to_floor: floor.and_then(|floor| series.ratio_to(floor)),
+                        ns: rounds.typical()?,
+                        p99_ns: rounds.p99().map(Spread::exactly)?,
+                        to_floor: floor.and_then(|floor| rounds.ratio_to(floor)),
                         p99_to_floor: floor
-                            .and_then(|floor| Some(Spread::exactly(series.p99()? / floor.p99()?))),
-                        to_ours: ours.and_then(|ours| series.ratio_to(ours)),
-                        ns_beyond_ours: ours.and_then(|ours| series.difference_to(ours)),
+                            .and_then(|floor| Some(Spread::exactly(rounds.p99()? / floor.p99()?))),
+                        to_ours: ours.and_then(|ours| rounds.ratio_to(ours)),
+                        ns_beyond_ours: ours.and_then(|ours| rounds.difference_to(ours)),
                     })
                 },
             )
@@ -177,7 +177,7 @@ pub fn hold(contests: &mut [Contest<'_>], rounds: usize, hogs: &Hogs) -> Result<
             for contestant in turns {
                 quiet::wait(&ignored)?;
                 let samples = (contestant.turn)();
-                contestant.series.push_round(&samples);
+                contestant.rounds.push_round(&samples);
             }
             drop(busy);
         }
@@ -233,7 +233,7 @@ mod tests {
         for contestant in &mut contest.contestants {
             for _ in 0..3 {
                 let samples = (contestant.turn)();
-                contestant.series.push_round(&samples);
+                contestant.rounds.push_round(&samples);
             }
         }
         let rows = contest.rows();

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::conditions::{namespace, quiet};
 use crate::peers::{CATALOGUE, Group, Site};
-use crate::stats::Spread;
+use netns_exec_measure::Spread;
 
 /// The section's name.
 pub const SECTION: &str = "footprint";

@@ -8,9 +8,10 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::panic::resume_unwind;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netns_exec::{Executor, Netns, Pinned};
+use netns_exec_measure::{Extent, apart, back_to_back};
 use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
 
@@ -73,15 +74,6 @@ impl Regime {
 /// worker that still spins after its last turn to fall asleep.
 const GAP: Duration = Duration::from_millis(1);
 
-/// Calls before the clock counts in [`Regime::Parked`]: enough for caches, and
-/// for a worker to see that calls have become rare.
-const WARM_UP: u32 = 4;
-
-/// A sample of [`Regime::Hot`] lasts at least this long, so that reading the
-/// clock is lost in it.
-const SAMPLE: Duration = Duration::from_micros(4);
-const MAX_BATCH: u32 = 256;
-
 /// A namespace, and all that is needed to get there each way.
 pub(super) struct Course {
     ns: Netns,
@@ -131,8 +123,14 @@ impl Course {
         on_a_thread_of_its_own(|| {
             thread::sleep(GAP);
             match regime {
-                Regime::Hot => self.back_to_back(way, length),
-                Regime::Parked => self.apart(way, length),
+                Regime::Hot => back_to_back(length / 4, length - length / 4, |calls| {
+                    (0..calls).try_for_each(|_| self.call(way, || ()))
+                }),
+                Regime::Parked => apart(
+                    Extent::Time(length),
+                    || thread::sleep(GAP),
+                    || self.call(way, || ()),
+                ),
             }
         })
     }
@@ -141,46 +139,6 @@ impl Course {
     pub(super) fn close(self) -> Result<(), Failure> {
         drop(self.pinned);
         Ok(self.executor.shutdown(None)?)
-    }
-
-    fn back_to_back(&self, way: Way, length: Duration) -> Result<Vec<f64>, Failure> {
-        let warm_up = length / 4;
-        let mut batch = 1;
-        let began = Instant::now();
-        while began.elapsed() < warm_up {
-            if self.timed(way, batch)? < SAMPLE {
-                batch = (batch * 2).min(MAX_BATCH);
-            }
-        }
-        let mut samples = Vec::new();
-        while samples.is_empty() || began.elapsed() < length {
-            samples.push(nanoseconds(self.timed(way, batch)?) / f64::from(batch));
-        }
-        Ok(samples)
-    }
-
-    fn apart(&self, way: Way, length: Duration) -> Result<Vec<f64>, Failure> {
-        let began = Instant::now();
-        let call = || {
-            thread::sleep(GAP);
-            self.timed(way, 1)
-        };
-        for _ in 0..WARM_UP {
-            call()?;
-        }
-        let mut samples = Vec::new();
-        while samples.is_empty() || began.elapsed() < length {
-            samples.push(nanoseconds(call()?));
-        }
-        Ok(samples)
-    }
-
-    fn timed(&self, way: Way, calls: u32) -> Result<Duration, Failure> {
-        let began = Instant::now();
-        for _ in 0..calls {
-            self.call(way, || ())?;
-        }
-        Ok(began.elapsed())
     }
 
     /// Calls `f` in the namespace. Only on a thread that ends afterwards.
@@ -228,8 +186,4 @@ fn on_a_thread_of_its_own<T: Send>(
             .map_err(|error| Failure::io("cannot start a thread", error))?;
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     })
-}
-
-fn nanoseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e9
 }
