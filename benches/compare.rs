@@ -13,7 +13,7 @@ use std::time::Duration;
 use benches::conditions::cpus::Hogs;
 use benches::conditions::machine::Machine;
 use benches::conditions::namespace::{self, Named};
-use benches::peers::{CATALOGUE, CROSSBEAM, FLOODS, Group, OURS, STD_CHANNEL, Site};
+use benches::peers::{CATALOGUE, CROSSBEAM, FLOODS, Group, OURS, STD_CHANNEL, Setup};
 use benches::report::combine::{Run, combine};
 use benches::report::goals::goals;
 use benches::report::{Report, plot};
@@ -36,7 +36,7 @@ static ALLOCATOR: alloc::Counting = alloc::Counting;
 Examples (after `cargo bench -p benches --bench compare --`):
   --only /ours/              floors and our own calls, everywhere
   --only '^latency/.*/ours/' the same, latencies only: for tuning
-  --only /hot/               calls back to back, everybody
+  --only /hot/               calls back to back, all peers
   --long --out /tmp/run1     one run of those to publish
   --combine /tmp/run* --out /tmp/all
                              their medians: figures to publish
@@ -209,22 +209,22 @@ fn in_one_namespace(
 ) -> Result<()> {
     let named = Named::new()?;
     let inode = namespace::inode(named.netns())?;
-    let site = Site {
+    let setup = Setup {
         netns: named.netns(),
         name: Some(named.name()),
         executor,
     };
     let mut peers = Vec::new();
     for entry in CATALOGUE {
-        let peer = (entry.build)(&site)?;
-        if entry.group != Group::Floor && peer.place() != Some(inode) {
+        let peer = (entry.build)(&setup)?;
+        if entry.group != Group::Floor && peer.netns_inode() != Some(inode) {
             return Err(format!("`{}` is not in the namespace", entry.label).into());
         }
         peers.push((entry, peer));
     }
     let mut floods = Vec::new();
     for entry in FLOODS {
-        floods.push((entry, (entry.build)(&site)?));
+        floods.push((entry, (entry.build)(&setup)?));
     }
 
     let mut measure = |contests: Vec<Contest<'_>>, rounds| -> Result<()> {

@@ -60,7 +60,7 @@ fn lease(criterion: &mut Criterion) {
 
 /// Listeners on all ports of a range but the last.
 fn fill(executor: &Executor, netns: &Netns, range: RangeInclusive<u16>) -> Vec<TcpListener> {
-    let bind = |port| TcpListener::bind((ADDR, port)).expect("nobody else is here");
+    let bind = |port| TcpListener::bind((ADDR, port)).expect("the namespace is new");
     let fill = || (*range.start()..*range.end()).map(bind).collect();
     executor.run(netns, fill).expect("the namespace is there")
 }
@@ -72,7 +72,7 @@ fn nearly_full(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ports/one free of");
     for size in [100_u16, 1_000, 10_000] {
         // Where the kernel can be asked, and where it cannot.
-        for (place, low) in [("dynamic range", 40_000), ("elsewhere", 20_000)] {
+        for (range_of, low) in [("dynamic range", 40_000), ("elsewhere", 20_000)] {
             let netns = netns();
             let range = low..=low + size - 1;
             let _busy = fill(&executor, &netns, range.clone());
@@ -84,11 +84,11 @@ fn nearly_full(criterion: &mut Criterion) {
                 let request = request.ports(Ports::Range(range.clone()));
                 request.acquire().expect("the last one is free")
             };
-            let label = BenchmarkId::new(format!("lease, {place}"), size);
+            let label = BenchmarkId::new(format!("lease, {range_of}"), size);
             group.bench_function(label, |bencher| {
                 bencher.iter(|| lease(Budget::WalkOnce));
             });
-            if place == "dynamic range" {
+            if range_of == "dynamic range" {
                 // What a number of tries is a limit on, the kernel is not asked.
                 let tries = Budget::Tries(u32::from(size));
                 group.bench_function(BenchmarkId::new("lease, walk only", size), |bencher| {

@@ -6,7 +6,7 @@
 //! `cargo bench -p benches --bench run`; needs root.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
-use benches::peers::{CATALOGUE, IN_PLACE, OURS, PINNED, SPAWN_JOIN, Site, THREAD_PER_CALL};
+use benches::peers::{CATALOGUE, IN_PLACE, OURS, PINNED, SPAWN_JOIN, Setup, THREAD_PER_CALL};
 use benches::work::Work;
 use criterion::{Criterion, criterion_group, criterion_main};
 use netns_exec::{Executor, Netns};
@@ -14,7 +14,7 @@ use netns_exec::{Executor, Netns};
 fn run(criterion: &mut Criterion) {
     let netns = Netns::new().expect("root may make a namespace");
     let executor = Executor::new().expect("an executor needs nothing");
-    let site = Site {
+    let setup = Setup {
         netns: &netns,
         name: None,
         executor: &executor,
@@ -24,7 +24,7 @@ fn run(criterion: &mut Criterion) {
         for label in [OURS, PINNED, SPAWN_JOIN, IN_PLACE, THREAD_PER_CALL] {
             let entry = CATALOGUE.iter().find(|entry| entry.label == label);
             let build = entry.expect("it is in the catalogue").build;
-            let peer = build(&site).expect("it can be built in a fresh namespace");
+            let peer = build(&setup).expect("it can be built in a fresh namespace");
             group.bench_function(label, |bencher| bencher.iter(|| peer.repeat(work, 1)));
         }
         group.finish();

@@ -10,7 +10,7 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// The system's allocator; put it behind `#[global_allocator]`.
 ///
-/// While nobody counts it costs one load of a flag that nobody writes.
+/// While no count is under way it costs one load of a flag that is not written.
 pub struct Counting;
 
 fn note() {

@@ -37,7 +37,7 @@ pub fn open_socket() -> OwnedFd {
 /// # Panics
 ///
 /// When /proc is not there.
-pub fn place() -> u64 {
+pub fn own_netns_inode() -> u64 {
     fs::metadata("/proc/thread-self/ns/net")
         .expect("/proc is mounted")
         .ino()

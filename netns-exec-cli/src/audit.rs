@@ -10,7 +10,7 @@ use netns_exec::audit::{Namespaces, Process, Thread, Verdict, namespaces};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, printable};
 
 /// Show which threads of a process are in a network namespace they do not belong to
 #[derive(clap::Args)]
@@ -45,11 +45,11 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Look again and again, and print what has changed
+    /// Audit again and again, and print what has changed
     #[arg(long)]
     watch: bool,
 
-    /// Seconds between two looks
+    /// Seconds between two audits
     #[arg(long, value_name = "SECONDS", default_value = "1", requires = "watch")]
     interval: f64,
 
@@ -58,10 +58,10 @@ pub(crate) struct Args {
     all: bool,
 }
 
-/// What to look at.
+/// What to audit.
 enum Subject {
     Process(u32),
-    /// Held, so that it is the same one at every look.
+    /// Held, so that it is the same one at every audit.
     Netns(Netns),
 }
 
@@ -98,8 +98,8 @@ impl Subject {
     }
 }
 
-/// The processes with a thread in `netns`, without those of unknown places:
-/// nobody could say that they have to do with it.
+/// The processes with a thread in `netns`, without those that may not be
+/// read: nothing tells that they have to do with it.
 fn pids_in(netns: &Netns, found: &Namespaces) -> Vec<u32> {
     let mut all = found.namespaces().iter();
     let namespace = all.find(|namespace| namespace.id() == Some(netns.id()));
@@ -156,15 +156,6 @@ impl<'a> Report<'a> {
             processes: audits.iter().map(process).collect(),
         }
     }
-}
-
-/// A name for a terminal: anybody may put anything into a thread's.
-pub(crate) fn printable(name: &str) -> String {
-    let escape = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    name.chars().map(escape).collect()
 }
 
 fn count(audits: &[Process], verdict: Verdict) -> usize {
@@ -256,27 +247,27 @@ fn watch(args: &Args, subject: &Subject, interval: Duration) -> Result<ExitCode,
     loop {
         let audits = match subject.audit() {
             Ok(audits) => audits,
-            // The first look found it: now it has ended.
-            Err(_) if known.looked && has_ended(subject) => return Ok(status(strays, unknown)),
+            // The first audit found it: now it has ended.
+            Err(_) if known.audited && has_ended(subject) => return Ok(status(strays, unknown)),
             Err(failure) => return Err(failure),
         };
         strays = strays.max(count(&audits, Verdict::Stray));
         unknown = count(&audits, Verdict::Unknown);
         let changes = known.take_in(&audits, args.all);
         if args.json {
-            if !changes.is_empty() || !known.looked {
+            if !changes.is_empty() || !known.audited {
                 let text = serde_json::to_string(&Report::of(&audits))
                     .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
                 output::line(text)?;
             }
-        } else if known.looked {
+        } else if known.audited {
             for change in changes {
                 output::line(change)?;
             }
         } else {
             print(&audits, args.all)?;
         }
-        known.looked = true;
+        known.audited = true;
         thread::sleep(interval);
     }
 }
@@ -290,10 +281,10 @@ fn has_ended(subject: &Subject) -> bool {
     }
 }
 
-/// Who was where at the last look.
+/// Which thread was where at the last audit.
 #[derive(Default)]
 struct Known {
-    looked: bool,
+    audited: bool,
     threads: BTreeMap<u32, (Verdict, String)>,
 }
 
@@ -337,12 +328,6 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_cannot_steer_the_terminal() {
-        assert_eq!(printable("ns:blue/0"), "ns:blue/0");
-        assert_eq!(printable("\u{1b}[2Jé\n"), "\\u{1b}[2Jé\\n");
-    }
 
     #[test]
     fn stray_outweighs_unknown_in_the_exit_status() {

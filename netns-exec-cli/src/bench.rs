@@ -15,10 +15,10 @@ use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::netns_arg::NetnsArg;
 use crate::output;
 use crate::setting::Setting;
-use crate::target::Target;
-use turn::{Course, Regime, Way};
+use turn::{Method, Regime, Setup};
 
 /// Time calls into a namespace, against setns and against a thread per call
 ///
@@ -60,7 +60,7 @@ pub(crate) struct Args {
     /// The namespace: a NAME as `ip netns list` shows it, a PATH (anything with
     /// a slash), or pid:N for that of a process [default: a new one]
     #[arg(value_name = "NS")]
-    netns: Option<Target>,
+    netns: Option<NetnsArg>,
 
     /// About how long to measure, up to 300; three rounds are made in any case
     #[arg(long, value_name = "SECONDS", default_value = "4", value_parser = seconds)]
@@ -98,7 +98,7 @@ struct Plan {
 }
 
 impl Plan {
-    const TURNS: u32 = (Regime::ALL.len() * Way::ALL.len()) as u32;
+    const TURNS: u32 = (Regime::ALL.len() * Method::ALL.len()) as u32;
 
     fn new(total: Duration) -> Plan {
         let round = TURN * Self::TURNS;
@@ -113,7 +113,7 @@ impl Plan {
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let (setting, ns) = match &args.netns {
-        Some(target) => (Setting::as_found()?, target.open()?),
+        Some(arg) => (Setting::as_found()?, arg.open()?),
         None => {
             let setting = Setting::prepare()?;
             // In a user namespace, setns(2) back to the network namespace of the
@@ -124,21 +124,21 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
             (setting, Netns::new()?)
         }
     };
-    let (name, id) = (args.netns.map(|target| target.to_string()), ns.id().into());
-    let course = Course::open(ns)?;
+    let (name, id) = (args.netns.map(|arg| arg.to_string()), ns.id().into());
+    let setup = Setup::open(ns)?;
 
     let plan = Plan::new(args.seconds);
     let began = Instant::now();
-    let measured = measure(&course, plan)?;
+    let measured = measure(&setup, plan)?;
     let seconds = began.elapsed().as_secs_f64();
-    course.close()?;
+    setup.close()?;
 
     let report = Report {
         version: 1,
         setting,
         cpus: thread::available_parallelism().map_or(1, usize::from),
         optimized: !cfg!(debug_assertions),
-        netns: Place { name, id },
+        netns: NetnsRow { name, id },
         rounds: plan.rounds,
         seconds,
         regimes: measured.iter().map(RegimeRow::of).collect(),
@@ -150,13 +150,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was measured in one regime, in the order of [`Way::ALL`].
+/// What was measured in one regime, in the order of [`Method::ALL`].
 struct Measured {
     regime: Regime,
-    ways: [(Way, Rounds); Way::ALL.len()],
+    methods: [(Method, Rounds); Method::ALL.len()],
 }
 
-fn measure(course: &Course, plan: Plan) -> Result<Vec<Measured>, Failure> {
+fn measure(setup: &Setup, plan: Plan) -> Result<Vec<Measured>, Failure> {
     let turns = u64::from(plan.rounds * Plan::TURNS);
     let progress = ProgressBar::with_draw_target(Some(turns), ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("{bar:40} {percent}%  {eta} left");
@@ -165,13 +165,13 @@ fn measure(course: &Course, plan: Plan) -> Result<Vec<Measured>, Failure> {
     let mut measured: Vec<Measured> = (Regime::ALL.into_iter())
         .map(|regime| Measured {
             regime,
-            ways: Way::ALL.map(|way| (way, Rounds::default())),
+            methods: Method::ALL.map(|method| (method, Rounds::default())),
         })
         .collect();
     for _ in 0..plan.rounds {
         for regime in shuffled(&mut measured) {
-            for (way, rounds) in shuffled(&mut regime.ways) {
-                rounds.push_round(&course.turn(*way, regime.regime, plan.turn)?);
+            for (method, rounds) in shuffled(&mut regime.methods) {
+                rounds.push_round(&setup.turn(*method, regime.regime, plan.turn)?);
                 progress.inc(1);
             }
         }
@@ -196,14 +196,14 @@ struct Report {
     setting: Setting,
     cpus: usize,
     optimized: bool,
-    netns: Place,
+    netns: NetnsRow,
     rounds: u32,
     seconds: f64,
     regimes: Vec<RegimeRow>,
 }
 
 #[derive(Serialize)]
-struct Place {
+struct NetnsRow {
     name: Option<String>,
     id: u64,
 }
@@ -211,12 +211,14 @@ struct Place {
 #[derive(Serialize)]
 struct RegimeRow {
     regime: Regime,
-    ways: Vec<WayRow>,
+    #[serde(rename = "ways")]
+    methods: Vec<MethodRow>,
 }
 
 #[derive(Serialize)]
-struct WayRow {
-    way: Way,
+struct MethodRow {
+    #[serde(rename = "way")]
+    method: Method,
     samples: usize,
     p50_ns: f64,
     p99_ns: f64,
@@ -228,14 +230,14 @@ const MEASURED: &str = "a plan has a round or more";
 
 impl RegimeRow {
     fn of(measured: &Measured) -> RegimeRow {
-        let base = |base: Way| {
-            let found = measured.ways.iter().find(|(way, _)| *way == base);
-            &found.expect("all ways are measured").1
+        let base = |base: Method| {
+            let found = measured.methods.iter().find(|(method, _)| *method == base);
+            &found.expect("all methods are measured").1
         };
-        let (setns, thread) = (base(Way::SetnsInPlace), base(Way::ThreadPerCall));
+        let (setns, thread) = (base(Method::SetnsInPlace), base(Method::ThreadPerCall));
         let ratio = |rounds: &Rounds, base| rounds.ratio_to(base).expect(MEASURED).median;
-        let row = |(way, rounds): &(Way, Rounds)| WayRow {
-            way: *way,
+        let row = |(method, rounds): &(Method, Rounds)| MethodRow {
+            method: *method,
             samples: rounds.samples(),
             p50_ns: rounds.typical().expect(MEASURED).median,
             p99_ns: rounds.p99().expect(MEASURED),
@@ -244,14 +246,17 @@ impl RegimeRow {
         };
         RegimeRow {
             regime: measured.regime,
-            ways: measured.ways.iter().map(row).collect(),
+            methods: measured.methods.iter().map(row).collect(),
         }
     }
 
-    /// How many times as long as setns in place the shortest way to a worker took.
+    /// How many times as long as setns in place the shortest call to a worker took.
     fn ours_to_setns(&self) -> f64 {
-        let ours = self.ways.iter().find(|row| row.way == Way::PinnedRun);
-        ours.expect("all ways are measured").to_setns
+        let ours = self
+            .methods
+            .iter()
+            .find(|row| row.method == Method::PinnedRun);
+        ours.expect("all methods are measured").to_setns
     }
 }
 
@@ -277,18 +282,18 @@ impl Report {
             let labels = [regime.regime.label()]
                 .into_iter()
                 .chain(std::iter::repeat(""));
-            for (label, row) in labels.zip(&regime.ways) {
-                let against = |base, ratio| match row.way == base {
+            for (label, row) in labels.zip(&regime.methods) {
+                let against = |base, ratio| match row.method == base {
                     true => "-".to_owned(),
                     false => relation(ratio),
                 };
                 table.add_row([
                     label.to_owned(),
-                    row.way.label().to_owned(),
+                    row.method.label().to_owned(),
                     microseconds(row.p50_ns),
                     microseconds(row.p99_ns),
-                    against(Way::SetnsInPlace, row.to_setns),
-                    against(Way::ThreadPerCall, row.to_thread),
+                    against(Method::SetnsInPlace, row.to_setns),
+                    against(Method::ThreadPerCall, row.to_thread),
                 ]);
             }
         }
@@ -337,10 +342,10 @@ fn relation(ratio: f64) -> String {
     }
 }
 
-/// Says who is faster, given how many times as long as setns in place a call to
+/// Says which is faster, given how many times as long as setns in place a call to
 /// a resident worker took.
 fn verdict(regime: Regime, ratio: f64) -> String {
-    let (who, whom, times, why) = match (regime, ratio) {
+    let (faster, slower, times, why) = match (regime, ratio) {
         (_, ratio) if ratio <= SAME && ratio > 1.0 / SAME => {
             return format!(
                 "{}: a resident worker is as fast as setns in place.",
@@ -368,7 +373,7 @@ fn verdict(regime: Regime, ratio: f64) -> String {
         ),
     };
     format!(
-        "{}: {who} is {times:.1} times faster than {whom}{why}.",
+        "{}: {faster} is {times:.1} times faster than {slower}{why}.",
         regime.label()
     )
 }
@@ -405,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn relation_says_who_is_faster() {
+    fn relation_says_which_is_faster() {
         let shown = [0.004, 0.1, 0.5, 0.97, 1.0, 1.04, 2.54].map(relation);
         let expected = [
             "250x faster",

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::CommandFactory;
+use clap::Command;
 use clap_complete::Shell;
 
 use crate::failure::Failure;
@@ -20,10 +20,9 @@ pub(crate) struct Args {
     shell: Shell,
 }
 
-pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: Args, mut command: Command) -> Result<ExitCode, Failure> {
     // By way of memory: clap_complete panics when the reader is gone.
     let mut script = Vec::new();
-    let mut command = crate::Cli::command();
     clap_complete::generate(args.shell, &mut command, "netns-exec", &mut script);
     io::stdout().lock().write_all(&script)?;
     Ok(ExitCode::SUCCESS)

@@ -40,7 +40,7 @@ Examples:
   netns-exec demo --jobs 1000000 --json
 
 JSON: one object with
-  kernel, uid, user_namespace     where and as whom it ran; true: in one of its own
+  kernel, uid, user_namespace     where and as which user it ran; true: in one of its own
   threads, port, jobs, seconds    what was done, and how long it took
   namespaces                      for each: id, ttl, jobs, misplaced, call_ns and
                                   hand_over_ns with p50 and p99 (null without a job)
@@ -89,23 +89,23 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     say(setting.to_string())?;
 
     let executor = Executor::new()?;
-    let sites = (0..args.namespaces)
-        .map(|index| Site::set_up(&executor, index))
+    let namespaces = (0..args.namespaces)
+        .map(|index| DemoNetns::set_up(&executor, index))
         .collect::<Result<Vec<_>, _>>()?;
     say(format!(
         "{} namespaces, each with a listener of its own on 127.0.0.1:{PORT}; {} closures from {} threads\n",
-        sites.len(),
+        namespaces.len(),
         grouped(args.jobs),
         threads,
     ))?;
 
     let began = Instant::now();
-    let (tallies, mut watch) = ship(&executor, &sites, args.jobs, threads)?;
+    let (tallies, mut audits) = ship(&executor, &namespaces, args.jobs, threads)?;
     let seconds = began.elapsed().as_secs_f64();
     executor.shutdown(None)?;
-    watch.look()?;
+    audits.audit()?;
 
-    let report = Report::new(setting, threads, &sites, tallies, &watch, seconds);
+    let report = Report::new(setting, threads, &namespaces, tallies, &audits, seconds);
     match args.json {
         true => output::json(&report)?,
         false => report.show()?,
@@ -120,7 +120,7 @@ fn default_threads() -> u16 {
 }
 
 /// One namespace, and what tells it from the others.
-struct Site {
+struct DemoNetns {
     ns: Netns,
     id: u64,
     /// What sockets made there have. `None` where /proc/sys is read-only, as in
@@ -130,8 +130,8 @@ struct Site {
     listener: TcpListener,
 }
 
-impl Site {
-    fn set_up(executor: &Executor, index: u16) -> Result<Site, Failure> {
+impl DemoNetns {
+    fn set_up(executor: &Executor, index: u16) -> Result<DemoNetns, Failure> {
         let ns = Netns::new()?;
         ns.set_loopback_up()?;
         let own = FIRST_TTL + u8::try_from(index).expect("the arguments were checked");
@@ -149,7 +149,7 @@ impl Site {
         let patience = TimeVal::seconds(5);
         setsockopt(&listener, sockopt::ReceiveTimeout, &patience)
             .map_err(|errno| Failure::io("cannot limit how long accept(2) waits", errno))?;
-        Ok(Site {
+        Ok(DemoNetns {
             id: ns.id().as_u64(),
             ns,
             ttl,
@@ -211,21 +211,21 @@ impl Tally {
     }
 }
 
-/// What was seen of the threads of this process.
+/// What audits of the threads of this process came to.
 #[derive(Default)]
-struct Watch {
-    looks: u64,
+struct ThreadAudits {
+    count: u64,
     /// The most threads that were astray at one time.
     strays: usize,
 }
 
-/// Sends the jobs, and returns what came of them for each site.
+/// Sends the jobs, and returns what came of them for each namespace.
 fn ship(
     executor: &Executor,
-    sites: &[Site],
+    namespaces: &[DemoNetns],
     jobs: u64,
     threads: u16,
-) -> Result<(Vec<Tally>, Watch), Failure> {
+) -> Result<(Vec<Tally>, ThreadAudits), Failure> {
     let next = AtomicU64::new(0);
     let progress = ProgressBar::with_draw_target(Some(jobs), ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template(
@@ -240,18 +240,18 @@ fn ship(
             let (alive, next) = (alive.clone(), &next);
             clients.push(start(scope, "demo-client", move || {
                 let _alive = alive;
-                client(executor, sites, jobs, next, seed)
+                client(executor, namespaces, jobs, next, seed)
             })?);
         }
         drop(alive);
-        let mut watch = Watch::default();
-        watch.look()?;
+        let mut audits = ThreadAudits::default();
+        audits.audit()?;
         while ended.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
             progress.set_position(next.load(Ordering::Relaxed).min(jobs));
-            watch.look()?;
+            audits.audit()?;
         }
         progress.finish_and_clear();
-        let mut tallies = vec![Tally::default(); sites.len()];
+        let mut tallies = vec![Tally::default(); namespaces.len()];
         for client in clients {
             let own = client
                 .join()
@@ -261,7 +261,7 @@ fn ship(
                 .zip(&own)
                 .for_each(|(tally, own)| tally.add(own));
         }
-        Ok((tallies, watch))
+        Ok((tallies, audits))
     })
 }
 
@@ -277,35 +277,35 @@ fn start<'scope, T: Send + 'scope>(
         })
 }
 
-/// Takes one job after the other and sends it to a site picked at random.
+/// Takes one job after the other and sends it to a namespace picked at random.
 fn client(
     executor: &Executor,
-    sites: &[Site],
+    namespaces: &[DemoNetns],
     jobs: u64,
     next: &AtomicU64,
     seed: u64,
 ) -> Result<Vec<Tally>, Failure> {
-    let mut tallies = vec![Tally::default(); sites.len()];
+    let mut tallies = vec![Tally::default(); namespaces.len()];
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     while next.fetch_add(1, Ordering::Relaxed) < jobs {
         // xorshift64
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        let index = usize::try_from(random % sites.len() as u64).expect("an index");
-        let (site, tally) = (&sites[index], &mut tallies[index]);
+        let index = usize::try_from(random % namespaces.len() as u64).expect("an index");
+        let (netns, tally) = (&namespaces[index], &mut tallies[index]);
 
         let called = Instant::now();
-        let outcome = executor.run(&site.ns, || {
+        let outcome = executor.run(&netns.ns, || {
             let began = Instant::now();
-            (site.is_here(), began.elapsed())
+            (netns.is_here(), began.elapsed())
         });
         let call = called.elapsed();
         let (right, inside) = outcome.inspect_err(|_| next.store(jobs, Ordering::Relaxed))?;
         let right = right.map_err(|error| {
             next.store(jobs, Ordering::Relaxed);
             Failure::io(
-                format!("cannot connect to port {PORT} in netns `{}`", site.ns),
+                format!("cannot connect to port {PORT} in netns `{}`", netns.ns),
                 error,
             )
         })?;
@@ -322,9 +322,9 @@ fn nanoseconds(time: Duration) -> u32 {
     u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
 }
 
-impl Watch {
-    fn look(&mut self) -> Result<(), Failure> {
-        self.looks += 1;
+impl ThreadAudits {
+    fn audit(&mut self) -> Result<(), Failure> {
+        self.count += 1;
         let strays = audit::Process::this()?.strays().count();
         self.strays = self.strays.max(strays);
         Ok(())
@@ -363,7 +363,8 @@ struct Report {
     total: Latency,
     misplaced_jobs: u64,
     stray_threads: usize,
-    looks: u64,
+    #[serde(rename = "looks")]
+    audits: u64,
     ok: bool,
 }
 
@@ -396,17 +397,17 @@ impl Report {
     fn new(
         setting: Setting,
         threads: u16,
-        sites: &[Site],
+        namespaces: &[DemoNetns],
         tallies: Vec<Tally>,
-        watch: &Watch,
+        audits: &ThreadAudits,
         seconds: f64,
     ) -> Report {
         let mut all = Tally::default();
-        let rows = sites.iter().zip(tallies).map(|(site, mut tally)| {
+        let rows = namespaces.iter().zip(tallies).map(|(netns, mut tally)| {
             all.add(&tally);
             Row {
-                id: site.id,
-                ttl: site.ttl,
+                id: netns.id,
+                ttl: netns.ttl,
                 jobs: tally.calls.len() as u64,
                 misplaced: tally.misplaced,
                 latency: Latency::of(&mut tally),
@@ -422,8 +423,8 @@ impl Report {
             namespaces,
             total: Latency::of(&mut all),
             misplaced_jobs: all.misplaced,
-            stray_threads: watch.strays,
-            looks: watch.looks,
+            stray_threads: audits.strays,
+            audits: audits.count,
             ok: false,
         };
         report.ok = report.ok();
@@ -488,7 +489,7 @@ impl Report {
         output::line(format_args!("misplaced jobs  {}", self.misplaced_jobs))?;
         output::line(format_args!(
             "stray threads   {}  (outside the home namespace and no worker; all threads were looked at {} times)",
-            self.stray_threads, self.looks
+            self.stray_threads, self.audits
         ))
     }
 }
@@ -531,13 +532,14 @@ mod tests {
     fn job_that_runs_elsewhere_is_noticed() {
         netns_exec_tests::require_root();
         let executor = Executor::new().expect("an executor");
-        let [red, blue] = [0, 1].map(|index| Site::set_up(&executor, index).expect("a site"));
-        let tell = |run_in: &Site, sent_to: &Site| {
+        let [red, blue] =
+            [0, 1].map(|index| DemoNetns::set_up(&executor, index).expect("a namespace"));
+        let tell = |run_in: &DemoNetns, sent_to: &DemoNetns| {
             let told = executor.run(&run_in.ns, || sent_to.is_here());
             told.expect("the job ran").expect("the port is bound there")
         };
         assert!(!tell(&red, &blue));
-        // What the stray connection left in the queue misleads nobody.
+        // What the stray connection left in the queue does no harm.
         assert!(tell(&red, &red) && tell(&blue, &blue));
     }
 
@@ -554,7 +556,7 @@ mod tests {
                 1,
                 &[],
                 Vec::new(),
-                &Watch { looks: 1, strays },
+                &ThreadAudits { count: 1, strays },
                 1.0,
             );
             report.misplaced_jobs = misplaced;

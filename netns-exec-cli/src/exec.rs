@@ -14,13 +14,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::failure::Failure;
-use crate::target::Targets;
-
-/// The statuses that env(1) and nohup(1) use, for what is not the command's own.
-pub(crate) const FAILED: u8 = 125;
-pub(crate) const NOT_EXECUTABLE: u8 = 126;
-pub(crate) const NOT_FOUND: u8 = 127;
+use crate::failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::netns_arg::NetnsArgs;
 
 /// Run a command in one namespace, or in several at once
 ///
@@ -52,7 +47,7 @@ Exit status:
   127  COMMAND was not found")]
 pub(crate) struct Args {
     #[command(flatten)]
-    targets: Targets,
+    netns: NetnsArgs,
 
     /// The command, after `--`, and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -60,7 +55,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let namespaces = enterable(&args.targets).map_err(|failure| failure.status(FAILED))?;
+    let namespaces = enterable(&args.netns).map_err(|failure| failure.status(FAILED))?;
     let mut command = Command::new(&args.command[0]);
     command.args(&args.command[1..]);
     match &namespaces[..] {
@@ -70,8 +65,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 /// Opens the namespaces, and makes sure of all before anything runs in one.
-fn enterable(targets: &Targets) -> Result<Vec<(String, Netns)>, Failure> {
-    let namespaces = targets.open()?;
+fn enterable(netns: &NetnsArgs) -> Result<Vec<(String, Netns)>, Failure> {
+    let namespaces = netns.open()?;
     for (_, ns) in &namespaces {
         ns.check_enter()?;
     }

@@ -6,6 +6,11 @@ use std::process::ExitCode;
 
 use nix::errno::Errno;
 
+/// The statuses that env(1) and nohup(1) use, for what is not the command's own.
+pub(crate) const FAILED: u8 = 125;
+pub(crate) const NOT_EXECUTABLE: u8 = 126;
+pub(crate) const NOT_FOUND: u8 = 127;
+
 /// What is said on stderr, in one line, before the command ends; and its exit
 /// status.
 #[derive(Debug)]
@@ -55,7 +60,7 @@ impl Failure {
     /// Says what happened on stderr, and returns the exit status.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.quiet {
-            // Not `eprintln!`, which panics when nobody listens any more.
+            // Not `eprintln!`, which panics when the reader has gone.
             let _ = writeln!(io::stderr(), "netns-exec: {self}");
         }
         ExitCode::from(self.status)

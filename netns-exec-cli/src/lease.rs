@@ -20,14 +20,14 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
-use crate::failure::Failure;
-use crate::target::Target;
-use crate::{exec, output};
+use crate::failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::netns_arg::NetnsArg;
+use crate::output;
 
 /// The first descriptor of the socket activation protocol: SD_LISTEN_FDS_START
 /// of sd_listen_fds(3).
 const FIRST_FD: i32 = 3;
-/// Somebody else has the port.
+/// Another process or lease has the port.
 const UNAVAILABLE: u8 = 1;
 
 /// Hold one port number in several namespaces at once
@@ -76,9 +76,9 @@ pub(crate) struct Args {
     /// Where to hold it: a NAME as `ip netns list` shows it, a PATH (anything
     /// with a slash), or pid:N, and the addresses; without any, 0.0.0.0 and ::
     #[arg(long, required = true, value_name = "NS[,ADDR...]")]
-    on: Vec<Place>,
+    on: Vec<OnArg>,
 
-    /// How long to go on while somebody else has the port; for a single port
+    /// How long to go on while the port is in use; for a single port
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     retry_for: Option<Duration>,
 
@@ -117,18 +117,18 @@ impl FromStr for Choice {
 
 /// A namespace, and addresses in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    target: Target,
+struct OnArg {
+    netns: NetnsArg,
     addrs: Vec<IpAddr>,
 }
 
-impl FromStr for Place {
+impl FromStr for OnArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
-        let target = parts.next().unwrap_or_default();
-        if target.is_empty() {
+        let netns = parts.next().unwrap_or_default();
+        if netns.is_empty() {
             return Err("the namespace comes first".to_owned());
         }
         let addr = |text: &str| {
@@ -139,10 +139,10 @@ impl FromStr for Place {
         if addrs.is_empty() {
             addrs = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         }
-        let target = target
+        let netns = netns
             .parse()
             .unwrap_or_else(|never: Infallible| match never {});
-        Ok(Place { target, addrs })
+        Ok(OnArg { netns, addrs })
     }
 }
 
@@ -155,7 +155,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let status = |failure: Failure| match args.command.is_empty() {
         true => failure,
         // The low numbers belong to the command that would have run.
-        false => failure.status(exec::FAILED),
+        false => failure.status(FAILED),
     };
     let lease = acquire(&args).map_err(status)?;
     if args.command.is_empty() {
@@ -172,14 +172,14 @@ fn acquire(args: &Args) -> Result<Lease, Failure> {
         (.., Some(choice)) => (Protocol::Sctp, choice),
         _ => unreachable!("clap wants one of the three"),
     };
-    let open = |place: &Place| place.target.open();
+    let open = |on: &OnArg| on.netns.open();
     let namespaces: Vec<Netns> = args.on.iter().map(open).collect::<Result<_, _>>()?;
 
     let executor = Executor::new()?;
     let mut request = Allocator::new(&executor)
         .request(protocol)
         .gate(match args.command.is_empty() {
-            // Nobody would serve them.
+            // Clients would wait for an answer for ever.
             true => Gate::Drop {
                 otherwise: Fallback::Refuse,
             },
@@ -191,8 +191,8 @@ fn acquire(args: &Args) -> Result<Lease, Failure> {
             Choice::Range(range) => Ports::Range(range.clone()),
             Choice::Dynamic => Ports::Dynamic { of: &namespaces[0] },
         });
-    for (place, netns) in args.on.iter().zip(&namespaces) {
-        request = request.on(netns, place.addrs.iter().copied());
+    for (on, netns) in args.on.iter().zip(&namespaces) {
+        request = request.on(netns, on.addrs.iter().copied());
     }
     if let Some(time) = args.retry_for {
         request = request.retry_for(time);
@@ -261,16 +261,16 @@ fn show(args: &Args, lease: &Lease) -> Result<(), Failure> {
 
 /// What the user called the namespace of each member.
 fn names(args: &Args) -> impl Iterator<Item = String> {
-    let name = |place: &Place| vec![place.target.to_string(); place.addrs.len()];
+    let name = |on: &OnArg| vec![on.netns.to_string(); on.addrs.len()];
     args.on.iter().flat_map(name)
 }
 
 /// Replaces this process, and returns only when that fails. The sockets, and so
-/// the port, are then the command's; it needs nobody to give them back.
+/// the port, are then the command's, and end with it.
 fn become_command(args: &Args, lease: Lease) -> Failure {
     let program = args.command[0].display();
     if let Err(error) = lease.activate() {
-        return Failure::new(error.to_string()).status(exec::FAILED);
+        return Failure::new(error.to_string()).status(FAILED);
     }
     // The hold is in memory, and ends with it.
     let (members, _hold) = lease.split();
@@ -289,13 +289,12 @@ fn become_command(args: &Args, lease: Lease) -> Failure {
         .env("LISTEN_FDNAMES", names.join(":"));
     let mappings = members.into_iter().zip(FIRST_FD..).map(mapping).collect();
     if let Err(error) = command.fd_mappings(mappings) {
-        return Failure::new(format!("cannot hand sockets to `{program}`: {error}"))
-            .status(exec::FAILED);
+        return Failure::new(format!("cannot hand sockets to `{program}`: {error}")).status(FAILED);
     }
     let error = command.exec();
     let status = match error.kind() {
-        IoErrorKind::NotFound => exec::NOT_FOUND,
-        _ => exec::NOT_EXECUTABLE,
+        IoErrorKind::NotFound => NOT_FOUND,
+        _ => NOT_EXECUTABLE,
     };
     Failure::io(format!("cannot execute `{program}`"), error).status(status)
 }
@@ -316,14 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn place_is_a_namespace_and_its_addresses() {
-        let place: Place = "blue,127.0.0.1,::1".parse().expect("well-formed");
-        assert_eq!(place.target, Target::Name("blue".into()));
-        assert_eq!(place.addrs.len(), 2);
-        let place: Place = "pid:1".parse().expect("well-formed");
-        assert!(place.addrs.iter().all(IpAddr::is_unspecified));
+    fn on_is_a_namespace_and_its_addresses() {
+        let on: OnArg = "blue,127.0.0.1,::1".parse().expect("well-formed");
+        assert_eq!(on.netns, NetnsArg::Name("blue".into()));
+        assert_eq!(on.addrs.len(), 2);
+        let on: OnArg = "pid:1".parse().expect("well-formed");
+        assert!(on.addrs.iter().all(IpAddr::is_unspecified));
         for text in ["", ",::1", "blue,", "blue,localhost", "blue,::1,"] {
-            text.parse::<Place>().expect_err(text);
+            text.parse::<OnArg>().expect_err(text);
         }
     }
 

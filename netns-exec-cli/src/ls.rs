@@ -5,9 +5,8 @@ use std::process::ExitCode;
 use netns_exec::audit::{Hold, Holder, Namespace, namespaces};
 use serde::Serialize;
 
-use crate::audit::printable;
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, printable};
 
 /// List all network namespaces on the system, named or not
 #[derive(clap::Args)]

@@ -14,9 +14,9 @@ mod exec;
 mod failure;
 mod lease;
 mod ls;
+mod netns_arg;
 mod output;
 mod setting;
-mod target;
 #[expect(
     clippy::disallowed_methods,
     reason = "before this process has a second thread"
@@ -25,7 +25,7 @@ mod userns;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 
@@ -44,7 +44,7 @@ use crate::failure::Failure;
     after_help = "Exit status: 0 when all is well, 1 when a check failed, 2 when the command itself \
                   failed or was misused. `exec` and `lease` pass on the status of what they ran."
 )]
-pub(crate) struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -70,7 +70,7 @@ impl Command {
             Command::Ls(args) => ls::run(args),
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),
-            Command::Completions(args) => completions::run(args),
+            Command::Completions(args) => completions::run(args, Cli::command()),
         }
     }
 }
@@ -88,13 +88,13 @@ fn main() -> ExitCode {
 
 /// Prints what is wrong with the command line, or the help that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
-    // Whoever closed the pipe does not want to read it.
+    // A reader that has gone does not want it.
     let _ = error.print();
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         // The low numbers belong to the command that would have run.
         _ if std::env::args_os().nth(1).is_some_and(|arg| arg == "exec") => {
-            ExitCode::from(exec::FAILED)
+            ExitCode::from(failure::FAILED)
         }
         _ => ExitCode::from(2),
     }

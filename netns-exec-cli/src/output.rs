@@ -30,3 +30,23 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
     line(text)
 }
+
+/// A name for a terminal: a thread may call itself anything.
+pub(crate) fn printable(name: &str) -> String {
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    name.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        assert_eq!(printable("ns:blue/0"), "ns:blue/0");
+        assert_eq!(printable("\u{1b}[2Jé\n"), "\\u{1b}[2Jé\\n");
+    }
+}

@@ -1,4 +1,4 @@
-//! Where and as whom a command runs: what belongs beside its results.
+//! Where and as which user a command runs: what belongs beside its results.
 
 use std::fmt;
 

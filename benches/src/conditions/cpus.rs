@@ -33,7 +33,7 @@ const STOPPED: u8 = 2;
 
 /// One thread per CPU that does nothing but use it, while asked to.
 pub struct Hogs {
-    order: Arc<AtomicU8>,
+    state: Arc<AtomicU8>,
     threads: Vec<Hog>,
 }
 
@@ -46,19 +46,19 @@ struct Hog {
 impl Hogs {
     /// Starts the threads, asleep.
     pub fn new() -> Result<Hogs> {
-        let order = Arc::new(AtomicU8::new(PARKED));
+        let state = Arc::new(AtomicU8::new(PARKED));
         let mut threads = Vec::new();
         for cpu in allowed()? {
             let at_work = Arc::new(AtomicBool::new(false));
             let (send, receive) = std::sync::mpsc::sync_channel(1);
-            let (order, seen) = (Arc::clone(&order), Arc::clone(&at_work));
+            let (state, seen) = (Arc::clone(&state), Arc::clone(&at_work));
             let thread = thread::Builder::new()
                 .name(format!("hog/{cpu}"))
                 .spawn(move || {
                     let placed = restrict_to(&[cpu]).map_err(|e| e.to_string());
                     let told = send.send(placed.map(|()| gettid().as_raw()));
                     while told.is_ok() {
-                        match order.load(Ordering::Acquire) {
+                        match state.load(Ordering::Acquire) {
                             PARKED => {
                                 seen.store(false, Ordering::Release);
                                 thread::park();
@@ -74,7 +74,7 @@ impl Hogs {
                 at_work,
             });
         }
-        Ok(Hogs { order, threads })
+        Ok(Hogs { state, threads })
     }
 
     /// Their thread ids.
@@ -84,7 +84,7 @@ impl Hogs {
 
     /// Keeps every CPU busy until the guard is dropped.
     pub fn run(&self) -> Running<'_> {
-        self.order.store(RUNNING, Ordering::Release);
+        self.state.store(RUNNING, Ordering::Release);
         for hog in &self.threads {
             hog.thread.thread().unpark();
         }
@@ -103,7 +103,7 @@ impl Hogs {
 
 impl Drop for Hogs {
     fn drop(&mut self) {
-        self.order.store(STOPPED, Ordering::Release);
+        self.state.store(STOPPED, Ordering::Release);
         for hog in self.threads.drain(..) {
             hog.thread.thread().unpark();
             // A hog has nothing to panic over.
@@ -117,7 +117,7 @@ pub struct Running<'a>(&'a Hogs);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.order.store(PARKED, Ordering::Release);
+        self.0.state.store(PARKED, Ordering::Release);
         self.0.wait_for(false);
     }
 }

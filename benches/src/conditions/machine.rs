@@ -17,7 +17,7 @@ pub struct Machine {
     pub cpu: String,
     /// How many of them this process may use.
     pub cores: usize,
-    /// The load when the run began: above 0, somebody else was there. Of several
+    /// The load when the run began: above 0, something else ran too. Of several
     /// runs, one after the other.
     pub load: String,
     /// The commit of the working tree, and whether it had changes.
@@ -27,7 +27,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around.
+    /// Reads them from /proc, uname(2) and git.
     ///
     /// # Errors
     ///

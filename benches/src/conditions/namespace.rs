@@ -56,7 +56,7 @@ impl Drop for Named {
     }
 }
 
-/// The inode that threads in `netns` see as theirs, see [`crate::work::place`].
+/// The inode that threads in `netns` see as theirs, see [`crate::work::own_netns_inode`].
 pub fn inode(netns: &Netns) -> Result<u64> {
     Ok(fstat(netns)?.st_ino)
 }

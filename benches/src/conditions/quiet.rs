@@ -1,7 +1,7 @@
-//! Makes sure that nobody is running out of turn.
+//! Makes sure that no thread runs out of turn.
 //!
-//! A worker that still spins after its own turn would take a CPU from whoever
-//! is measured next, and the next one would be blamed for it.
+//! A worker that still spins after its own turn would take a CPU from the
+//! peer that is measured next, which would be blamed for it.
 
 use std::fs;
 use std::thread;
@@ -27,7 +27,7 @@ pub fn wait(ignored: &[i32]) -> Result<()> {
             if tid == own || ignored.contains(&tid) {
                 continue;
             }
-            // One that ended meanwhile disturbs nobody.
+            // A thread that ended meanwhile disturbs no measurement.
             let Ok(stat) = fs::read_to_string(task.path().join("stat")) else {
                 continue;
             };

@@ -11,7 +11,7 @@ pub enum Gap {
     None,
     /// It sleeps, so its own CPU may go idle too.
     ///
-    /// The kernel adds its timer slack (50 us by default), for everybody alike.
+    /// The kernel adds its timer slack (50 us by default), for all peers alike.
     Sleep(Duration),
     /// It computes, so only the worker's CPU goes idle.
     Busy(Duration),

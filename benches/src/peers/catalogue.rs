@@ -104,7 +104,7 @@ pub const CATALOGUE: [Entry; 16] = [
     },
 ];
 
-/// A line of the catalogue of those who take jobs that nobody waits for.
+/// A line of the catalogue of floods.
 #[derive(Clone, Copy)]
 pub struct FloodEntry {
     /// As the tables and `--only` know it.
@@ -115,7 +115,7 @@ pub struct FloodEntry {
     pub build: BuildFlood,
 }
 
-/// Our own way to hand over a job that nobody waits for.
+/// Our own hand-over of a job that its caller does not wait for.
 pub const OUR_SPAWN: &str = "Executor::spawn";
 
 /// The same, many at a time.
@@ -132,7 +132,7 @@ const fn flood(label: &'static str, group: Group, build: BuildFlood) -> FloodEnt
     }
 }
 
-/// Everybody who takes jobs that nobody waits for.
+/// All peers that take jobs without waiting for them.
 pub const FLOODS: [FloodEntry; 6] = [
     flood(OUR_SPAWN, Group::Ours, ours::flood),
     flood(OUR_BATCH, Group::Ours, ours::batches),

@@ -14,7 +14,7 @@ pub(super) const DEPTH: usize = 64;
 
 /// One half of a channel of jobs and the thread at its other end.
 pub(super) struct Worker<S> {
-    /// `None` only while it is dropped: the thread ends when nobody can send.
+    /// `None` only while it is dropped: the thread ends when the last sender has gone.
     jobs: Option<S>,
     thread: Option<JoinHandle<()>>,
 }

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use super::peer::{Peer, Site};
+use super::peer::{Peer, Setup};
 use crate::Result;
 use crate::conditions::namespace::path;
 use crate::work::Work;
@@ -10,13 +10,13 @@ use crate::work::Work;
 /// A command line that runs what is appended to it in the namespace.
 struct Through(Vec<String>);
 
-pub(super) fn ip(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    let name = site.name.ok_or("`ip netns exec` needs a name")?;
+pub(super) fn ip(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    let name = setup.name.ok_or("`ip netns exec` needs a name")?;
     Through::new(&["ip", "netns", "exec", name])
 }
 
-pub(super) fn nsenter(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Through::new(&["nsenter", &format!("--net={}", path(site.netns))])
+pub(super) fn nsenter(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Through::new(&["nsenter", &format!("--net={}", path(setup.netns))])
 }
 
 impl Through {
@@ -45,7 +45,7 @@ impl Peer for Through {
         }
     }
 
-    fn place(&self) -> Option<u64> {
+    fn netns_inode(&self) -> Option<u64> {
         let output = self
             .command(&["readlink", "/proc/self/ns/net"])
             .output()

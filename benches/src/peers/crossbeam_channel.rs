@@ -3,25 +3,25 @@
 use ::crossbeam_channel::{Sender, bounded};
 
 use super::channel_worker::{DEPTH, GONE, Job, Worker};
-use super::peer::{Flood, Peer, Site};
+use super::peer::{Flood, Peer, Setup};
 use super::ship::{Post, Poster, Ship, Shipper};
 use crate::Result;
 
 struct Crossbeam(Worker<Sender<Job>>);
 
 impl Crossbeam {
-    fn new(site: &Site<'_>) -> Result<Crossbeam> {
+    fn new(setup: &Setup<'_>) -> Result<Crossbeam> {
         let (jobs, received) = bounded::<Job>(DEPTH);
-        Ok(Crossbeam(Worker::start(site.netns, jobs, received)?))
+        Ok(Crossbeam(Worker::start(setup.netns, jobs, received)?))
     }
 }
 
-pub(super) fn call(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(Crossbeam::new(site)?)))
+pub(super) fn call(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(Crossbeam::new(setup)?)))
 }
 
-pub(super) fn flood(site: &Site<'_>) -> Result<Box<dyn Flood>> {
-    Ok(Box::new(Poster(Crossbeam::new(site)?)))
+pub(super) fn flood(setup: &Setup<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(Crossbeam::new(setup)?)))
 }
 
 impl Ship for Crossbeam {

@@ -8,16 +8,16 @@ use std::thread::{self, JoinHandle};
 use rustix::thread::futex;
 
 use super::floor_line::{IDLE, Line, REQUEST, STOP};
-use super::peer::{Peer, Site};
+use super::peer::{Peer, Setup};
 use crate::Result;
 use crate::conditions::cpus;
 use crate::work::Work;
 
-pub(super) fn call(_: &Site<'_>) -> Result<Box<dyn Peer>> {
+pub(super) fn call(_: &Setup<'_>) -> Result<Box<dyn Peer>> {
     Ok(Box::new(Futex::new(None)?))
 }
 
-pub(super) fn on_one_cpu(_: &Site<'_>) -> Result<Box<dyn Peer>> {
+pub(super) fn on_one_cpu(_: &Setup<'_>) -> Result<Box<dyn Peer>> {
     let cpus = cpus::allowed()?;
     Ok(Box::new(Futex::new(Some(cpus))?))
 }
@@ -78,7 +78,7 @@ impl Peer for Futex {
         }
     }
 
-    fn place(&self) -> Option<u64> {
+    fn netns_inode(&self) -> Option<u64> {
         None
     }
 

@@ -22,4 +22,4 @@ pub use catalogue::{
     OUR_BATCH, OUR_SPAWN, OURS, PINNED, RAYON, SPAWN_JOIN, SPIN, STD_CHANNEL, STD_SPAWN,
     THREAD_PER_CALL, TOKIO,
 };
-pub use peer::{Build, BuildFlood, Flood, Group, Peer, Site};
+pub use peer::{Build, BuildFlood, Flood, Group, Peer, Setup};

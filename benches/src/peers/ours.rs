@@ -2,10 +2,10 @@
 
 use netns_exec::{Executor, Netns, Pinned};
 
-use super::peer::{Flood, Peer, Site};
+use super::peer::{Flood, Peer, Setup};
 use super::ship::{Post, Poster, Ship, Shipper};
 use crate::Result;
-use crate::work::{Work, open_socket, place};
+use crate::work::{Work, open_socket, own_netns_inode};
 
 const REFUSED: &str = "a worker was started when the bench was set up";
 
@@ -17,16 +17,16 @@ struct ByNetns {
     _resident: Pinned,
 }
 
-fn by_netns(site: &Site<'_>) -> Result<ByNetns> {
+fn by_netns(setup: &Setup<'_>) -> Result<ByNetns> {
     Ok(ByNetns {
-        executor: site.executor.clone(),
-        netns: site.netns.clone(),
-        _resident: site.executor.pin(site.netns)?,
+        executor: setup.executor.clone(),
+        netns: setup.netns.clone(),
+        _resident: setup.executor.pin(setup.netns)?,
     })
 }
 
-pub(super) fn executor(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(by_netns(site)?)))
+pub(super) fn executor(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(by_netns(setup)?)))
 }
 
 impl Ship for ByNetns {
@@ -41,15 +41,15 @@ impl Post for ByNetns {
     }
 }
 
-pub(super) fn flood(site: &Site<'_>) -> Result<Box<dyn Flood>> {
-    Ok(Box::new(Poster(by_netns(site)?)))
+pub(super) fn flood(setup: &Setup<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(by_netns(setup)?)))
 }
 
 /// Many at a time.
 struct InBatches(ByNetns);
 
-pub(super) fn batches(site: &Site<'_>) -> Result<Box<dyn Flood>> {
-    Ok(Box::new(Poster(InBatches(by_netns(site)?))))
+pub(super) fn batches(setup: &Setup<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(InBatches(by_netns(setup)?))))
 }
 
 impl Post for InBatches {
@@ -75,8 +75,8 @@ impl Post for InBatches {
 /// By a handle that already knows the worker.
 struct ByPin(Pinned);
 
-pub(super) fn pinned(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(ByPin(site.executor.pin(site.netns)?))))
+pub(super) fn pinned(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(ByPin(setup.executor.pin(setup.netns)?))))
 }
 
 impl Ship for ByPin {
@@ -88,8 +88,8 @@ impl Ship for ByPin {
 /// As a task, waited for through its handle.
 struct ByTask(Pinned);
 
-pub(super) fn spawn_join(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(ByTask(site.executor.pin(site.netns)?))))
+pub(super) fn spawn_join(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(ByTask(setup.executor.pin(setup.netns)?))))
 }
 
 impl Ship for ByTask {
@@ -101,8 +101,8 @@ impl Ship for ByTask {
 /// The closure writes to the caller's stack, so a third cache line moves.
 struct Borrowing(Pinned);
 
-pub(super) fn borrowed(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Borrowing(site.executor.pin(site.netns)?)))
+pub(super) fn borrowed(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Borrowing(setup.executor.pin(setup.netns)?)))
 }
 
 impl Peer for Borrowing {
@@ -127,7 +127,7 @@ impl Peer for Borrowing {
         }
     }
 
-    fn place(&self) -> Option<u64> {
-        Some(self.0.run(place).expect(REFUSED))
+    fn netns_inode(&self) -> Option<u64> {
+        Some(self.0.run(own_netns_inode).expect(REFUSED))
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::work::Work;
 
-/// On which side a contestant stands.
+/// On which side of the comparison a peer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Group {
@@ -29,13 +29,13 @@ impl Group {
     }
 }
 
-/// One way to get work done in a namespace, ready to be called.
+/// A means to get work done in a namespace, ready to be called.
 pub trait Peer: Send + Sync {
     /// Does `work` `times` times, one after the other, each waited for.
     fn repeat(&self, work: Work, times: u32);
 
     /// The inode of the namespace that its work runs in; `None` for floors.
-    fn place(&self) -> Option<u64>;
+    fn netns_inode(&self) -> Option<u64>;
 
     /// Makes ready for a turn of calls from the calling thread.
     fn begin(&self) {}
@@ -44,14 +44,14 @@ pub trait Peer: Send + Sync {
     fn end(&self) {}
 }
 
-/// One that also takes jobs that nobody waits for.
+/// A peer that takes jobs without waiting for them.
 pub trait Flood: Send + Sync {
     /// Hands over `jobs` jobs and returns when all of them have run.
     fn flood(&self, jobs: u32);
 }
 
 /// What peers are built from.
-pub struct Site<'a> {
+pub struct Setup<'a> {
     /// The namespace to be in.
     pub netns: &'a Netns,
     /// Its name under /run/netns, if it has one.
@@ -61,7 +61,7 @@ pub struct Site<'a> {
 }
 
 /// How a peer is built for a namespace.
-pub type Build = fn(&Site<'_>) -> Result<Box<dyn Peer>>;
+pub type Build = fn(&Setup<'_>) -> Result<Box<dyn Peer>>;
 
 /// Builds a [`Flood`].
-pub type BuildFlood = fn(&Site<'_>) -> Result<Box<dyn Flood>>;
+pub type BuildFlood = fn(&Setup<'_>) -> Result<Box<dyn Flood>>;

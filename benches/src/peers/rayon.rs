@@ -1,6 +1,6 @@
 //! A rayon pool of one thread, started inside the namespace.
 
-use super::peer::{Flood, Peer, Site};
+use super::peer::{Flood, Peer, Setup};
 use super::ship::{Post, Poster, Ship, Shipper};
 use crate::Result;
 use crate::conditions::namespace::enter_first;
@@ -8,8 +8,8 @@ use crate::conditions::namespace::enter_first;
 struct Rayon(::rayon::ThreadPool);
 
 impl Rayon {
-    fn new(site: &Site<'_>) -> Result<Rayon> {
-        let first = enter_first(site.netns);
+    fn new(setup: &Setup<'_>) -> Result<Rayon> {
+        let first = enter_first(setup.netns);
         let pool = ::rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .start_handler(move |_| first())
@@ -18,12 +18,12 @@ impl Rayon {
     }
 }
 
-pub(super) fn call(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(Rayon::new(site)?)))
+pub(super) fn call(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(Rayon::new(setup)?)))
 }
 
-pub(super) fn flood(site: &Site<'_>) -> Result<Box<dyn Flood>> {
-    Ok(Box::new(Poster(Rayon::new(site)?)))
+pub(super) fn flood(setup: &Setup<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(Rayon::new(setup)?)))
 }
 
 impl Ship for Rayon {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use netns_exec::Netns;
 
-use super::peer::{Peer, Site};
+use super::peer::{Peer, Setup};
 use super::ship::{Ship, Shipper};
 use crate::Result;
 use crate::conditions::namespace::enter;
@@ -16,9 +16,9 @@ struct SetnsInPlace {
     home: OwnedFd,
 }
 
-pub(super) fn call(site: &Site<'_>) -> Result<Box<dyn Peer>> {
+pub(super) fn call(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
     Ok(Box::new(Shipper(SetnsInPlace {
-        target: site.netns.clone(),
+        target: setup.netns.clone(),
         home: File::open("/proc/thread-self/ns/net")?.into(),
     })))
 }

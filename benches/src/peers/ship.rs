@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use super::peer::{Flood, Peer};
-use crate::work::{Work, open_socket, place};
+use crate::work::{Work, open_socket, own_netns_inode};
 
 /// Takes a closure to the namespace and brings its result back.
 pub(super) trait Ship: Send + Sync {
@@ -33,8 +33,8 @@ impl<S: Ship> Peer for Shipper<S> {
         }
     }
 
-    fn place(&self) -> Option<u64> {
-        Some(self.0.ship(place))
+    fn netns_inode(&self) -> Option<u64> {
+        Some(self.0.ship(own_netns_inode))
     }
 }
 

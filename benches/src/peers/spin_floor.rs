@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
 use super::floor_line::{IDLE, Line, PARK, REQUEST, STOP};
-use super::peer::{Peer, Site};
+use super::peer::{Peer, Setup};
 use crate::Result;
 use crate::conditions::cpus;
 use crate::work::Work;
 
-pub(super) fn call(_: &Site<'_>) -> Result<Box<dyn Peer>> {
+pub(super) fn call(_: &Setup<'_>) -> Result<Box<dyn Peer>> {
     Ok(Box::new(Spin::new()?))
 }
 
@@ -61,7 +61,7 @@ impl Peer for Spin {
         }
     }
 
-    fn place(&self) -> Option<u64> {
+    fn netns_inode(&self) -> Option<u64> {
         None
     }
 

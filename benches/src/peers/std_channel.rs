@@ -4,25 +4,25 @@
 use std::sync::mpsc;
 
 use super::channel_worker::{DEPTH, GONE, Job, Worker};
-use super::peer::{Flood, Peer, Site};
+use super::peer::{Flood, Peer, Setup};
 use super::ship::{Post, Poster, Ship, Shipper};
 use crate::Result;
 
 struct Std(Worker<mpsc::SyncSender<Job>>);
 
 impl Std {
-    fn new(site: &Site<'_>) -> Result<Std> {
+    fn new(setup: &Setup<'_>) -> Result<Std> {
         let (jobs, received) = mpsc::sync_channel::<Job>(DEPTH);
-        Ok(Std(Worker::start(site.netns, jobs, received)?))
+        Ok(Std(Worker::start(setup.netns, jobs, received)?))
     }
 }
 
-pub(super) fn call(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(Std::new(site)?)))
+pub(super) fn call(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(Std::new(setup)?)))
 }
 
-pub(super) fn flood(site: &Site<'_>) -> Result<Box<dyn Flood>> {
-    Ok(Box::new(Poster(Std::new(site)?)))
+pub(super) fn flood(setup: &Setup<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(Std::new(setup)?)))
 }
 
 impl Ship for Std {

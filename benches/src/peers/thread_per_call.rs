@@ -4,15 +4,15 @@ use std::thread;
 
 use netns_exec::Netns;
 
-use super::peer::{Peer, Site};
+use super::peer::{Peer, Setup};
 use super::ship::{Ship, Shipper};
 use crate::Result;
 use crate::conditions::namespace::enter;
 
 struct ThreadPerCall(Netns);
 
-pub(super) fn call(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(ThreadPerCall(site.netns.clone()))))
+pub(super) fn call(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(ThreadPerCall(setup.netns.clone()))))
 }
 
 impl Ship for ThreadPerCall {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::peer::{Flood, Peer, Site};
+use super::peer::{Flood, Peer, Setup};
 use super::ship::{Post, Poster, Ship, Shipper};
 use crate::Result;
 use crate::conditions::namespace::enter_first;
@@ -10,24 +10,24 @@ use crate::conditions::namespace::enter_first;
 struct Tokio(::tokio::runtime::Runtime);
 
 impl Tokio {
-    fn new(site: &Site<'_>) -> Result<Tokio> {
+    fn new(setup: &Setup<'_>) -> Result<Tokio> {
         let runtime = ::tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(1)
             // Longer than any run: it must not leave between two turns.
             .thread_keep_alive(Duration::from_secs(24 * 3600))
-            .on_thread_start(enter_first(site.netns))
+            .on_thread_start(enter_first(setup.netns))
             .build()?;
         Ok(Tokio(runtime))
     }
 }
 
-pub(super) fn call(site: &Site<'_>) -> Result<Box<dyn Peer>> {
-    Ok(Box::new(Shipper(Tokio::new(site)?)))
+pub(super) fn call(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {
+    Ok(Box::new(Shipper(Tokio::new(setup)?)))
 }
 
-pub(super) fn flood(site: &Site<'_>) -> Result<Box<dyn Flood>> {
-    Ok(Box::new(Poster(Tokio::new(site)?)))
+pub(super) fn flood(setup: &Setup<'_>) -> Result<Box<dyn Flood>> {
+    Ok(Box::new(Poster(Tokio::new(setup)?)))
 }
 
 impl Ship for Tokio {

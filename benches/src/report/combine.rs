@@ -187,7 +187,7 @@ fn median<T>(runs: &[&T], of: impl Fn(&T) -> Spread) -> Spread {
     median_if_any(runs, |run| Some(of(run))).expect("there are two runs or more")
 }
 
-/// `None` when a run has none: nobody took part to hold it against.
+/// `None` when a run has none: no contestant took part to hold it against.
 fn median_if_any<T>(runs: &[&T], of: impl Fn(&T) -> Option<Spread>) -> Option<Spread> {
     let medians: Option<Vec<f64>> = (runs.iter()).map(|run| Some(of(run)?.median)).collect();
     Spread::of(&medians?)

@@ -58,7 +58,7 @@ impl Report {
         text
     }
 
-    /// What fits into a README: who by regime, and the targets.
+    /// What fits into a README: the p50 by regime, and the goals.
     pub fn summary(&self) -> String {
         let mut text = self.note() + "\n";
         for (note, table) in [
@@ -95,7 +95,7 @@ impl Report {
         }
     }
 
-    /// Who by regime.
+    /// The p50 of each contestant by regime.
     fn matrix(&self) -> Option<Table> {
         let scenes: Vec<&str> = (regime::ALL.iter())
             .map(|regime| regime.name)

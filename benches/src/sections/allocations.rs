@@ -15,7 +15,7 @@ pub const SECTION: &str = "allocations";
 pub struct Allocations {
     /// `call` or `spawn`.
     pub scene: String,
-    /// Who.
+    /// The peer.
     pub label: String,
     /// On which side.
     pub group: Group,
@@ -29,7 +29,7 @@ const CALLS: u32 = 1000;
 ///
 /// # Errors
 ///
-/// When a thread of somebody else keeps running: it might allocate too.
+/// When another thread keeps running: it might allocate too.
 pub fn of_call(entry: &Entry, peer: &dyn Peer) -> Result<Allocations> {
     Ok(Allocations {
         scene: "call".into(),
@@ -39,11 +39,11 @@ pub fn of_call(entry: &Entry, peer: &dyn Peer) -> Result<Allocations> {
     })
 }
 
-/// Counts those of a job that nobody waits for.
+/// Counts those of a job that its caller does not wait for.
 ///
 /// # Errors
 ///
-/// When a thread of somebody else keeps running: it might allocate too.
+/// When another thread keeps running: it might allocate too.
 pub fn of_spawn(entry: &FloodEntry, flood: &dyn Flood) -> Result<Allocations> {
     Ok(Allocations {
         scene: "spawn".into(),

@@ -1,9 +1,9 @@
-//! Turns, rounds and rows: who is measured when, and against whom.
+//! Turns, rounds and rows: which contestant is measured when, and against which.
 //!
 //! A contest is a set of contestants under the same conditions. Each has one
 //! turn in every round; the order of contests within a round and of contestants
 //! within a contest is shuffled anew each time, so that a drift of the machine
-//! or the wake of one contestant falls on everybody alike.
+//! or the wake of one contestant falls on all alike.
 
 use std::io::{IsTerminal, Write};
 
@@ -17,7 +17,7 @@ use crate::conditions::quiet;
 use crate::peers::Group;
 use netns_exec_measure::{Rounds, Spread};
 
-/// One who is measured.
+/// A peer that is measured.
 pub struct Contestant<'a> {
     /// As the tables and `--only` know it.
     pub label: String,
@@ -69,16 +69,16 @@ pub struct Contest<'a> {
     pub scene: String,
     /// Whether every CPU also runs something else.
     pub hogs: bool,
-    /// Whom the rows are held against as a floor, if he takes part.
+    /// The label that the rows are held against as a floor, if it takes part.
     pub floor: &'static str,
-    /// Whom the rows are held against as ours, if he takes part.
+    /// The label that the rows are held against as ours, if it takes part.
     pub ours: &'static str,
-    /// Those who take part.
+    /// The peers that take part.
     pub contestants: Vec<Contestant<'a>>,
 }
 
 impl Contest<'_> {
-    /// Leaves those that `filter` asks for, and the floors when anybody is left.
+    /// Leaves those that `filter` asks for, and the floors when any are left.
     pub fn keep(&mut self, filter: &Filter) {
         let (section, scene) = (self.section, self.scene.clone());
         let matches = |contestant: &Contestant<'_>| {
@@ -137,7 +137,7 @@ pub struct Row {
     pub section: String,
     /// The conditions.
     pub scene: String,
-    /// Who.
+    /// The contestant.
     pub label: String,
     /// On which side.
     pub group: Group,
@@ -155,7 +155,7 @@ pub struct Row {
     pub ns_beyond_ours: Option<Spread>,
 }
 
-/// Lets everybody have `rounds` turns, interleaved.
+/// Lets each contestant have `rounds` turns, interleaved.
 ///
 /// # Errors
 ///
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_measured_makes_no_row() {
+    fn contest_without_turns_makes_no_row() {
         assert!(contest().rows().is_empty());
     }
 }

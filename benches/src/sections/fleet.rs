@@ -8,7 +8,7 @@ use rand::RngExt;
 
 use crate::Result;
 use crate::conditions::namespace::inode;
-use crate::peers::{CATALOGUE, Entry, OURS, Peer, Site};
+use crate::peers::{CATALOGUE, Entry, OURS, Peer, Setup};
 use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::Work;
 
@@ -29,7 +29,7 @@ pub struct Fleet {
     peers: Vec<Box<dyn Peer>>,
 }
 
-/// Whether `filter` asks for anybody in any of `sizes`.
+/// Whether `filter` asks for a peer in any of `sizes`.
 pub fn is_wanted(sizes: &[usize], filter: &Filter) -> bool {
     (CATALOGUE.iter()).any(|entry| takes_part(entry, sizes, filter))
 }
@@ -54,13 +54,13 @@ pub fn build(
         .filter(|entry| takes_part(entry, sizes, filter))
         .map(|entry| {
             let build = |netns: &Netns| {
-                let site = Site {
+                let setup = Setup {
                     netns,
                     name: None,
                     executor,
                 };
-                let peer = (entry.build)(&site)?;
-                if peer.place() != Some(inode(netns)?) {
+                let peer = (entry.build)(&setup)?;
+                if peer.netns_inode() != Some(inode(netns)?) {
                     return Err(format!("`{}` is not in {netns}", entry.label).into());
                 }
                 Ok(peer)

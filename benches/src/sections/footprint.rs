@@ -1,4 +1,4 @@
-//! What a thousand workers cost while nobody calls them.
+//! What a thousand workers cost while no caller wants them.
 //!
 //! Measured in a process of its own for each contestant: what others allocated
 //! and freed before would be found again, and the workers would seem free.
@@ -16,16 +16,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::conditions::{namespace, quiet};
-use crate::peers::{CATALOGUE, Group, Site};
+use crate::peers::{CATALOGUE, Group, Setup};
 use netns_exec_measure::Spread;
 
 /// The section's name.
 pub const SECTION: &str = "footprint";
 
-/// What workers cost while nobody calls them.
+/// What workers cost while no caller wants them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Footprint {
-    /// Who.
+    /// The peer.
     pub label: String,
     /// On which side.
     pub group: Group,
@@ -39,7 +39,7 @@ pub struct Footprint {
 
 /// What [`probe`] is told on its standard input.
 #[derive(Serialize, Deserialize)]
-struct Order {
+struct ProbeRequest {
     label: String,
     netns_paths: Vec<String>,
     idle: Duration,
@@ -51,7 +51,7 @@ struct Order {
 ///
 /// When that process fails; it has said why.
 pub fn measure(label: &str, namespaces: &[Netns], idle: Duration) -> Result<Footprint> {
-    let order = Order {
+    let request = ProbeRequest {
         label: label.to_owned(),
         netns_paths: namespaces.iter().map(namespace::path).collect(),
         idle,
@@ -62,7 +62,7 @@ pub fn measure(label: &str, namespaces: &[Netns], idle: Duration) -> Result<Foot
         .stdout(Stdio::piped())
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(&serde_json::to_vec(&order)?)?;
+        stdin.write_all(&serde_json::to_vec(&request)?)?;
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
@@ -71,29 +71,29 @@ pub fn measure(label: &str, namespaces: &[Netns], idle: Duration) -> Result<Foot
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// The other end of [`measure`]: reads an order from standard input and writes
+/// The other end of [`measure`]: reads a request from standard input and writes
 /// what it found to standard output.
 ///
 /// # Errors
 ///
 /// When the workers cannot be started or looked at.
 pub fn probe() -> Result<()> {
-    let order: Order = serde_json::from_reader(std::io::stdin())?;
+    let request: ProbeRequest = serde_json::from_reader(std::io::stdin())?;
     let entry = (CATALOGUE.into_iter())
-        .find(|entry| entry.label == order.label)
-        .ok_or("nobody of that name")?;
-    let namespaces: Vec<Netns> = (order.netns_paths.iter())
+        .find(|entry| entry.label == request.label)
+        .ok_or("no peer of that name")?;
+    let namespaces: Vec<Netns> = (request.netns_paths.iter())
         .map(Netns::from_path)
         .collect::<Result<_, _>>()?;
     let executor = Executor::new()?;
     let start = |netns: &Netns| {
-        let peer = (entry.build)(&Site {
+        let peer = (entry.build)(&Setup {
             netns,
             name: None,
             executor: &executor,
         })?;
         // A worker that never ran has not touched its stack yet.
-        match peer.place() == Some(namespace::inode(netns)?) {
+        match peer.netns_inode() == Some(namespace::inode(netns)?) {
             true => Ok(peer),
             false => Err(format!("`{}` is not in {netns}", entry.label).into()),
         }
@@ -109,16 +109,16 @@ pub fn probe() -> Result<()> {
 
     let cpu = cpu_time()?;
     let begun = Instant::now();
-    thread::sleep(order.idle);
+    thread::sleep(request.idle);
     let used = (cpu_time()? - cpu).as_secs_f64();
-    let found = Footprint {
-        label: order.label,
+    let footprint = Footprint {
+        label: request.label,
         group: entry.group,
         workers: namespaces.len(),
         resident_bytes_each: Spread::exactly(grown / others.len().max(1) as f64),
         idle_cpu_share: Spread::exactly(used / begun.elapsed().as_secs_f64()),
     };
-    println!("{}", serde_json::to_string(&found)?);
+    println!("{}", serde_json::to_string(&footprint)?);
     drop(workers);
     Ok(())
 }

@@ -36,7 +36,7 @@ fn contest<'a>(
     work: Work,
     effort: Effort,
 ) -> Contest<'a> {
-    // Two threads that spin are no floor for anybody who sleeps, and with hogs
+    // Two threads that spin are no floor for peers that sleep, and with hogs
     // they only measure the scheduler's time slice.
     let takes_part = |entry: &Entry| {
         (work == Work::Empty || entry.opens_sockets)

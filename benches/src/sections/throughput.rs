@@ -1,5 +1,5 @@
 //! What many callers get done in one namespace, and how fast jobs can be
-//! handed over that nobody waits for.
+//! handed over that no caller waits for.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,7 +73,7 @@ fn turn(peer: &dyn Peer, work: Work, callers: usize, time: Duration) -> f64 {
     })
 }
 
-/// The contest of jobs that nobody waits for.
+/// The contest of jobs that no caller waits for.
 pub fn spawn_contest<'a>(floods: &'a [(FloodEntry, Box<dyn Flood>)], jobs: u32) -> Contest<'a> {
     Contest {
         section: "spawn",

@@ -1,8 +1,8 @@
-//! One turn: one way to call into a namespace, timed in one regime.
+//! One turn: one method of calling into a namespace, timed in one regime.
 //!
 //! Every turn has a calling thread of its own, that ends with it. setns there
-//! and back needs that, for a way back that fails must leave nobody else's thread
-//! astray; and the others get the same.
+//! and back needs that, for a failure to come back must not leave a thread
+//! astray that other code runs on; and the others get the same.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ use crate::failure::Failure;
 /// How a closure gets into the namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Way {
+pub(super) enum Method {
     /// To a resident worker, through the handle that knows it.
     PinnedRun,
     /// To the same worker, looked up by its namespace.
@@ -31,20 +31,20 @@ pub(super) enum Way {
     ThreadPerCall,
 }
 
-impl Way {
-    pub(super) const ALL: [Way; 4] = [
-        Way::PinnedRun,
-        Way::ExecutorRun,
-        Way::SetnsInPlace,
-        Way::ThreadPerCall,
+impl Method {
+    pub(super) const ALL: [Method; 4] = [
+        Method::PinnedRun,
+        Method::ExecutorRun,
+        Method::SetnsInPlace,
+        Method::ThreadPerCall,
     ];
 
     pub(super) fn label(self) -> &'static str {
         match self {
-            Way::PinnedRun => "Pinned::run",
-            Way::ExecutorRun => "Executor::run",
-            Way::SetnsInPlace => "setns in place",
-            Way::ThreadPerCall => "thread per call",
+            Method::PinnedRun => "Pinned::run",
+            Method::ExecutorRun => "Executor::run",
+            Method::SetnsInPlace => "setns in place",
+            Method::ThreadPerCall => "thread per call",
         }
     }
 }
@@ -74,8 +74,8 @@ impl Regime {
 /// worker that still spins after its last turn to fall asleep.
 const GAP: Duration = Duration::from_millis(1);
 
-/// A namespace, and all that is needed to get there each way.
-pub(super) struct Course {
+/// A namespace, and all that is needed to get there by each method.
+pub(super) struct Setup {
     ns: Netns,
     /// Where the calling threads are born.
     back: File,
@@ -83,40 +83,40 @@ pub(super) struct Course {
     pinned: Pinned,
 }
 
-impl Course {
-    /// Starts the worker, and sees that every way leads to the namespace.
-    pub(super) fn open(ns: Netns) -> Result<Course, Failure> {
+impl Setup {
+    /// Starts the worker, and sees that every method leads to the namespace.
+    pub(super) fn open(ns: Netns) -> Result<Setup, Failure> {
         ns.check_enter()?;
         let own = "/proc/thread-self/ns/net";
         let back =
             File::open(own).map_err(|error| Failure::io(format!("cannot open {own}"), error))?;
         let executor = Executor::new()?;
         let pinned = executor.pin(&ns)?;
-        let course = Course {
+        let setup = Setup {
             ns,
             back,
             executor,
             pinned,
         };
-        for way in Way::ALL {
-            let place = || course.call(way, Netns::current);
-            let place = on_a_thread_of_its_own(place)??;
-            if place != course.ns {
+        for method in Method::ALL {
+            let current = || setup.call(method, Netns::current);
+            let current = on_a_thread_of_its_own(current)??;
+            if current != setup.ns {
                 return Err(Failure::new(format!(
-                    "{} called into netns `{place}` instead of `{}`",
-                    way.label(),
-                    course.ns
+                    "{} called into netns `{current}` instead of `{}`",
+                    method.label(),
+                    setup.ns
                 )));
             }
         }
-        Ok(course)
+        Ok(setup)
     }
 
     /// Takes one turn of about this length, and returns the nanoseconds a call:
     /// one sample at least.
     pub(super) fn turn(
         &self,
-        way: Way,
+        method: Method,
         regime: Regime,
         length: Duration,
     ) -> Result<Vec<f64>, Failure> {
@@ -124,12 +124,12 @@ impl Course {
             thread::sleep(GAP);
             match regime {
                 Regime::Hot => back_to_back(length / 4, length - length / 4, |calls| {
-                    (0..calls).try_for_each(|_| self.call(way, || ()))
+                    (0..calls).try_for_each(|_| self.call(method, || ()))
                 }),
                 Regime::Parked => apart(
                     Extent::Time(length),
                     || thread::sleep(GAP),
-                    || self.call(way, || ()),
+                    || self.call(method, || ()),
                 ),
             }
         })
@@ -142,17 +142,17 @@ impl Course {
     }
 
     /// Calls `f` in the namespace. Only on a thread that ends afterwards.
-    fn call<T: Send>(&self, way: Way, f: impl FnOnce() -> T + Send) -> Result<T, Failure> {
-        match way {
-            Way::PinnedRun => Ok(self.pinned.run(f)?),
-            Way::ExecutorRun => Ok(self.executor.run(&self.ns, f)?),
-            Way::SetnsInPlace => {
+    fn call<T: Send>(&self, method: Method, f: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+        match method {
+            Method::PinnedRun => Ok(self.pinned.run(f)?),
+            Method::ExecutorRun => Ok(self.executor.run(&self.ns, f)?),
+            Method::SetnsInPlace => {
                 self.enter()?;
                 let result = f();
                 self.come_back()?;
                 Ok(result)
             }
-            Way::ThreadPerCall => on_a_thread_of_its_own(|| {
+            Method::ThreadPerCall => on_a_thread_of_its_own(|| {
                 self.enter()?;
                 Ok(f())
             }),

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 
 /// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum NetnsArg {
     /// As `ip netns` keeps it.
     Name(String),
     /// A file of a namespace; what holds a slash.
@@ -21,37 +21,37 @@ pub(crate) enum Target {
     Pid(String),
 }
 
-impl FromStr for Target {
+impl FromStr for NetnsArg {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
         Ok(if text.contains('/') {
-            Target::Path(text.into())
+            NetnsArg::Path(text.into())
         } else if let Some(pid) = text.strip_prefix("pid:") {
-            Target::Pid(pid.to_owned())
+            NetnsArg::Pid(pid.to_owned())
         } else {
-            Target::Name(text.to_owned())
+            NetnsArg::Name(text.to_owned())
         })
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for NetnsArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::Name(name) => f.write_str(name),
-            Target::Path(path) => path.display().fmt(f),
-            Target::Pid(pid) => write!(f, "pid:{pid}"),
+            NetnsArg::Name(name) => f.write_str(name),
+            NetnsArg::Path(path) => path.display().fmt(f),
+            NetnsArg::Pid(pid) => write!(f, "pid:{pid}"),
         }
     }
 }
 
-impl Target {
+impl NetnsArg {
     /// Opens the namespace.
     pub(crate) fn open(&self) -> Result<Netns, Failure> {
         let opened = match self {
-            Target::Name(name) => Netns::open(name),
-            Target::Path(path) => Netns::from_path(path),
-            Target::Pid(pid) => match pid.parse() {
+            NetnsArg::Name(name) => Netns::open(name),
+            NetnsArg::Path(path) => Netns::from_path(path),
+            NetnsArg::Pid(pid) => match pid.parse() {
                 Ok(pid) => Netns::from_pid(pid),
                 Err(_) => {
                     return Err(Failure::new(format!("`{pid}` is not a process id"))
@@ -65,18 +65,18 @@ impl Target {
 
 /// The namespaces of a command that takes several: `NS...` or `--all`.
 #[derive(clap::Args)]
-pub(crate) struct Targets {
+pub(crate) struct NetnsArgs {
     /// The namespaces: a NAME as `ip netns list` shows it, a PATH (anything with
     /// a slash), or pid:N for that of a process
     #[arg(value_name = "NS", required_unless_present = "all")]
-    netns: Vec<Target>,
+    netns: Vec<NetnsArg>,
 
     /// All named namespaces
     #[arg(long, conflicts_with = "netns")]
     all: bool,
 }
 
-impl Targets {
+impl NetnsArgs {
     /// Opens all of them, each namespace once however often it is named, with
     /// the name to show for it.
     pub(crate) fn open(&self) -> Result<Vec<(String, Netns)>, Failure> {
@@ -90,10 +90,10 @@ impl Targets {
             }
             opened.extend(listed.into_iter().map(|ns| (ns.label().to_owned(), ns)));
         } else {
-            for target in &self.netns {
-                let ns = target.open()?;
+            for arg in &self.netns {
+                let ns = arg.open()?;
                 if !opened.iter().any(|(_, known)| *known == ns) {
-                    opened.push((target.to_string(), ns));
+                    opened.push((arg.to_string(), ns));
                 }
             }
         }
@@ -105,21 +105,21 @@ impl Targets {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Target {
+    fn parse(text: &str) -> NetnsArg {
         text.parse().expect("anything can be parsed")
     }
 
     #[test]
     fn form_decides_what_is_meant() {
-        assert_eq!(parse("blue"), Target::Name("blue".into()));
-        assert_eq!(parse("./blue"), Target::Path("./blue".into()));
+        assert_eq!(parse("blue"), NetnsArg::Name("blue".into()));
+        assert_eq!(parse("./blue"), NetnsArg::Path("./blue".into()));
         assert_eq!(
             parse("/proc/1/ns/net"),
-            Target::Path("/proc/1/ns/net".into())
+            NetnsArg::Path("/proc/1/ns/net".into())
         );
-        assert_eq!(parse("pid:1"), Target::Pid("1".into()));
-        assert_eq!(parse("pid1"), Target::Name("pid1".into()));
-        assert_eq!(parse("pid:/1"), Target::Path("pid:/1".into()));
+        assert_eq!(parse("pid:1"), NetnsArg::Pid("1".into()));
+        assert_eq!(parse("pid1"), NetnsArg::Name("pid1".into()));
+        assert_eq!(parse("pid:/1"), NetnsArg::Path("pid:/1".into()));
     }
 
     #[test]
