@@ -1,12 +1,13 @@
 //! `netns-exec completions`: what makes the tab key work.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Command;
 use clap_complete::Shell;
 
 use crate::failure::Failure;
+use crate::stdio;
 
 /// Print a shell completion script
 #[derive(clap::Args)]
@@ -24,6 +25,6 @@ pub(crate) fn run(args: Args, mut command: Command) -> Result<ExitCode, Failure>
     // By way of memory: clap_complete panics when the reader is gone.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "netns-exec", &mut script);
-    io::stdout().lock().write_all(&script)?;
+    stdio::write_all(io::stdout(), &script)?;
     Ok(ExitCode::SUCCESS)
 }

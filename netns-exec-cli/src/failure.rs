@@ -1,10 +1,12 @@
 //! Why the command gives up.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
+
+use crate::stdio;
 
 /// The statuses that env(1) and nohup(1) use, for what is not the command's own.
 pub(crate) const FAILED: u8 = 125;
@@ -57,11 +59,14 @@ impl Failure {
         self
     }
 
+    pub(crate) fn exit_status(&self) -> u8 {
+        self.status
+    }
+
     /// Says what happened on stderr, and returns the exit status.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.quiet {
-            // Not `eprintln!`, which panics when the reader has gone.
-            let _ = writeln!(io::stderr(), "netns-exec: {self}");
+            stdio::say(&format!("netns-exec: {self}\n"));
         }
         ExitCode::from(self.status)
     }

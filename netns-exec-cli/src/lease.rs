@@ -1,6 +1,5 @@
 //! `netns-exec lease`: one port number, held in several namespaces at once.
 
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::ErrorKind as IoErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -139,9 +138,7 @@ impl FromStr for OnArg {
         if addrs.is_empty() {
             addrs = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         }
-        let netns = netns
-            .parse()
-            .unwrap_or_else(|never: Infallible| match never {});
+        let netns = NetnsArg::from(OsString::from(netns));
         Ok(OnArg { netns, addrs })
     }
 }

@@ -17,12 +17,15 @@ mod ls;
 mod netns_arg;
 mod output;
 mod setting;
+mod stdio;
+mod sys;
 #[expect(
     clippy::disallowed_methods,
     reason = "before this process has a second thread"
 )]
 mod userns;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -88,8 +91,16 @@ fn main() -> ExitCode {
 
 /// Prints what is wrong with the command line, or the help that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render();
+    let text = match output::has_colours(error.use_stderr()) {
+        true => text.ansi().to_string(),
+        false => text.to_string(),
+    };
     // A reader that has gone does not want it.
-    let _ = error.print();
+    let _ = match error.use_stderr() {
+        true => stdio::write_all(io::stderr(), text.as_bytes()),
+        false => stdio::write_all(io::stdout(), text.as_bytes()),
+    };
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         // The low numbers belong to the command that would have run.

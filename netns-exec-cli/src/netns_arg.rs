@@ -1,66 +1,105 @@
 //! The namespaces that a command line names.
 
-use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
+use clap::builder::{OsStringValueParser, TypedValueParser, ValueParserFactory};
 use netns_exec::Netns;
 
 use crate::failure::Failure;
 
-/// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`.
+/// Where `ip netns` keeps the names.
+const FOLDER: &str = "/run/netns";
+
+/// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`. A name
+/// or path is any bytes, as files' names are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NetnsArg {
     /// As `ip netns` keeps it.
-    Name(String),
+    Name(OsString),
     /// A file of a namespace; what holds a slash.
     Path(PathBuf),
     /// The namespace of a process. Kept as text, for `pid:x` to be refused with
     /// words of our own.
-    Pid(String),
+    Pid(OsString),
 }
 
-impl FromStr for NetnsArg {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(if text.contains('/') {
+impl From<OsString> for NetnsArg {
+    fn from(text: OsString) -> Self {
+        let bytes = text.as_bytes();
+        if bytes.contains(&b'/') {
             NetnsArg::Path(text.into())
-        } else if let Some(pid) = text.strip_prefix("pid:") {
-            NetnsArg::Pid(pid.to_owned())
+        } else if let Some(pid) = bytes.strip_prefix(b"pid:") {
+            NetnsArg::Pid(OsStr::from_bytes(pid).to_owned())
         } else {
-            NetnsArg::Name(text.to_owned())
-        })
+            NetnsArg::Name(text)
+        }
+    }
+}
+
+impl ValueParserFactory for NetnsArg {
+    type Parser = clap::builder::MapValueParser<OsStringValueParser, fn(OsString) -> NetnsArg>;
+
+    fn value_parser() -> Self::Parser {
+        OsStringValueParser::new().map(NetnsArg::from)
     }
 }
 
 impl fmt::Display for NetnsArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NetnsArg::Name(name) => f.write_str(name),
-            NetnsArg::Path(path) => path.display().fmt(f),
-            NetnsArg::Pid(pid) => write!(f, "pid:{pid}"),
-        }
+        self.to_os_string().display().fmt(f)
     }
 }
 
 impl NetnsArg {
+    /// As it was given.
+    pub(crate) fn to_os_string(&self) -> OsString {
+        match self {
+            NetnsArg::Name(name) => name.clone(),
+            NetnsArg::Path(path) => path.clone().into(),
+            NetnsArg::Pid(pid) => {
+                let mut text = OsString::from("pid:");
+                text.push(pid);
+                text
+            }
+        }
+    }
+
     /// Opens the namespace.
     pub(crate) fn open(&self) -> Result<Netns, Failure> {
         let opened = match self {
-            NetnsArg::Name(name) => Netns::open(name),
+            NetnsArg::Name(name) => open_name(name),
             NetnsArg::Path(path) => Netns::from_path(path),
-            NetnsArg::Pid(pid) => match pid.parse() {
-                Ok(pid) => Netns::from_pid(pid),
-                Err(_) => {
-                    return Err(Failure::new(format!("`{pid}` is not a process id"))
+            NetnsArg::Pid(pid) => match pid.to_str().and_then(|pid| pid.parse().ok()) {
+                Some(pid) => Netns::from_pid(pid),
+                None => {
+                    let attempt = format!("`{}` is not a process id", pid.display());
+                    return Err(Failure::new(attempt)
                         .hint("write pid:4711, or a name, or a path with a slash"));
                 }
             },
         };
         opened.map_err(Failure::from)
     }
+}
+
+/// Opens a namespace by its name, which may be any bytes but is text in the
+/// library.
+fn open_name(name: &OsStr) -> Result<Netns, netns_exec::Error> {
+    match name.to_str() {
+        Some(name) => Netns::open(name),
+        None => Netns::from_path(Path::new(FOLDER).join(name)),
+    }
+}
+
+/// A namespace, with what to call it in front of its command's output.
+pub(crate) struct Labelled {
+    pub(crate) label: OsString,
+    pub(crate) netns: Netns,
 }
 
 /// The namespaces of a command that takes several: `NS...` or `--all`.
@@ -71,34 +110,56 @@ pub(crate) struct NetnsArgs {
     #[arg(value_name = "NS", required_unless_present = "all")]
     netns: Vec<NetnsArg>,
 
-    /// All named namespaces
+    /// All named namespaces, as `ip -all netns` takes them
     #[arg(long, conflicts_with = "netns")]
     all: bool,
 }
 
 impl NetnsArgs {
+    pub(crate) fn all(&self) -> bool {
+        self.all
+    }
+
     /// Opens all of them, each namespace once however often it is named, with
-    /// the name to show for it.
-    pub(crate) fn open(&self) -> Result<Vec<(String, Netns)>, Failure> {
-        let mut opened: Vec<(String, Netns)> = Vec::new();
-        if self.all {
-            let listed = Netns::list()?;
-            if listed.is_empty() {
-                return Err(
-                    Failure::new("there is no named netns").hint("`ip netns add NAME` makes one")
-                );
+    /// the first of its names.
+    pub(crate) fn open(&self) -> Result<Vec<Labelled>, Failure> {
+        let mut opened: Vec<Labelled> = Vec::new();
+        let mut add = |label: OsString, netns: Netns| {
+            if !opened.iter().any(|known| known.netns == netns) {
+                opened.push(Labelled { label, netns });
             }
-            opened.extend(listed.into_iter().map(|ns| (ns.label().to_owned(), ns)));
+        };
+        if self.all {
+            for name in names()? {
+                match open_name(&name) {
+                    Ok(netns) => add(name, netns),
+                    // Deleted meanwhile, being made, or left by a crash.
+                    Err(error) if error.is_not_found() || error.is_not_a_netns() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
         } else {
             for arg in &self.netns {
-                let ns = arg.open()?;
-                if !opened.iter().any(|(_, known)| *known == ns) {
-                    opened.push((arg.to_string(), ns));
-                }
+                add(arg.to_os_string(), arg.open()?);
             }
         }
         Ok(opened)
     }
+}
+
+/// The names that `ip netns list` shows, in order.
+fn names() -> Result<Vec<OsString>, Failure> {
+    let failed = |error| Failure::io(format!("cannot read {FOLDER}"), error);
+    let entries = match fs::read_dir(FOLDER) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut names = (entries.map(|entry| Ok(entry?.file_name())))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -106,7 +167,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> NetnsArg {
-        text.parse().expect("anything can be parsed")
+        NetnsArg::from(OsString::from(text))
     }
 
     #[test]
@@ -127,6 +188,15 @@ mod tests {
         for text in ["blue", "/run/netns/blue", "pid:4711", "pid:x"] {
             assert_eq!(parse(text).to_string(), text);
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_kept() {
+        let bytes = OsStr::from_bytes(b"bl\xffue");
+        let arg = NetnsArg::from(bytes.to_owned());
+        assert_eq!(arg.to_os_string(), bytes);
+        let failure = arg.open().expect_err("no such name").to_string();
+        assert!(failure.contains("/run/netns/bl"), "{failure}");
     }
 
     #[test]

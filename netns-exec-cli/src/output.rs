@@ -1,10 +1,11 @@
 //! What every subcommand prints alike: tables for people, JSON for machines.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal};
 
 use comfy_table::{ContentArrangement, Table, TableComponent, presets};
 
 use crate::failure::Failure;
+use crate::stdio;
 
 /// An empty table with these headings, that fits the terminal.
 pub(crate) fn table<const N: usize>(headings: [&str; N]) -> Table {
@@ -18,10 +19,24 @@ pub(crate) fn table<const N: usize>(headings: [&str; N]) -> Table {
     table
 }
 
-/// Writes a text and a line break to stdout. In place of `println!`, which
-/// panics when the reader is gone.
+/// Whether standard error, or output, is a terminal that may be sent colours: see
+/// no-color.org.
+pub(crate) fn has_colours(stderr: bool) -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    let terminal = match stderr {
+        true => io::stderr().is_terminal(),
+        false => io::stdout().is_terminal(),
+    };
+    terminal && !refused && !dumb
+}
+
+/// Writes a text and a line break to stdout.
 pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    Ok(stdio::write_all(
+        io::stdout(),
+        format!("{text}\n").as_bytes(),
+    )?)
 }
 
 /// Writes a value as one indented JSON document.

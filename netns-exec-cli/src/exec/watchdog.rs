@@ -1,0 +1,139 @@
+//! A process that outlives exec by a moment, and ends its commands when exec did
+//! not come to do so: SIGKILL can be sent to a supervisor too.
+//!
+//! It is no child of exec (for those are commands), holds no file but one end of a
+//! pipe, and hears no signal. The pipe tells it which sessions there are; the end
+//! of the pipe, that exec has ended. The kernel kills the commands' first processes
+//! at that moment as well (see `sys::supervise_before_exec`), but forgets it of
+//! those that changed their user, and knows nothing of what they have started.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
+
+use nix::sys::prctl::set_name;
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::unistd::{Pid, chdir};
+
+use super::command::set_non_blocking;
+use crate::failure::Failure;
+use crate::sys;
+
+/// Exec's end of the pipe.
+pub(super) struct Watchdog {
+    sessions: Option<PipeWriter>,
+}
+
+impl Watchdog {
+    /// Starts it. This must still be the only thread.
+    pub(super) fn start() -> Result<Watchdog, Failure> {
+        let failed = |error: io::Error| Failure::io("cannot start a watchdog", error);
+        // The first child of this process would be the init of a PID namespace that
+        // ends with it; let that be a command.
+        let pid_namespaces =
+            ["pid", "pid_for_children"].map(|kind| fs::read_link(format!("/proc/self/ns/{kind}")));
+        if let [Ok(own), Ok(children)] = &pid_namespaces
+            && own != children
+        {
+            return Ok(Watchdog { sessions: None });
+        }
+        let (reader, writer) = io::pipe().map_err(failed)?;
+        set_non_blocking(&writer).map_err(|errno| failed(errno.into()))?;
+        sys::fork_detached(|| watch(reader)).map_err(failed)?;
+        Ok(Watchdog {
+            sessions: Some(writer),
+        })
+    }
+
+    /// Says that a command leads this session.
+    pub(super) fn begin(&mut self, leader: Pid) {
+        self.tell(leader.as_raw());
+    }
+
+    /// Says that the command has ended; before it is reaped, for until then the
+    /// number is its own.
+    pub(super) fn end(&mut self, leader: Pid) {
+        self.tell(-leader.as_raw());
+    }
+
+    fn tell(&mut self, number: i32) {
+        if let Some(sessions) = &mut self.sessions {
+            // Without a watchdog the commands run just as well.
+            let _ = sessions.write_all(&number.to_ne_bytes());
+        }
+    }
+}
+
+/// The watchdog's life.
+fn watch(mut sessions: PipeReader) {
+    sys::close_all_but(sessions.as_raw_fd());
+    let _ = SigSet::all().thread_block();
+    let _ = chdir("/");
+    let _ = set_name(c"netns-exec/dog");
+    let mut live = BTreeSet::new();
+    let mut number = [0; 4];
+    while sessions.read_exact(&mut number).is_ok() {
+        match i32::from_ne_bytes(number) {
+            leader @ 1.. => live.insert(leader),
+            ended => live.remove(&-ended),
+        };
+    }
+    if !live.is_empty() {
+        kill_sessions(&live);
+    }
+}
+
+/// Kills all processes of these sessions, as long as there are more: a process may
+/// be forking just now.
+fn kill_sessions(leaders: &BTreeSet<i32>) {
+    for leader in leaders {
+        let _ = killpg(Pid::from_raw(*leader), Signal::SIGKILL);
+    }
+    // Those that left the process group, as the jobs of a shell do.
+    for _ in 0..100 {
+        let members = members(leaders);
+        if members.is_empty() {
+            return;
+        }
+        for pid in members {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The processes of these sessions that run.
+fn members(leaders: &BTreeSet<i32>) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    (entries.flatten())
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.is_ok_and(|stat| session_of(&stat).is_some_and(|id| leaders.contains(&id)))
+        })
+        .collect()
+}
+
+/// The session in a line of /proc/PID/stat, unless the process has ended: see
+/// proc_pid_stat(5).
+fn session_of(stat: &str) -> Option<i32> {
+    // The name before it may hold anything.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    let state = fields.next()?;
+    let session = fields.nth(2)?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(session)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn session_is_read_behind_a_name_with_brackets() {
+        assert_eq!(session_of("7 (a) Z 9) S 1 2 33 0 -1"), Some(33));
+        assert_eq!(session_of("7 (sh) Z 1 2 33 0 -1"), None);
+    }
+}

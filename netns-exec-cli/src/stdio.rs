@@ -1,0 +1,76 @@
+//! Writing to standard output and error, whatever is behind them.
+//!
+//! Another process may have made the other end non-blocking, and this end with it
+//! (they are one open file), so a full pipe can be EAGAIN; and a reader may be gone.
+//! `print!` panics over both.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::write;
+
+/// Writes all of `bytes`, and waits as long as there is no room for them.
+pub(crate) fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    let fd = fd.as_fd();
+    while !bytes.is_empty() {
+        match write(fd, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => wait_for_room(fd)?,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn wait_for_room(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+    match poll(&mut fds, PollTimeout::NONE) {
+        // An error is found out by the next write.
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Says something on standard error, in one write where there is room; that there
+/// is no reader any more cannot be said.
+pub(crate) fn say(text: &str) {
+    let _ = write_all(io::stderr(), text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, pipe};
+    use std::thread;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+
+    #[test]
+    fn full_pipe_that_does_not_block_loses_nothing() {
+        let (mut reader, writer) = pipe().expect("a pipe");
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("an open file");
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n as u8).collect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                write_all(&writer, &sent).expect("a reader is there");
+                drop(writer);
+            });
+            let mut received = Vec::new();
+            reader.read_to_end(&mut received).expect("a pipe");
+            assert!(received == sent);
+        });
+    }
+
+    #[test]
+    fn reader_that_has_gone_is_an_error() {
+        let (reader, writer) = pipe().expect("a pipe");
+        drop(reader);
+        let error = write_all(&writer, b"text").expect_err("no reader");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
