@@ -1,18 +1,27 @@
 //! `netns-exec audit`: is every thread where it belongs?
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 use netns_exec::Netns;
-use netns_exec::audit::{Namespaces, Process, Thread, Verdict, namespaces};
+use netns_exec::audit::{Namespaces, Process, Thread, Unreadable, Verdict, namespaces};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::netns_arg::NetnsArg;
 use crate::output::{self, printable};
+use crate::table::{self, Saving, Table, Texts, Tone};
+use crate::unreadable::{self, LeftOut};
 
-/// Show which threads of a process are in a network namespace they do not belong to
+/// Show which threads are in a network namespace they do not belong to
+///
+/// Without PID or NAME, all processes of the host are audited, and those shown
+/// that have a stray.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A thread is at home where its process's main thread is. One in another
@@ -24,13 +33,15 @@ Exit status: 0 when there is no stray, 1 when there is one, 2 when there is
 none but some threads are unknown.
 
 JSON, one document (one for each line with --watch):
-  {\"version\": 1, \"strays\": N, \"unknown\": N, \"processes\": [
+  {\"version\": 1, \"audited\": N, \"strays\": N, \"unknown\": N, \"processes\": [
     {\"pid\": N, \"name\": \"...\", \"home\": ID|null, \"threads\": [
       {\"tid\": N, \"name\": \"...\", \"netns_id\": ID|null, \"label\": \"...\",
        \"verdict\": \"home\"|\"worker\"|\"stray\"|\"unknown\"}]}]}
-Keys may be added; version changes when one changes its meaning.
+audited counts processes. Keys may be added; version changes when one changes its
+meaning.
 
 Examples:
+  netns-exec audit                  every process that has a stray
   netns-exec audit 4711             the threads of process 4711
   netns-exec audit blue             every process with a thread in netns blue
   netns-exec audit 4711 --watch     tell when something changes, until it ends")]
@@ -39,7 +50,7 @@ pub(crate) struct Args {
     /// a slash), for all processes that have a thread in it. A name that is a
     /// number is given as a path
     #[arg(value_name = "PID|NAME")]
-    what: String,
+    what: Option<OsString>,
 
     /// Print JSON
     #[arg(long)]
@@ -53,9 +64,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "1", requires = "watch")]
     interval: f64,
 
-    /// Show the threads that are at home, too
+    /// Show the threads that are at home, too, and all processes
     #[arg(long, conflicts_with = "json")]
     all: bool,
+
+    #[command(flatten)]
+    table: table::Options,
 }
 
 /// What to audit.
@@ -63,39 +77,90 @@ enum Subject {
     Process(u32),
     /// Held, so that it is the same one at every audit.
     Netns(Netns),
+    Host,
+}
+
+/// What an audit came to.
+struct Audited {
+    processes: Vec<Process>,
+    /// Those that may have threads there, if they could be read.
+    unreadable: Vec<Unreadable>,
 }
 
 impl Subject {
-    fn find(what: &str) -> Result<Subject, Failure> {
-        if what.bytes().all(|byte| byte.is_ascii_digit()) {
-            let pid = what.parse();
+    fn find(what: Option<&OsStr>) -> Result<Subject, Failure> {
+        let Some(what) = what else {
+            return Ok(Subject::Host);
+        };
+        if what.as_bytes().iter().all(u8::is_ascii_digit) {
+            let what = what.display();
+            let pid = what.to_string().parse();
             return pid
                 .map(Subject::Process)
                 .map_err(|_| Failure::new(format!("`{what}` is not a process id")));
         }
-        let netns = match what.contains('/') {
-            true => Netns::from_path(what),
-            false => Netns::open(what),
+        let arg = match what.as_bytes().contains(&b'/') {
+            true => NetnsArg::Path(what.into()),
+            false => NetnsArg::Name(what.to_owned()),
         };
-        Ok(Subject::Netns(netns?))
+        Ok(Subject::Netns(arg.open()?))
     }
 
     /// Audits what there is; a process that was found and has ended is left out.
-    fn audit(&self) -> Result<Vec<Process>, Failure> {
-        match self {
-            Subject::Process(pid) => Ok(vec![Process::of(*pid)?]),
+    fn audit(&self) -> Result<Audited, Failure> {
+        let (pids, unreadable) = match self {
+            Subject::Process(pid) => {
+                return Ok(Audited {
+                    processes: vec![Process::of(*pid)?],
+                    unreadable: Vec::new(),
+                });
+            }
             Subject::Netns(netns) => {
-                let mut audits = Vec::new();
-                for pid in pids_in(netns, &namespaces()?) {
-                    match Process::of(pid) {
-                        Err(error) if error.is_not_found() => {}
-                        audit => audits.push(audit?),
-                    }
-                }
-                Ok(audits)
+                let found = namespaces()?;
+                (pids_in(netns, &found), found.unreadable().to_vec())
+            }
+            Subject::Host => (pids()?, Vec::new()),
+        };
+        let mut processes = Vec::new();
+        for pid in pids {
+            match Process::of(pid) {
+                Err(error) if error.is_not_found() => {}
+                audit => processes.push(audit?),
             }
         }
+        Ok(Audited {
+            processes,
+            unreadable,
+        })
     }
+
+    /// Whether a process is to be shown.
+    fn is_about(&self, audit: &Process) -> bool {
+        match self {
+            Subject::Host => audit.strays().next().is_some(),
+            _ => true,
+        }
+    }
+}
+
+/// All processes that /proc shows, but the kernel's.
+fn pids() -> Result<Vec<u32>, Failure> {
+    let failed = |error| Failure::io("cannot read /proc", error);
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    pids.retain(|pid| !is_kernel_thread(*pid));
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// No code of a user's can have left one of these astray. Kernels before 6.5 do not
+/// say which they are.
+fn is_kernel_thread(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line == "Kthread:\t1")
 }
 
 /// The processes with a thread in `netns`, without those that may not be
@@ -112,6 +177,7 @@ fn pids_in(netns: &Netns, found: &Namespaces) -> Vec<u32> {
 #[derive(Serialize)]
 struct Report<'a> {
     version: u32,
+    audited: usize,
     strays: usize,
     unknown: usize,
     processes: Vec<ProcessRow<'a>>,
@@ -135,7 +201,7 @@ struct ThreadRow<'a> {
 }
 
 impl<'a> Report<'a> {
-    fn of(audits: &'a [Process]) -> Report<'a> {
+    fn of(subject: &Subject, audits: &'a [Process]) -> Report<'a> {
         let row = |thread: &'a Thread| ThreadRow {
             tid: thread.tid(),
             name: thread.name(),
@@ -151,9 +217,13 @@ impl<'a> Report<'a> {
         };
         Report {
             version: 1,
+            audited: audits.len(),
             strays: count(audits, Verdict::Stray),
             unknown: count(audits, Verdict::Unknown),
-            processes: audits.iter().map(process).collect(),
+            processes: (audits.iter())
+                .filter(|audit| subject.is_about(audit))
+                .map(process)
+                .collect(),
         }
     }
 }
@@ -163,20 +233,22 @@ fn count(audits: &[Process], verdict: Verdict) -> usize {
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let subject = Subject::find(&args.what)?;
+    let subject = Subject::find(args.what.as_deref())?;
     if args.watch {
         let interval = Duration::try_from_secs_f64(args.interval)
             .map_err(|_| Failure::new(format!("cannot wait {} seconds", args.interval)))?;
         return watch(&args, &subject, interval);
     }
-    let audits = subject.audit()?;
-    match args.json {
-        true => output::json(&Report::of(&audits))?,
-        false => print(&audits, args.all)?,
+    let audited = subject.audit()?;
+    let audits = &audited.processes;
+    if args.json {
+        output::json(&Report::of(&subject, audits))?;
+    } else {
+        print(&args, &subject, &audited)?;
     }
     Ok(status(
-        count(&audits, Verdict::Stray),
-        count(&audits, Verdict::Unknown),
+        count(audits, Verdict::Stray),
+        count(audits, Verdict::Unknown),
     ))
 }
 
@@ -188,32 +260,14 @@ fn status(strays: usize, unknown: usize) -> ExitCode {
     }
 }
 
-fn print(audits: &[Process], all: bool) -> Result<(), Failure> {
-    let mut table = output::table(["PID", "PROCESS", "TID", "THREAD", "NETNS", "ID", "VERDICT"]);
-    let mut rows = 0;
-    for audit in audits {
-        for thread in audit.threads() {
-            if !all && thread.verdict() == Verdict::Home {
-                continue;
-            }
-            let id = thread
-                .netns_id()
-                .map_or("?".to_owned(), |id| id.to_string());
-            table.add_row([
-                audit.pid().to_string(),
-                printable(audit.name()),
-                thread.tid().to_string(),
-                printable(thread.name()),
-                printable(thread.label()),
-                id,
-                thread.verdict().to_string(),
-            ]);
-            rows += 1;
-        }
-    }
-    if rows > 0 {
-        output::line(table)?;
-    }
+const HEADINGS: [&str; 7] = ["PID", "PROCESS", "TID", "THREAD", "NETNS", "ID", "VERDICT"];
+
+/// Which thread is where, and how that is judged, is always shown.
+const SAVINGS: [Saving; 3] = [Saving::Drop(5), Saving::Drop(1), Saving::Drop(0)];
+
+fn print(args: &Args, subject: &Subject, audited: &Audited) -> Result<(), Failure> {
+    let audits = &audited.processes;
+    show(args, subject, audits)?;
     let threads: usize = audits.iter().map(|audit| audit.threads().len()).sum();
     let [home, worker, stray, unknown] = [
         Verdict::Home,
@@ -223,8 +277,7 @@ fn print(audits: &[Process], all: bool) -> Result<(), Failure> {
     ]
     .map(|verdict| count(audits, verdict));
     output::line(format_args!(
-        "{threads} {} in {} {}: {home} at home, {worker} workers, {stray} stray, \
-         {unknown} unknown",
+        "{threads} {} in {} {}: {home} at home, {worker} {}, {stray} stray, {unknown} unknown",
         if threads == 1 { "thread" } else { "threads" },
         audits.len(),
         if audits.len() == 1 {
@@ -232,9 +285,61 @@ fn print(audits: &[Process], all: bool) -> Result<(), Failure> {
         } else {
             "processes"
         },
+        if worker == 1 { "worker" } else { "workers" },
     ))?;
-    if unknown > 0 && count(audits, Verdict::Unknown) == threads {
-        output::line("nothing may be read: run as root, or as the user of the process")?;
+    let mut left_out: Vec<LeftOut<'_>> = (audited.unreadable.iter())
+        .map(|process| LeftOut {
+            pid: process.pid(),
+            name: process.process(),
+            what: process.what(),
+        })
+        .collect();
+    let unread = audits.iter().filter(|audit| {
+        let mut threads = audit.threads().iter();
+        threads.all(|thread| thread.netns_id().is_none())
+    });
+    left_out.extend(unread.map(|audit| LeftOut {
+        pid: audit.pid(),
+        name: audit.name(),
+        what: "threads",
+    }));
+    unreadable::say(&left_out);
+    Ok(())
+}
+
+fn show(args: &Args, subject: &Subject, audits: &[Process]) -> Result<(), Failure> {
+    let mut table = Table::new(&HEADINGS, &[0, 2, 5], &SAVINGS);
+    let mut rows = 0;
+    for audit in audits {
+        if !args.all && !subject.is_about(audit) {
+            continue;
+        }
+        for thread in audit.threads() {
+            if !args.all && thread.verdict() == Verdict::Home {
+                continue;
+            }
+            let id = thread.netns_id();
+            let tone = match thread.verdict() {
+                Verdict::Stray => Tone::Bad,
+                Verdict::Unknown => Tone::Doubtful,
+                Verdict::Worker => Tone::Good,
+                _ => Tone::Plain,
+            };
+            let cells = [
+                audit.pid().to_string(),
+                printable(audit.name()),
+                thread.tid().to_string(),
+                printable(thread.name()),
+                printable(thread.label()),
+                id.map_or("?".to_owned(), |id| id.to_string()),
+                thread.verdict().to_string(),
+            ];
+            table.row(tone, cells.map(Texts::from).into());
+            rows += 1;
+        }
+    }
+    if rows > 0 {
+        table.print(&args.table)?;
     }
     Ok(())
 }
@@ -245,18 +350,19 @@ fn watch(args: &Args, subject: &Subject, interval: Duration) -> Result<ExitCode,
     let mut known = Known::default();
     let (mut strays, mut unknown) = (0, 0);
     loop {
-        let audits = match subject.audit() {
-            Ok(audits) => audits,
+        let audited = match subject.audit() {
+            Ok(audited) => audited,
             // The first audit found it: now it has ended.
             Err(_) if known.audited && has_ended(subject) => return Ok(status(strays, unknown)),
             Err(failure) => return Err(failure),
         };
-        strays = strays.max(count(&audits, Verdict::Stray));
-        unknown = count(&audits, Verdict::Unknown);
-        let changes = known.take_in(&audits, args.all);
+        let audits = &audited.processes;
+        strays = strays.max(count(audits, Verdict::Stray));
+        unknown = count(audits, Verdict::Unknown);
+        let changes = known.take_in(audits, args.all);
         if args.json {
             if !changes.is_empty() || !known.audited {
-                let text = serde_json::to_string(&Report::of(&audits))
+                let text = serde_json::to_string(&Report::of(subject, audits))
                     .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
                 output::line(text)?;
             }
@@ -265,7 +371,7 @@ fn watch(args: &Args, subject: &Subject, interval: Duration) -> Result<ExitCode,
                 output::line(change)?;
             }
         } else {
-            print(&audits, args.all)?;
+            print(args, subject, &audited)?;
         }
         known.audited = true;
         thread::sleep(interval);
@@ -277,7 +383,7 @@ fn has_ended(subject: &Subject) -> bool {
         Subject::Process(pid) => {
             matches!(Process::of(*pid), Err(error) if error.is_not_found())
         }
-        Subject::Netns(_) => false,
+        Subject::Netns(_) | Subject::Host => false,
     }
 }
 

@@ -2,17 +2,20 @@
 
 use std::process::ExitCode;
 
-use netns_exec::audit::{Hold, Holder, Namespace, namespaces};
+use netns_exec::audit::{Hold, Holder, Namespace, Namespaces, namespaces};
 use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::output::{self, printable};
+use crate::table::{self, Saving, Table, Texts, Tone};
+use crate::unreadable::{self, LeftOut};
 
 /// List all network namespaces on the system, named or not
 #[derive(clap::Args)]
 #[command(after_help = "\
 A namespace lives as long as something holds it: a thread that is in it, an open
 file of it, a socket that was made in it, or a mount, which gives it its name.
+What could not be read, and so may be missing, is said on standard error.
 
 JSON, one document:
   {\"version\": 1, \"namespaces\": [
@@ -36,6 +39,9 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    table: table::Options,
 }
 
 #[derive(Serialize)]
@@ -182,63 +188,104 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = output::table([
-        "ID",
-        "INODE",
-        "NAMES",
-        "PROCESSES",
-        "THREADS",
-        "FDS",
-        "SOCKETS",
-        "MOUNTS",
-    ]);
-    for row in &rows {
-        table.add_row([
-            row.id.map_or("?".to_owned(), |id| id.to_string()),
-            row.inode.to_string(),
-            printable(&row.names.join(" ")),
-            processes(&row.processes),
-            row.counts.threads.to_string(),
-            row.counts.fds.to_string(),
-            row.counts.sockets.to_string(),
-            row.counts.mounts.to_string(),
-        ]);
-    }
-    output::line(table)?;
+    show(&rows, &args.table)?;
     if args.holders {
-        for (row, namespace) in rows.iter().zip(found.namespaces()) {
-            let name = match (row.names.first(), row.id) {
-                (Some(name), _) => name.clone(),
-                (None, Some(id)) => format!("netns:{id}"),
-                (None, None) => format!("net:[{}]", row.inode),
-            };
-            output::line(format_args!("\n{} is held by", printable(&name)))?;
-            for (pid, process, holds) in by_process(namespace.holders()) {
-                output::line(format_args!(
-                    "  process {pid} ({}): {}",
-                    printable(process),
-                    printable(&holds)
-                ))?;
-            }
-        }
+        show_holders(&rows, &found)?;
     }
-    if !unreadable.is_empty() {
-        output::line(format_args!(
-            "{} processes could not be read in full, so there may be more: run as root",
-            unreadable.len()
-        ))?;
-    }
+    let left_out = (found.unreadable().iter())
+        .map(|process| LeftOut {
+            pid: process.pid(),
+            name: process.process(),
+            what: process.what(),
+        })
+        .collect::<Vec<_>>();
+    unreadable::say(&left_out);
     Ok(ExitCode::SUCCESS)
 }
 
-/// As many as tell something; the rest as a number.
-fn processes(processes: &[ProcessRow<'_>]) -> String {
-    const SHOWN: usize = 3;
-    let mut words: Vec<_> = (processes.iter().take(SHOWN))
+const HEADINGS: [&str; 8] = [
+    "ID",
+    "INODE",
+    "NAMES",
+    "PROCESSES",
+    "THREADS",
+    "FDS",
+    "SOCKETS",
+    "MOUNTS",
+];
+const INODE: usize = 1;
+const NAMES: usize = 2;
+const PROCESSES: usize = 3;
+const FDS: usize = 5;
+const SOCKETS: usize = 6;
+const MOUNTS: usize = 7;
+
+/// What a namespace is called, and by whom it is used, goes last.
+const SAVINGS: [Saving; 9] = [
+    Saving::Shorten(PROCESSES),
+    Saving::Drop(INODE),
+    Saving::Shorten(PROCESSES),
+    Saving::Shorten(NAMES),
+    Saving::Drop(MOUNTS),
+    Saving::Drop(FDS),
+    Saving::Drop(SOCKETS),
+    Saving::Shorten(PROCESSES),
+    Saving::Drop(PROCESSES),
+];
+
+fn show(rows: &[Row<'_>], options: &table::Options) -> Result<(), Failure> {
+    let mut table = Table::new(&HEADINGS, &[0, 1, 4, 5, 6, 7], &SAVINGS);
+    for row in rows {
+        let names: Vec<String> = row.names.iter().map(|name| printable(name)).collect();
+        let number = |count: usize| Texts::from(count.to_string());
+        table.row(
+            Tone::Plain,
+            vec![
+                row.id.map_or("?".to_owned(), |id| id.to_string()).into(),
+                row.inode.to_string().into(),
+                vec![names.join(" "), names.join("\n")].into(),
+                [3, 2, 1, 0]
+                    .map(|most| processes(&row.processes, most))
+                    .to_vec()
+                    .into(),
+                number(row.counts.threads),
+                number(row.counts.fds),
+                number(row.counts.sockets),
+                number(row.counts.mounts),
+            ],
+        );
+    }
+    table.print(options)
+}
+
+fn show_holders(rows: &[Row<'_>], found: &Namespaces) -> Result<(), Failure> {
+    for (row, namespace) in rows.iter().zip(found.namespaces()) {
+        let name = match (row.names.first(), row.id) {
+            (Some(name), _) => name.clone(),
+            (None, Some(id)) => format!("netns:{id}"),
+            (None, None) => format!("net:[{}]", row.inode),
+        };
+        output::line(format_args!("\n{} is held by", printable(&name)))?;
+        for (pid, process, holds) in by_process(namespace.holders()) {
+            output::line(format_args!(
+                "  process {pid} ({}): {}",
+                printable(process),
+                printable(&holds)
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+/// The first few by name, at `most` as many; the rest as a number.
+fn processes(processes: &[ProcessRow<'_>], most: usize) -> String {
+    let mut words: Vec<_> = (processes.iter().take(most))
         .map(|process| format!("{}({})", printable(process.name), process.pid))
         .collect();
-    if processes.len() > SHOWN {
-        words.push(format!("and {} more", processes.len() - SHOWN));
+    match processes.len().saturating_sub(most) {
+        0 => {}
+        more if words.is_empty() => words.push(more.to_string()),
+        more => words.push(format!("+{more}")),
     }
     words.join(" ")
 }

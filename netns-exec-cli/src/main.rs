@@ -19,6 +19,8 @@ mod output;
 mod setting;
 mod stdio;
 mod sys;
+mod table;
+mod unreadable;
 #[expect(
     clippy::disallowed_methods,
     reason = "before this process has a second thread"

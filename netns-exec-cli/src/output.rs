@@ -16,6 +16,11 @@ pub(crate) fn table<const N: usize>(headings: [&str; N]) -> Table {
         .remove_style(TableComponent::MiddleIntersections)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(headings);
+    if !has_colours(false) {
+        let width = table.width();
+        table.force_no_tty();
+        width.map(|width| table.set_width(width));
+    }
     table
 }
 

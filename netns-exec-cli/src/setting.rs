@@ -22,7 +22,7 @@ impl Setting {
     /// thread.
     pub(crate) fn prepare() -> Result<Setting, Failure> {
         let as_found = Setting::as_found()?;
-        let user_namespace = !userns::has_sys_admin()?;
+        let user_namespace = !userns::has_capability(userns::CAP_SYS_ADMIN)?;
         if user_namespace {
             userns::enter_new()?;
         }

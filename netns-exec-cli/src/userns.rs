@@ -10,15 +10,19 @@ use nix::unistd::{getgid, getuid};
 
 use crate::failure::Failure;
 
-/// Tells whether this process may make and enter network namespaces.
-pub(crate) fn has_sys_admin() -> Result<bool, Failure> {
-    const CAP_SYS_ADMIN: u32 = 21;
+/// To make and enter network namespaces.
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
+/// To read what other users' processes are and have.
+pub(crate) const CAP_SYS_PTRACE: u32 = 19;
+
+/// Tells whether this process has a capability.
+pub(crate) fn has_capability(number: u32) -> Result<bool, Failure> {
     let status = fs::read_to_string("/proc/self/status")
         .map_err(|error| Failure::io("cannot read /proc/self/status", error))?;
     let set = (status.lines())
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    Ok(set.is_some_and(|set| set & (1 << CAP_SYS_ADMIN) != 0))
+    Ok(set.is_some_and(|set| set & (1 << number) != 0))
 }
 
 /// Moves this process into a new user namespace, in which it has every
