@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, signal};
-use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, setsid};
 
 /// Whether SIGPIPE was ignored before the standard library came to ignore it.
@@ -126,27 +125,22 @@ pub(crate) fn supervise_before_exec(command: &mut Command, inherited: Inherited)
     unsafe { command.pre_exec(step) };
 }
 
-/// Runs `f` in a process that is no child of this one, and ends it there.
+/// Starts a copy of this process, in a session of its own, that runs `f` and ends.
 ///
 /// # Panics
 ///
 /// When this process has a second thread: `f` may do anything, so the copy has to
 /// be whole.
-pub(crate) fn fork_detached(f: impl FnOnce()) -> io::Result<()> {
+pub(crate) fn fork_helper(f: impl FnOnce()) -> io::Result<Pid> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     assert_eq!(threads, 1, "a copy of this process would miss its threads");
     // SAFETY: this is the only thread, so the child is a whole copy of the process.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => {
-            waitpid(child, None)?;
-            Ok(())
-        }
+        ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
-            // SAFETY: as above; the child has one thread too.
-            if let (Ok(_), Ok(ForkResult::Child)) = (setsid(), unsafe { fork() }) {
-                // A panic was shown; it must not go on in a copy of the caller.
-                let _ = catch_unwind(AssertUnwindSafe(f));
-            }
+            let _ = setsid();
+            // A panic was shown; it must not go on in a copy of the caller.
+            let _ = catch_unwind(AssertUnwindSafe(f));
             // SAFETY: ends the copy without running what the original's end runs.
             unsafe { libc::_exit(0) }
         }

@@ -1,11 +1,13 @@
 //! A process that outlives exec by a moment, and ends its commands when exec did
 //! not come to do so: SIGKILL can be sent to a supervisor too.
 //!
-//! It is no child of exec (for those are commands), holds no file but one end of a
-//! pipe, and hears no signal. The pipe tells it which sessions there are; the end
-//! of the pipe, that exec has ended. The kernel kills the commands' first processes
-//! at that moment as well (see `sys::supervise_before_exec`), but forgets it of
-//! those that changed their user, and knows nothing of what they have started.
+//! It holds no file but one end of a pipe, and hears no signal. The pipe tells it
+//! which sessions there are; the end of the pipe, that exec has ended. The kernel
+//! kills the commands' first processes at that moment as well (see
+//! `sys::supervise_before_exec`), but forgets it of those that changed their user,
+//! and knows nothing of what they have started.
+//!
+//! It is a child of exec, so that exec can reap it: not every init does.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,21 +16,25 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::prctl::set_name;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, chdir};
 
 use super::command::set_non_blocking;
 use crate::failure::Failure;
 use crate::sys;
 
-/// Exec's end of the pipe.
+/// The watchdog, as exec has it.
 pub(super) struct Watchdog {
-    sessions: Option<PipeWriter>,
+    /// `None` where there is none.
+    process: Option<(Pid, PipeWriter)>,
+    live: usize,
 }
 
 impl Watchdog {
     /// Starts it. This must still be the only thread.
     pub(super) fn start() -> Result<Watchdog, Failure> {
         let failed = |error: io::Error| Failure::io("cannot start a watchdog", error);
+        let (process, live) = (None, 0);
         // The first child of this process would be the init of a PID namespace that
         // ends with it; let that be a command.
         let pid_namespaces =
@@ -36,31 +42,47 @@ impl Watchdog {
         if let [Ok(own), Ok(children)] = &pid_namespaces
             && own != children
         {
-            return Ok(Watchdog { sessions: None });
+            return Ok(Watchdog { process, live });
         }
         let (reader, writer) = io::pipe().map_err(failed)?;
         set_non_blocking(&writer).map_err(|errno| failed(errno.into()))?;
-        sys::fork_detached(|| watch(reader)).map_err(failed)?;
+        let pid = sys::fork_helper(|| watch(reader)).map_err(failed)?;
         Ok(Watchdog {
-            sessions: Some(writer),
+            process: Some((pid, writer)),
+            live,
         })
     }
 
     /// Says that a command leads this session.
     pub(super) fn begin(&mut self, leader: Pid) {
+        self.live += 1;
         self.tell(leader.as_raw());
     }
 
     /// Says that the command has ended; before it is reaped, for until then the
     /// number is its own.
     pub(super) fn end(&mut self, leader: Pid) {
+        self.live -= 1;
         self.tell(-leader.as_raw());
     }
 
     fn tell(&mut self, number: i32) {
-        if let Some(sessions) = &mut self.sessions {
+        if let Some((_, sessions)) = &mut self.process {
             // Without a watchdog the commands run just as well.
             let _ = sessions.write_all(&number.to_ne_bytes());
+        }
+    }
+}
+
+impl Drop for Watchdog {
+    /// Ends it; after it has done its work, should there be any left.
+    fn drop(&mut self) {
+        if let Some((pid, sessions)) = self.process.take() {
+            drop(sessions);
+            if self.live == 0 {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            let _ = waitpid(pid, None);
         }
     }
 }
@@ -70,7 +92,7 @@ fn watch(mut sessions: PipeReader) {
     sys::close_all_but(sessions.as_raw_fd());
     let _ = SigSet::all().thread_block();
     let _ = chdir("/");
-    let _ = set_name(c"netns-exec/dog");
+    let _ = set_name(c"exec-watchdog");
     let mut live = BTreeSet::new();
     let mut number = [0; 4];
     while sessions.read_exact(&mut number).is_ok() {

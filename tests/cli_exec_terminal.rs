@@ -1,0 +1,225 @@
+//! `netns-exec exec` in several namespaces, on a real terminal.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use netns_exec_tests::{TempNetns, eventually};
+use nix::pty::openpty;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
+
+/// A terminal with a process on it that it controls.
+struct Terminal {
+    keys: Option<File>,
+    shown: Arc<Mutex<String>>,
+    child: Child,
+}
+
+impl Terminal {
+    /// Starts a program whose controlling terminal this is.
+    fn start(words: &[&str]) -> Terminal {
+        let pty = openpty(None, None).expect("a terminal");
+        let copy = |fd: &OwnedFd| fd.try_clone().expect("a copy");
+        let child = Command::new("setsid")
+            .arg("--ctty")
+            .args(words)
+            .env("TERM", "dumb")
+            .stdin(copy(&pty.slave))
+            .stdout(copy(&pty.slave))
+            .stderr(pty.slave)
+            .spawn()
+            .expect("setsid of util-linux");
+        let keys = File::from(pty.master);
+        let mut screen = keys.try_clone().expect("a copy");
+        let shown = Arc::new(Mutex::new(String::new()));
+        let text = Arc::clone(&shown);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // EIO when the last process on it has gone.
+            while let Ok(count @ 1..) = screen.read(&mut buffer) {
+                let more = String::from_utf8_lossy(&buffer[..count]);
+                text.lock().expect("no panic").push_str(&more);
+            }
+        });
+        Terminal {
+            keys: Some(keys),
+            shown,
+            child,
+        }
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        let file = self.keys.as_mut().expect("not hung up");
+        file.write_all(keys).expect("a process is there");
+    }
+
+    fn shown(&self) -> String {
+        self.shown.lock().expect("no panic").clone()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, text: &str, times: usize) {
+        eventually(text, || self.shown().matches(text).count() == times);
+    }
+
+    #[track_caller]
+    fn status(&mut self) -> Option<i32> {
+        let mut ended = None;
+        eventually("the program has ended", || {
+            ended = self.child.try_wait().expect("it is ours");
+            ended.is_some()
+        });
+        ended.and_then(|status| status.code())
+    }
+
+    /// The numbers that commands have written behind `word`.
+    fn numbers(&self, word: &str) -> Vec<i32> {
+        let shown = self.shown();
+        let behind = shown.split(word).skip(1);
+        behind
+            .map(|text| {
+                let digits = text.trim_start().split(|c: char| !c.is_ascii_digit());
+                digits
+                    .clone()
+                    .next()
+                    .and_then(|n| n.parse().ok())
+                    .expect("a number")
+            })
+            .collect()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The state of a process, see proc_pid_stat(5); `None` once it has ended.
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let state = stat.rsplit(')').next()?.trim_start().chars().next()?;
+    (!matches!(state, 'Z' | 'X')).then_some(state)
+}
+
+const WAIT: &str = "echo pid $$ .; exec sleep 60";
+
+#[test]
+fn question_on_the_terminal_fails_at_once() {
+    let (blue, red) = (TempNetns::new(), TempNetns::new());
+    let ask = "if (read x < /dev/tty) 2>/dev/null; then echo answered; else echo refused; fi";
+    let mut terminal = Terminal::start(&[
+        PROGRAM,
+        "exec",
+        blue.name(),
+        red.name(),
+        "--",
+        "sh",
+        "-c",
+        ask,
+    ]);
+    assert_eq!(terminal.status(), Some(0));
+    terminal.wait_for("refused", 2);
+
+    // In one namespace, the command has the terminal.
+    let mut terminal = Terminal::start(&[PROGRAM, "exec", blue.name(), "--", "sh", "-c", ask]);
+    terminal.press(b"yes\n");
+    assert_eq!(terminal.status(), Some(0));
+    terminal.wait_for("answered", 1);
+}
+
+#[test]
+fn interrupt_key_ends_all_commands() {
+    let (blue, red) = (TempNetns::new(), TempNetns::new());
+    let mut terminal = Terminal::start(&[
+        PROGRAM,
+        "exec",
+        blue.name(),
+        red.name(),
+        "--",
+        "sh",
+        "-c",
+        WAIT,
+    ]);
+    terminal.wait_for(" .", 2);
+    terminal.press(b"\x03");
+    assert_eq!(terminal.status(), Some(128 + 2), "{}", terminal.shown());
+    let pids = terminal.numbers("pid");
+    assert!(pids.len() == 2 && pids.iter().all(|pid| state(*pid).is_none()));
+}
+
+#[test]
+fn stop_key_stops_the_commands_and_fg_continues_them() {
+    let (blue, red) = (TempNetns::new(), TempNetns::new());
+    // A shell with job control: without one, nothing continues what stops.
+    let script = format!(
+        "set -m; \"$0\" exec {} {} -- sh -c '{WAIT}'; echo stopped: $?; read -r; fg; echo done: $?",
+        blue.name(),
+        red.name()
+    );
+    let mut terminal = Terminal::start(&["bash", "--norc", "-c", &script, PROGRAM]);
+    terminal.wait_for(" .", 2);
+    let pids = terminal.numbers("pid");
+    terminal.press(b"\x1a");
+    terminal.wait_for("stopped: 148", 1);
+    eventually("the commands have stopped", || {
+        pids.iter().all(|pid| state(*pid) == Some('T'))
+    });
+    terminal.press(b"\n");
+    eventually("the commands run again", || {
+        pids.iter().all(|pid| state(*pid) == Some('S'))
+    });
+    terminal.press(b"\x03");
+    terminal.wait_for("done: 130", 1);
+    assert_eq!(terminal.status(), Some(0));
+}
+
+#[test]
+fn stop_without_a_shell_to_continue_stops_nothing_for_ever() {
+    let (blue, red) = (TempNetns::new(), TempNetns::new());
+    let mut terminal = Terminal::start(&[
+        PROGRAM,
+        "exec",
+        blue.name(),
+        red.name(),
+        "--",
+        "sh",
+        "-c",
+        WAIT,
+    ]);
+    terminal.wait_for(" .", 2);
+    // The kernel stops no process group that no shell looks after.
+    terminal.press(b"\x1a");
+    terminal.press(b"\x03");
+    assert_eq!(terminal.status(), Some(128 + 2), "{}", terminal.shown());
+}
+
+#[test]
+fn hang_up_ends_all_commands() {
+    let (blue, red) = (TempNetns::new(), TempNetns::new());
+    let mut terminal = Terminal::start(&[
+        PROGRAM,
+        "exec",
+        blue.name(),
+        red.name(),
+        "--",
+        "sh",
+        "-c",
+        WAIT,
+    ]);
+    terminal.wait_for(" .", 2);
+    let pids = terminal.numbers("pid");
+    // As the line's end does; the reader of the screen keeps it open.
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(terminal.child.id().cast_signed()),
+        nix::sys::signal::Signal::SIGHUP,
+    )
+    .expect("it is ours");
+    assert_eq!(terminal.status(), Some(128 + 1));
+    assert!(pids.iter().all(|pid| state(*pid).is_none()));
+}
