@@ -7,6 +7,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use netns_exec::Executor;
 use netns_exec_tests::{TempNetns, eventually};
 use nix::pty::openpty;
 
@@ -222,4 +223,21 @@ fn hang_up_ends_all_commands() {
     .expect("it is ours");
     assert_eq!(terminal.status(), Some(128 + 1));
     assert!(pids.iter().all(|pid| state(*pid).is_none()));
+}
+
+#[test]
+fn colours_are_for_terminals_whose_user_wants_them() {
+    let netns = TempNetns::new();
+    let executor = Executor::new().expect("an executor");
+    let _worker = executor.pin(&netns).expect("root may enter");
+    let own = std::process::id().to_string();
+    let run = |setting: &str| {
+        let mut terminal = Terminal::start(&["env", "TERM=xterm", setting, PROGRAM, "audit", &own]);
+        assert_eq!(terminal.status(), Some(0));
+        terminal.wait_for("1 worker,", 1);
+        terminal.shown()
+    };
+    let escape = '\x1b';
+    assert!(run("NO_COLOR=").contains(escape));
+    assert!(!run("NO_COLOR=1").contains(escape));
 }

@@ -1,15 +1,17 @@
 //! `netns-exec lease`: one port number, held in several namespaces at once.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind as IoErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use command_fds::{CommandFdExt as _, FdMapping};
 use netns_exec::ports::{
     Allocator, ErrorKind, Fallback, Gate, GateState, Lease, Member, Ports, Protocol,
@@ -22,6 +24,8 @@ use serde::Serialize;
 use crate::failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::netns_arg::NetnsArg;
 use crate::output;
+use crate::seconds::seconds;
+use crate::sys::{Inherited, give_back_before_exec};
 
 /// The first descriptor of the socket activation protocol: SD_LISTEN_FDS_START
 /// of sd_listen_fds(3).
@@ -74,7 +78,8 @@ pub(crate) struct Args {
 
     /// Where to hold it: a NAME as `ip netns list` shows it, a PATH (anything
     /// with a slash), or pid:N, and the addresses; without any, 0.0.0.0 and ::
-    #[arg(long, required = true, value_name = "NS[,ADDR...]")]
+    #[arg(long, required = true, value_name = "NS[,ADDR...]",
+          value_parser = OsStringValueParser::new().try_map(OnArg::parse))]
     on: Vec<OnArg>,
 
     /// How long to go on while the port is in use; for a single port
@@ -121,16 +126,16 @@ struct OnArg {
     addrs: Vec<IpAddr>,
 }
 
-impl FromStr for OnArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let netns = parts.next().unwrap_or_default();
+impl OnArg {
+    /// `NS[,ADDR...]`, in which NS is any bytes but a comma.
+    fn parse(text: OsString) -> Result<OnArg, String> {
+        let mut parts = text.as_bytes().split(|&byte| byte == b',');
+        let netns = OsStr::from_bytes(parts.next().unwrap_or_default());
         if netns.is_empty() {
             return Err("the namespace comes first".to_owned());
         }
-        let addr = |text: &str| {
+        let addr = |bytes: &[u8]| {
+            let text = String::from_utf8_lossy(bytes);
             text.parse::<IpAddr>()
                 .map_err(|_| format!("`{text}` is not an IP address"))
         };
@@ -138,14 +143,9 @@ impl FromStr for OnArg {
         if addrs.is_empty() {
             addrs = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         }
-        let netns = NetnsArg::from(OsString::from(netns));
+        let netns = NetnsArg::from(netns.to_owned());
         Ok(OnArg { netns, addrs })
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -265,6 +265,12 @@ fn names(args: &Args) -> impl Iterator<Item = String> {
 /// Replaces this process, and returns only when that fails. The sockets, and so
 /// the port, are then the command's, and end with it.
 fn become_command(args: &Args, lease: Lease) -> Failure {
+    let inherited = match Inherited::read() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            return Failure::io("cannot read signal dispositions and limits", error).status(FAILED);
+        }
+    };
     let program = args.command[0].display();
     if let Err(error) = lease.activate() {
         return Failure::new(error.to_string()).status(FAILED);
@@ -288,6 +294,7 @@ fn become_command(args: &Args, lease: Lease) -> Failure {
     if let Err(error) = command.fd_mappings(mappings) {
         return Failure::new(format!("cannot hand sockets to `{program}`: {error}")).status(FAILED);
     }
+    give_back_before_exec(&mut command, inherited);
     let error = command.exec();
     let status = match error.kind() {
         IoErrorKind::NotFound => NOT_FOUND,
@@ -313,21 +320,14 @@ mod tests {
 
     #[test]
     fn on_is_a_namespace_and_its_addresses() {
-        let on: OnArg = "blue,127.0.0.1,::1".parse().expect("well-formed");
+        let parse = |text: &str| OnArg::parse(text.into());
+        let on = parse("blue,127.0.0.1,::1").expect("well-formed");
         assert_eq!(on.netns, NetnsArg::Name("blue".into()));
         assert_eq!(on.addrs.len(), 2);
-        let on: OnArg = "pid:1".parse().expect("well-formed");
+        let on = parse("pid:1").expect("well-formed");
         assert!(on.addrs.iter().all(IpAddr::is_unspecified));
         for text in ["", ",::1", "blue,", "blue,localhost", "blue,::1,"] {
-            text.parse::<OnArg>().expect_err(text);
-        }
-    }
-
-    #[test]
-    fn seconds_may_have_a_fraction_and_no_sign() {
-        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
-        for text in ["", "-1", "NaN", "1e300", "5s"] {
-            seconds(text).expect_err(text);
+            parse(text).expect_err(text);
         }
     }
 }

@@ -15,7 +15,8 @@ use crate::unreadable::{self, LeftOut};
 #[command(after_help = "\
 A namespace lives as long as something holds it: a thread that is in it, an open
 file of it, a socket that was made in it, or a mount, which gives it its name.
-What could not be read, and so may be missing, is said on standard error.
+What could not be read, and so may be missing, is said on standard error. In a PID
+namespace, only its own processes can be seen.
 
 JSON, one document:
   {\"version\": 1, \"namespaces\": [

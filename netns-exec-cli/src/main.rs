@@ -16,6 +16,7 @@ mod lease;
 mod ls;
 mod netns_arg;
 mod output;
+mod seconds;
 mod setting;
 mod stdio;
 mod sys;

@@ -1,5 +1,7 @@
 //! What could not be read of other processes, and what it would take.
 
+use std::fs;
+
 use netns_exec::Netns;
 
 use crate::output::printable;
@@ -16,6 +18,14 @@ pub(crate) struct LeftOut<'a> {
 
 /// Says on standard error what is missing, if anything is.
 pub(crate) fn say(left_out: &[LeftOut<'_>]) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let sees_all = userns::has_capability(userns::CAP_SYS_PTRACE).unwrap_or(false);
+    if hides_processes(&mounts) && !sees_all {
+        stdio::say(
+            "netns-exec: /proc hides the processes of others (hidepid), so there may be more; \
+             it takes CAP_SYS_PTRACE: run as root\n",
+        );
+    }
     if !left_out.is_empty() {
         stdio::say(&format!(
             "netns-exec: {}\n",
@@ -57,9 +67,35 @@ fn cure(left_out: &[LeftOut<'_>]) -> String {
     }
 }
 
+/// Whether the last mount at /proc does not show all processes: see proc(5).
+fn hides_processes(mountinfo: &str) -> bool {
+    let at_proc = |line: &&str| line.split(' ').nth(4) == Some("/proc");
+    let Some(mount) = mountinfo.lines().rfind(at_proc) else {
+        return false;
+    };
+    let options = mount.rsplit(' ').next().unwrap_or_default();
+    options.split(',').any(|option| {
+        let hidden = option.strip_prefix("hidepid=");
+        // With 1 and `noaccess` they are there, and may not be read.
+        hidden.is_some_and(|how| matches!(how, "2" | "4" | "invisible" | "ptraceable"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proc_that_hides_processes_is_known() {
+        let line = |options: &str| {
+            format!("23 28 0:21 / /proc rw,nosuid shared:12 - proc proc rw{options}\n")
+        };
+        assert!(!hides_processes(&line("")));
+        assert!(!hides_processes(&line(",hidepid=noaccess")));
+        assert!(hides_processes(&line(",gid=4,hidepid=invisible")));
+        assert!(hides_processes(&(line("") + &line(",hidepid=2"))));
+        assert!(!hides_processes(&(line(",hidepid=2") + &line(""))));
+    }
 
     fn processes(count: u32) -> Vec<LeftOut<'static>> {
         (1..=count)

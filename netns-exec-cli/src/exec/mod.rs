@@ -50,6 +50,7 @@ use netns_exec::{CommandExt, Netns};
 use self::plan::{Form, Plan};
 use crate::failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::netns_arg::NetnsArgs;
+use crate::seconds::seconds_above_zero;
 use crate::sys::{Inherited, give_back_before_exec};
 
 /// Run a command in one namespace, or in several at once
@@ -117,7 +118,7 @@ pub(crate) struct Args {
     jobs: Option<NonZeroUsize>,
 
     /// Send SIGTERM to a command that has run so long, and SIGKILL 2 seconds later
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_above_zero)]
     timeout: Option<Duration>,
 
     /// Once a command has failed, start no more and end the others as --timeout does
@@ -132,15 +133,6 @@ pub(crate) struct Args {
     /// Print output and results as JSON, one object a line
     #[arg(long)]
     json: bool,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(time) if !time.is_zero() => Ok(time),
-        Ok(_) => Err("not above 0".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 impl Args {
@@ -213,17 +205,4 @@ fn not_started(program: &OsString, ns: &Netns, error: std::io::Error) -> Failure
     };
     let program = program.display();
     Failure::io(format!("cannot execute `{program}` in netns `{ns}`"), error).status(status)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeout_is_above_zero() {
-        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
-        for text in ["", "0", "-1", "NaN", "1e300", "5s"] {
-            seconds(text).expect_err(text);
-        }
-    }
 }

@@ -322,9 +322,11 @@ impl<'a> Supervisor<'a> {
             let Some(outcome) = command.outcome() else {
                 continue;
             };
-            let has_reader = !self.outputs.is_broken(Stream::Stdout);
-            let expected = !has_reader && outcome.is_broken_pipe();
-            if self.plan.form.group && has_reader {
+            let is_broken = |stream| self.outputs.is_broken(stream);
+            let lost_reader = Stream::BOTH.into_iter().any(is_broken);
+            let expected = lost_reader && outcome.is_broken_pipe();
+            if self.plan.form.group {
+                self.tally.output();
                 for (spool, stream) in spools.into_iter().zip(Stream::BOTH) {
                     let reader = (spool.into_reader())
                         .map_err(|error| Failure::io("cannot read output that was kept", error))?;
