@@ -330,8 +330,8 @@ fn killed_exec_leaves_no_process_of_its_commands() {
     let log = Log::new();
     // A child of the command, one in a process group of its own, and the command.
     let script = format!(
-        "sleep 60 & echo $! >> {log}; setsid sleep 60 & other=$!; \
-         bash -mc 'sleep 60 & echo $! >> {log}; wait' & \
+        "sleep 300 & echo $! >> {log}; setsid sleep 300 & other=$!; \
+         bash -mc 'sleep 300 & echo $! >> {log}; wait' & \
          while [ $(wc -l < {log}) -lt 4 ]; do sleep 0.01; done; kill $other; echo $$; wait",
         log = log.path()
     );
