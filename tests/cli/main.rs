@@ -2,10 +2,14 @@
 
 mod audit;
 mod bench;
+mod exec;
+mod exec_terminal;
 mod lease;
 mod libnetwork_1113;
 mod run;
+mod tables;
 
+use std::fs;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -60,4 +64,11 @@ fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
     for part in parts {
         assert!(said.contains(part), "no `{part}` in: {said}");
     }
+}
+
+/// The state of a process, see proc_pid_stat(5); `None` once it has ended.
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let state = stat.rsplit(')').next()?.trim_start().chars().next()?;
+    (!matches!(state, 'Z' | 'X')).then_some(state)
 }

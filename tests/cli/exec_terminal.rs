@@ -1,6 +1,6 @@
 //! `netns-exec exec` in several namespaces, on a real terminal.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
@@ -11,7 +11,7 @@ use netns_exec::Executor;
 use netns_exec_tests::{TempNetns, eventually};
 use nix::pty::openpty;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
+use super::{PROGRAM, state};
 
 /// A terminal with a process on it that it controls.
 struct Terminal {
@@ -99,13 +99,6 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// The state of a process, see proc_pid_stat(5); `None` once it has ended.
-fn state(pid: i32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let state = stat.rsplit(')').next()?.trim_start().chars().next()?;
-    (!matches!(state, 'Z' | 'X')).then_some(state)
 }
 
 const WAIT: &str = "echo pid $$ .; exec sleep 60";

@@ -13,23 +13,13 @@ use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");
+use super::{PROGRAM, output, text};
 
-fn output(mut command: Command) -> Output {
+fn run(mut command: Command) -> Output {
     command.stdin(Stdio::null());
     within("the program", move || {
         command.output().expect("the program was built")
     })
-}
-
-fn netns_exec(args: &[&str]) -> Output {
-    let mut command = Command::new(PROGRAM);
-    command.args(args);
-    output(command)
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("plain text")
 }
 
 /// Runs a script with `$0` for the program, where nothing has a name but what the
@@ -40,7 +30,7 @@ fn in_empty_run(script: &str) -> Output {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c"]);
     command.args([&script, PROGRAM]).env_remove("COLUMNS");
-    output(command)
+    run(command)
 }
 
 /// A thread of this process that is left in `netns` until the sender is dropped.
@@ -163,13 +153,13 @@ fn audit_of_the_host_shows_processes_with_a_stray_and_no_others() {
     let netns = TempNetns::new();
     let stay = stray(&netns);
     let own = std::process::id();
-    let shown = netns_exec(&["audit"]);
+    let shown = output(&["audit"]);
     assert_eq!(shown.status.code(), Some(1), "{}", text(&shown.stderr));
     let said = text(&shown.stdout);
     let row = said.lines().find(|line| line.contains(netns.name()));
     assert!(row.is_some_and(|row| row.contains("stray")), "{said}");
 
-    let shown = netns_exec(&["audit", "--json"]);
+    let shown = output(&["audit", "--json"]);
     let report: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
     let processes = report["processes"].as_array().expect("an array");
     assert!(processes.iter().any(|process| process["pid"] == own));
@@ -195,7 +185,7 @@ fn what_a_filter_refuses_is_said_and_not_left_out() {
         let mut command = Command::new(PROGRAM);
         command.args(args);
         refuse_fstatfs(&mut command);
-        let shown = output(command);
+        let shown = run(command);
         let said = text(&shown.stderr);
         assert!(
             said.contains("not even this process can be read") && said.contains("not permitted"),
