@@ -1,4 +1,5 @@
-//! Writing to standard output and error, whatever is behind them.
+//! Writing to standard output and error, whatever is behind them, and reading from
+//! pipes without waiting.
 //!
 //! Another process may have made the other end non-blocking, and this end with it
 //! (they are one open file), so a full pipe can be EAGAIN; and a reader may be gone.
@@ -8,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
 
@@ -35,6 +37,12 @@ fn wait_for_room(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// Has reads and writes return at once. Only for the end of a pipe that this
+/// process alone has: the flag is the open file's.
+pub(crate) fn set_non_blocking(pipe: impl AsFd) -> Result<(), Errno> {
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop)
+}
+
 /// Says something on standard error, in one write where there is room; that there
 /// is no reader any more cannot be said.
 pub(crate) fn say(text: &str) {
@@ -46,14 +54,12 @@ mod tests {
     use std::io::{Read, pipe};
     use std::thread;
 
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-
     use super::*;
 
     #[test]
     fn full_pipe_that_does_not_block_loses_nothing() {
         let (mut reader, writer) = pipe().expect("a pipe");
-        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("an open file");
+        set_non_blocking(&writer).expect("an open file");
         let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n as u8).collect();
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -1,24 +1,24 @@
 //! One command that was started: its process and its output.
 
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use netns_exec::CommandExt;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use netns_exec::{CommandExt, Netns};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::not_started;
 use super::plan::Plan;
 use super::render::{Lines, Stream, json_line};
-use crate::failure::{FAILED, Failure};
+use crate::failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::netns_arg::Labelled;
+use crate::stdio;
 use crate::sys::supervise_before_exec;
 
 /// As timeout(1) has it.
@@ -90,7 +90,7 @@ impl<'a> Running<'a> {
         ];
         let mut pipes = [None, None];
         for (source, stream) in sources.into_iter().flatten().zip(Stream::BOTH) {
-            set_non_blocking(source.as_fd())
+            stdio::set_non_blocking(source.as_fd())
                 .map_err(|errno| Failure::io("cannot read from a command", errno).status(FAILED))?;
             pipes[stream.index()] = Some(Pipe {
                 source,
@@ -362,10 +362,18 @@ impl Source {
     }
 }
 
-/// Has reads and writes return at once. Only for the end of a pipe that this
-/// process alone has: the flag is the open file's.
-pub(super) fn set_non_blocking(pipe: impl AsFd) -> Result<(), Errno> {
-    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop)
+/// What a start that failed is called, with the status for it.
+pub(super) fn not_started(program: &OsStr, ns: &Netns, error: io::Error) -> Failure {
+    let status = match error.kind() {
+        ErrorKind::NotFound => NOT_FOUND,
+        _ => match error.raw_os_error() {
+            // Of fork(2) and of the pipes; execve(2) has other words.
+            Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => FAILED,
+            _ => NOT_EXECUTABLE,
+        },
+    };
+    let program = program.display();
+    Failure::io(format!("cannot execute `{program}` in netns `{ns}`"), error).status(status)
 }
 
 #[cfg(test)]

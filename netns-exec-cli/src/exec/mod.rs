@@ -24,9 +24,9 @@
 //!   it has gone, the commands' pipes are closed.
 //!
 //! The parts, each using only those above it: [`plan`] decides what is to run,
-//! [`signals`] hears and sends, [`watchdog`] outlives exec, [`render`] makes
-//! lines, [`spool`] keeps them, [`writer`] writes them, [`command`] is one that
-//! runs, [`supervise`] is the loop.
+//! [`signals`] hears, [`watchdog`] outlives exec, [`render`] makes lines, [`spool`]
+//! keeps them, [`writer`] writes them, [`command`] is one that runs, [`tally`] sums
+//! up, [`supervise`] is the loop.
 
 mod command;
 mod plan;
@@ -39,7 +39,6 @@ mod watchdog;
 mod writer;
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
@@ -47,8 +46,9 @@ use std::time::Duration;
 
 use netns_exec::{CommandExt, Netns};
 
+use self::command::not_started;
 use self::plan::{Form, Plan};
-use crate::failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::failure::{FAILED, Failure};
 use crate::netns_arg::NetnsArgs;
 use crate::seconds::seconds_above_zero;
 use crate::sys::{Inherited, give_back_before_exec};
@@ -191,18 +191,4 @@ fn become_command(words: &[OsString], ns: &Netns, inherited: Inherited) -> Failu
     command.args(&words[1..]).in_netns(ns);
     give_back_before_exec(&mut command, inherited);
     not_started(&words[0], ns, command.exec())
-}
-
-/// What a start that failed is called, with the status for it.
-fn not_started(program: &OsString, ns: &Netns, error: std::io::Error) -> Failure {
-    let status = match error.kind() {
-        ErrorKind::NotFound => NOT_FOUND,
-        _ => match error.raw_os_error() {
-            // Of fork(2) and of the pipes; execve(2) has other words.
-            Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => FAILED,
-            _ => NOT_EXECUTABLE,
-        },
-    };
-    let program = program.display();
-    Failure::io(format!("cannot execute `{program}` in netns `{ns}`"), error).status(status)
 }

@@ -19,8 +19,8 @@ use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, chdir};
 
-use super::command::set_non_blocking;
 use crate::failure::Failure;
+use crate::stdio;
 use crate::sys;
 
 /// The watchdog, as exec has it.
@@ -45,7 +45,7 @@ impl Watchdog {
             return Ok(Watchdog { process, live });
         }
         let (reader, writer) = io::pipe().map_err(failed)?;
-        set_non_blocking(&writer).map_err(|errno| failed(errno.into()))?;
+        stdio::set_non_blocking(&writer).map_err(|errno| failed(errno.into()))?;
         let pid = sys::fork_helper(|| watch(reader)).map_err(failed)?;
         Ok(Watchdog {
             process: Some((pid, writer)),
