@@ -50,6 +50,7 @@ pub(crate) fn say(text: &str) {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a reader beside a writer")]
 mod tests {
     use std::io::{Read, pipe};
     use std::thread;

@@ -1,4 +1,8 @@
 //! The command `netns-exec`, as a user meets it.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "as ../clippy.toml says of the tests of the library: to see what comes of it"
+)]
 
 mod audit;
 mod bench;

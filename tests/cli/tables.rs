@@ -1,15 +1,12 @@
 //! What `netns-exec ls` and `audit` show, and what they say they do not.
 
-use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use netns_exec::Netns;
-use netns_exec_tests::{TempNetns, require_root, within};
-use nix::libc;
+use netns_exec_tests::{TempNetns, refuse_fstatfs, require_root, within};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
@@ -45,53 +42,6 @@ fn stray(netns: &Netns) -> Sender<()> {
     });
     arrival.recv().expect("the thread has entered");
     stay
-}
-
-/// Has the children of a command get EPERM from fstatfs(2), as the filters of
-/// container runtimes do with calls that they do not know.
-#[allow(unsafe_code)]
-fn refuse_fstatfs(command: &mut Command) {
-    let statement = |code: u32, k: u32, jf: u8| libc::sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf,
-        k,
-    };
-    let filter = [
-        // The first field of seccomp_data is the number of the call.
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        statement(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            libc::SYS_fstatfs as u32,
-            1,
-        ),
-        statement(
-            libc::BPF_RET | libc::BPF_K,
-            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
-            0,
-        ),
-        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
-    ];
-    let step = move || {
-        let program = libc::sock_fprog {
-            len: filter.len() as u16,
-            filter: filter.as_ptr().cast_mut(),
-        };
-        // SAFETY: the kernel reads `program` and the filter, which outlive the call.
-        let rc = unsafe {
-            libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const program,
-            )
-        };
-        match rc {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    };
-    // SAFETY: the step is one system call and allocates nothing.
-    unsafe { command.pre_exec(step) };
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Report {
             self.means("throughput"),
         );
         part(
-            "Jobs that nobody waits for",
+            "Jobs that no caller waits for",
             "Time divided by jobs, until the last has run.",
             self.means("spawn"),
         );

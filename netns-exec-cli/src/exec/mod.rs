@@ -28,6 +28,10 @@
 //! keeps them, [`writer`] writes them, [`command`] is one that runs, [`tally`] sums
 //! up, [`supervise`] is the loop.
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the main thread forks: what the child inherits is what exec was started with"
+)]
 mod command;
 mod plan;
 mod render;
@@ -36,6 +40,10 @@ mod spool;
 mod supervise;
 mod tally;
 mod watchdog;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "threads that write, started by the main thread"
+)]
 mod writer;
 
 use std::ffi::OsString;
