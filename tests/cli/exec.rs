@@ -433,6 +433,32 @@ fn no_more_than_so_many_jobs_run_at_a_time() {
 }
 
 #[test]
+fn stalled_reader_keeps_more_jobs_from_being_started() {
+    let netns: Vec<TempNetns> = (0..24).map(|_| TempNetns::new()).collect();
+    let log = Log::new();
+    // Enough files for two commands at a time, and not for all.
+    let script = format!(
+        "ulimit -n 70; exec \"$0\" exec --jobs 2 \"$@\" -- sh -c \
+         'echo up >> {}; seq 10001 20000'",
+        log.path()
+    );
+    let (reader, writer, probe) = stalled();
+    let mut command = Command::new("bash");
+    command.args(["-c", &script, PROGRAM]).stdout(writer);
+    command.args(netns.iter().map(|netns| netns.name()));
+    let mut child = start(&mut command);
+    drop(command);
+    eventually("the pipe is full", || is_full(&probe));
+    drop(probe);
+    // Not for luck: what is wrong here is a start that should not be.
+    thread::sleep(Duration::from_millis(500));
+    let started = log.lines().len();
+    assert!(started < 24, "all were started");
+    let lines = BufReader::new(reader).lines().count();
+    assert_eq!((lines, status(&mut child)), (240_000, 0));
+}
+
+#[test]
 fn signal_keeps_waiting_jobs_from_being_started() {
     let (blue, red) = (TempNetns::new(), TempNetns::new());
     let args = ["--jobs", "1", blue.name(), red.name(), "--", "sh", "-c"];

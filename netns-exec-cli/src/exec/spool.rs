@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use nix::fcntl::{OFlag, open};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
 /// What stays in memory, for each stream of each command.
@@ -26,9 +27,7 @@ impl Spool {
                 self.memory.extend_from_slice(bytes);
                 return Ok(());
             }
-            let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-            let file = open(&env::temp_dir(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            self.file = Some(file.into());
+            self.file = Some(nameless_file()?);
         }
         match &mut self.file {
             Some(file) => file.write_all(bytes),
@@ -47,6 +46,15 @@ impl Spool {
             None => Box::new(io::empty()),
         };
         Ok(io::Cursor::new(self.memory).chain(rest))
+    }
+}
+
+fn nameless_file() -> io::Result<File> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    match open(&env::temp_dir(), flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(file) => Ok(file.into()),
+        // No such folder, or one where there can be none: memory, then.
+        Err(_) => Ok(memfd_create(c"netns-exec-output", MFdFlags::MFD_CLOEXEC)?.into()),
     }
 }
 

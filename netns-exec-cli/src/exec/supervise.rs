@@ -48,6 +48,10 @@ fn status_of(signal: Signal) -> u8 {
     128 + (signal as i32).to_le_bytes()[0]
 }
 
+/// As many pieces of output may wait to be printed before no more commands are
+/// started.
+const MOST_GROUPS: usize = 64;
+
 struct Supervisor<'a> {
     plan: &'a Plan,
     watchdog: Watchdog,
@@ -89,11 +93,14 @@ impl<'a> Supervisor<'a> {
         (self.running.iter()).any(|each| each.command.outcome().is_none())
     }
 
+    /// Whether there is a command to start, and a place for it. One that has ended
+    /// keeps its place, and its pipes, until it was read to the end; and a reader that
+    /// stalls must not make what is kept for it grow.
     fn may_start(&self) -> bool {
-        let live = (self.running.iter()).filter(|each| each.command.outcome().is_none());
         self.closed.is_none()
             && self.next < self.plan.namespaces.len()
-            && live.count() < self.plan.jobs
+            && self.running.len() < self.plan.jobs
+            && (self.next < self.plan.first_wave() || self.groups.len() < MOST_GROUPS)
     }
 
     /// Starts one command, waits for news, and deals with all there are. Returns
