@@ -414,7 +414,8 @@ fn worker_that_is_unpinned_ends_for_being_idle() {
         let group = fixture.group();
         group.pin();
         fixture.run(|| ());
-        let_time_pass(1);
+        // As often as it may have parked before.
+        let_time_pass(4);
         group.unpin();
         assert!(group.wait_empty(None));
         fixture.close();
