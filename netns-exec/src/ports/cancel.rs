@@ -10,19 +10,19 @@ use crate::executor::current;
 /// Gives up the requests it was handed to with
 /// [`Request::cancel`](super::Request::cancel), from any thread.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<Shared>);
+pub struct Cancel(Arc<Token>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct Token {
+    state: Mutex<TokenState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TokenState {
     cancelled: bool,
     /// Cancelled along with this one.
-    children: Vec<Weak<Shared>>,
+    children: Vec<Weak<Token>>,
 }
 
 impl Cancel {
@@ -67,7 +67,7 @@ impl Cancel {
     }
 }
 
-impl Shared {
+impl Token {
     fn cancel(&self) {
         let mut state = self.state.lock();
         state.cancelled = true;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::Protocol;
+use super::protocol::Protocol;
 use crate::netns::NetnsId;
 
 /// One place where a port is to be held: a protocol and an address of one

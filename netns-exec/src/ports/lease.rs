@@ -4,122 +4,16 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use super::range::Cursors;
+use super::error::{Endpoint, Error};
+use super::gate::GateState;
+use super::holds::Hold;
+use super::protocol::Protocol;
 use super::socket::{self, Owned};
-use super::table::{Claim, Generation, Place, Table};
-use super::{Endpoint, Error, GateState, Protocol, Start};
 use crate::netns::NetnsId;
 use crate::sys;
-
-/// What all clones of an [`Allocator`](super::Allocator) share.
-pub(crate) struct Book {
-    pub(crate) inner: Mutex<Inner>,
-    /// Signalled when a claim is settled or given up.
-    pub(crate) decided: Condvar,
-}
-
-pub(crate) struct Inner {
-    pub(crate) table: Table,
-    pub(crate) cursors: Cursors,
-}
-
-impl Book {
-    pub(crate) fn new(start: Start) -> Arc<Book> {
-        Arc::new(Book {
-            inner: Mutex::new(Inner {
-                table: Table::default(),
-                cursors: Cursors::new(start),
-            }),
-            decided: Condvar::new(),
-        })
-    }
-
-    /// Takes the port in the table, for as long as the returned [`Hold`] lives.
-    /// Waits up to `patience` for a pending claim that is in the way.
-    pub(crate) fn claim(
-        self: &Arc<Book>,
-        protocol: Protocol,
-        port: u16,
-        places: &Arc<[Place]>,
-        patience: Duration,
-    ) -> Result<Hold, Claim> {
-        let mut inner = self.inner.lock();
-        let mut answer = inner.table.claim(protocol, port, places);
-        if answer == Claim::Pending && !patience.is_zero() {
-            self.decided.wait_for(&mut inner, patience);
-            answer = inner.table.claim(protocol, port, places);
-        }
-        match answer {
-            Claim::Granted(generation) => Ok(Hold {
-                book: self.clone(),
-                generation,
-                protocol,
-                port,
-                places: places.clone(),
-            }),
-            refused => Err(refused),
-        }
-    }
-}
-
-/// Keeps a port taken in the logical table of the [`Allocator`] that leased
-/// it, so that no other request is given it; dropping it frees the port.
-///
-/// [`Allocator`]: super::Allocator
-pub struct Hold {
-    book: Arc<Book>,
-    generation: Generation,
-    protocol: Protocol,
-    port: u16,
-    places: Arc<[Place]>,
-}
-
-impl Hold {
-    /// Returns the port.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Frees one member's place, and keeps the others. Returns `false` if that
-    /// was done before or there is no such member; whoever holds the place by
-    /// now is not disturbed.
-    pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
-        let addr = addr.to_canonical();
-        let place = Place { netns, addr };
-        let mut inner = self.book.inner.lock();
-        (inner.table).release(self.generation, self.protocol, self.port, place)
-    }
-
-    /// Turns a claim into a lease.
-    pub(crate) fn settle(&self) {
-        let mut inner = self.book.inner.lock();
-        (inner.table).settle(self.generation, self.protocol, self.port, &self.places);
-        drop(inner);
-        self.book.decided.notify_all();
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut inner = self.book.inner.lock();
-        for &place in &*self.places {
-            (inner.table).release(self.generation, self.protocol, self.port, place);
-        }
-        drop(inner);
-        self.book.decided.notify_all();
-    }
-}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Hold({} {})", self.protocol, self.port)
-    }
-}
 
 /// One socket of a lease.
 ///
@@ -229,9 +123,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Settles the claim; `members` in the order they were asked for.
+    /// Confirms the claim; `members` in the order they were asked for.
     pub(crate) fn new(protocol: Protocol, members: Vec<Member>, hold: Hold) -> Lease {
-        hold.settle();
+        hold.confirm();
         Lease {
             port: hold.port(),
             protocol,

@@ -1,35 +1,12 @@
-//! Which ports a request may have, and where its walk begins.
+//! A range to walk over, and where its walks begin.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 
-use super::{Broker, Protocol};
-use crate::netns::{Netns, NetnsId};
-
-/// Which ports a request may have.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Ports<'a> {
-    /// This one, reserved or not.
-    Exact(u16),
-    /// One of these, reserved or not.
-    Range(RangeInclusive<u16>),
-    /// One of the ports that a namespace gives to outgoing connections
-    /// (`ip_local_port_range`, or 49152-65535 where that cannot be read), other
-    /// than those that a member's namespace reserves
-    /// (`ip_local_reserved_ports`). Both are read anew for each request.
-    Dynamic {
-        /// The namespace whose range it is; it need not be a member.
-        of: &'a Netns,
-    },
-    /// As `Dynamic`, with the range of the namespace that a broker is in.
-    DynamicOfBroker {
-        /// The broker; it need not be a member.
-        of: &'a Broker,
-    },
-}
+use super::protocol::Protocol;
+use crate::netns::NetnsId;
 
 /// Where the first walk over a range begins; later ones go on after the last
 /// lease.

@@ -1,42 +1,22 @@
-//! What a port is wanted for, and the checks that need no system call.
+//! Saying what a port is wanted for, and asking for it.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::acquire::Acquire;
+use super::broker::Broker;
 use super::cancel::Cancel;
-use super::lease::{Book, Lease};
-use super::opener::{Opener, Pinned};
-use super::table::overlap;
+use super::error::Error;
+use super::gate::Gate;
+use super::holds::Holds;
+use super::lease::Lease;
+use super::opener::{Opener, WorkerOpener};
+use super::plan::{Budget, Choice, Plan, Ports, Wanted};
+use super::protocol::Protocol;
 use super::walk::Walk;
-use super::{Broker, Error, Gate, Ports, Protocol};
 use crate::executor::Executor;
 use crate::netns::Netns;
-
-/// How long a request goes on looking for a port of a range.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Budget {
-    /// Until each port has been tried once.
-    #[default]
-    WalkOnce,
-    /// Until this many ports have reached the kernel, and at most once over the
-    /// range.
-    Tries(u32),
-    /// Several times over the range.
-    Laps {
-        /// How many times.
-        laps: u32,
-        /// How long to rest in between, give or take a half, so that requests
-        /// that met once do not meet again.
-        pause: Duration,
-    },
-    /// Over and over, until then. It bounds the walk, not the wait for a
-    /// namespace's worker that is busy with a job.
-    Deadline(Instant),
-}
 
 /// A port to be leased: what for, where, which, and how hard to try.
 ///
@@ -44,45 +24,15 @@ pub enum Budget {
 /// before [`acquire`](Self::acquire) or [`acquire_async`](Self::acquire_async).
 #[must_use = "a request does nothing until it is acquired"]
 pub struct Request {
-    pub(super) book: Arc<Book>,
-    pub(super) executor: Executor,
-    pub(super) protocol: Protocol,
-    pub(super) wanted: Vec<Wanted>,
-    /// A namespace that was named without an address.
-    pub(super) addressless: Option<String>,
-    pub(super) choice: Option<Choice>,
-    pub(super) gate: Gate,
-    pub(super) budget: Budget,
-    pub(super) retry_for: Option<Duration>,
-    pub(super) cancel: Cancel,
-}
-
-/// A member before it has a socket.
-pub(super) struct Wanted {
-    pub(super) opener: Arc<dyn Opener>,
-    pub(super) addr: IpAddr,
-}
-
-/// [`Ports`], without the borrow.
-pub(super) enum Choice {
-    Exact(u16),
-    Range(RangeInclusive<u16>),
-    Dynamic { of: Arc<dyn Opener> },
+    plan: Plan,
+    executor: Executor,
 }
 
 impl Request {
-    pub(super) fn new(book: Arc<Book>, executor: Executor, protocol: Protocol) -> Self {
+    pub(super) fn new(holds: Arc<Holds>, executor: Executor, protocol: Protocol) -> Self {
         Request {
-            book,
+            plan: Plan::new(holds, protocol),
             executor,
-            protocol,
-            wanted: Vec::new(),
-            addressless: None,
-            choice: None,
-            gate: Gate::default(),
-            budget: Budget::default(),
-            retry_for: None,
-            cancel: Cancel::new(),
         }
     }
 
@@ -99,7 +49,7 @@ impl Request {
     }
 
     fn pinned(&self, netns: &Netns) -> Arc<dyn Opener> {
-        Arc::new(Pinned {
+        Arc::new(WorkerOpener {
             executor: self.executor.clone(),
             netns: netns.clone(),
         })
@@ -110,20 +60,22 @@ impl Request {
         opener: Arc<dyn Opener>,
         addrs: impl IntoIterator<Item = IpAddr>,
     ) -> Self {
-        let before = self.wanted.len();
-        self.wanted.extend(addrs.into_iter().map(|addr| Wanted {
-            opener: opener.clone(),
-            addr: addr.to_canonical(),
-        }));
-        if self.wanted.len() == before {
-            self.addressless = Some(opener.label().to_owned());
+        let before = self.plan.wanted.len();
+        self.plan
+            .wanted
+            .extend(addrs.into_iter().map(|addr| Wanted {
+                opener: opener.clone(),
+                addr: addr.to_canonical(),
+            }));
+        if self.plan.wanted.len() == before {
+            self.plan.addressless = Some(opener.label().to_owned());
         }
         self
     }
 
     /// Says which ports will do.
     pub fn ports(mut self, ports: Ports<'_>) -> Self {
-        self.choice = Some(match ports {
+        self.plan.choice = Some(match ports {
             Ports::Exact(port) => Choice::Exact(port),
             Ports::Range(range) => Choice::Range(range),
             Ports::Dynamic { of } => Choice::Dynamic {
@@ -138,26 +90,26 @@ impl Request {
 
     /// Says what clients meet before the lease is activated.
     pub fn gate(mut self, gate: Gate) -> Self {
-        self.gate = gate;
+        self.plan.gate = gate;
         self
     }
 
     /// Says how long to go on looking for a port of a range.
     pub fn budget(mut self, budget: Budget) -> Self {
-        self.budget = budget;
+        self.plan.budget = budget;
         self
     }
 
     /// Goes on trying an exact port while somebody else has it, for this long.
     /// When the time has passed, the error is that of the last try.
     pub fn retry_for(mut self, time: Duration) -> Self {
-        self.retry_for = Some(time);
+        self.plan.retry_for = Some(time);
         self
     }
 
     /// Lets another thread give this request up.
     pub fn cancel(mut self, cancel: &Cancel) -> Self {
-        self.cancel = cancel.clone();
+        self.plan.cancel = cancel.clone();
         self
     }
 
@@ -193,8 +145,8 @@ impl Request {
     /// # }
     /// ```
     pub fn acquire(self) -> Result<Lease, Error> {
-        self.check()?;
-        Walk::new(self).run()
+        self.plan.check()?;
+        Walk::new(self.plan).run()
     }
 
     /// Leases a port as [`acquire`](Self::acquire) does, without blocking the
@@ -207,84 +159,10 @@ impl Request {
     /// Nothing happens before the first poll. Dropping the future gives the
     /// request up: what it has so far is given back shortly after.
     pub fn acquire_async(self) -> Acquire {
-        Acquire::new(self)
+        Acquire::new(self.plan)
     }
-
-    /// Refuses what makes no sense.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        if let Some(label) = &self.addressless {
-            return Err(Error::invalid(format!(
-                "no address to hold the port on in netns `{label}`"
-            )));
-        }
-        if self.wanted.is_empty() {
-            return Err(Error::invalid(
-                "no members (say where to hold the port with `on`)",
-            ));
-        }
-        for (index, new) in self.wanted.iter().enumerate() {
-            for old in &self.wanted[..index] {
-                if old.opener.netns() != new.opener.netns() || !overlap(old.addr, new.addr) {
-                    continue;
-                }
-                let label = new.opener.label();
-                return Err(Error::invalid(if old.addr == new.addr {
-                    format!("{} in netns `{label}` is there twice", new.addr)
-                } else {
-                    format!(
-                        "{} and {} in netns `{label}` overlap: a wildcard covers every \
-                         address of its family",
-                        old.addr, new.addr
-                    )
-                }));
-            }
-        }
-        if self.protocol == Protocol::Udp && self.gate == Gate::Refuse {
-            return Err(Error::invalid(
-                "a udp socket cannot be bound and refuse (use `Gate::Drop`)",
-            ));
-        }
-        self.check_ports()
-    }
-
-    fn check_ports(&self) -> Result<(), Error> {
-        let exact = match &self.choice {
-            None => {
-                return Err(Error::invalid("no ports (say which will do with `ports`)"));
-            }
-            Some(Choice::Exact(0)) => {
-                return Err(Error::invalid(
-                    "port 0 is not a port (use `Ports::Range` or `Ports::Dynamic`)",
-                ));
-            }
-            Some(Choice::Range(range)) if range.start() > range.end() => {
-                return Err(Error::invalid(format!(
-                    "the range {}-{} is inverted",
-                    range.start(),
-                    range.end()
-                )));
-            }
-            Some(Choice::Range(range)) if *range.start() == 0 => {
-                return Err(Error::invalid(format!(
-                    "the range 0-{} begins with port 0, which is not a port",
-                    range.end()
-                )));
-            }
-            Some(choice) => matches!(choice, Choice::Exact(_)),
-        };
-        if exact && self.budget != Budget::WalkOnce {
-            return Err(Error::invalid(
-                "a budget is for ranges (use `retry_for` with an exact port)",
-            ));
-        }
-        if !exact && self.retry_for.is_some() {
-            return Err(Error::invalid(
-                "`retry_for` is for an exact port (use `budget` with a range)",
-            ));
-        }
-        if matches!(self.budget, Budget::Tries(0) | Budget::Laps { laps: 0, .. }) {
-            return Err(Error::invalid("the budget allows no try at all"));
-        }
-        Ok(())
+    #[cfg(test)]
+    pub(super) fn into_plan(self) -> Plan {
+        self.plan
     }
 }

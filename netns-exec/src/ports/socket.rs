@@ -6,15 +6,16 @@
 //! a socket whose bind failed succeeds, on a port that the kernel chooses, and
 //! after a failed listen a socket can never be bound again.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::broker::Client;
-use super::dynamic::LocalPorts;
-use super::{Fallback, Gate, GateState, Protocol, Stage};
+use super::error::Stage;
+use super::gate::{Fallback, Gate, GateState};
+use super::protocol::Protocol;
 use crate::sys::socket as sys;
 
 /// What a socket is to become.
@@ -48,14 +49,23 @@ impl Fault {
     }
 }
 
+/// A process in the socket's namespace that opened it for this one.
+pub(crate) trait Vendor: fmt::Debug + Send + Sync {
+    /// Whether it may bind ports that this process may not.
+    fn binds_privileged_ports(&self) -> bool;
+
+    /// Has a socket bound to the first port of `range` that can be had.
+    fn bind(&self, spec: Spec, range: &RangeInclusive<u16>) -> Result<(Bound, u16), Fault>;
+}
+
 /// A socket that has all its options and no port yet.
 #[derive(Debug)]
 pub(crate) struct Fresh {
     fd: OwnedFd,
     spec: Spec,
     gate: GateState,
-    /// The broker that it came from.
-    broker: Option<Arc<Client>>,
+    /// The process that it came from.
+    vendor: Option<Arc<dyn Vendor>>,
 }
 
 /// A socket whose bind succeeded.
@@ -113,7 +123,7 @@ impl Fresh {
                 Gate::Queue => GateState::Queueing,
                 Gate::Refuse => GateState::Refusing,
             },
-            broker: None,
+            vendor: None,
         };
         match spec.protocol {
             Protocol::Tcp => {
@@ -172,10 +182,10 @@ impl Fresh {
                 stage: Stage::Bind,
                 cause,
             };
-            match &self.broker {
+            match &self.vendor {
                 // It may have a privilege over its namespace that we lack.
-                Some(broker) if fault.is_denied() && broker.binds_privileged_ports() => {
-                    return match broker.bind(self.spec, &(port..=port)) {
+                Some(vendor) if fault.is_denied() && vendor.binds_privileged_ports() => {
+                    return match vendor.bind(self.spec, &(port..=port)) {
                         Ok((bound, _)) => Ok(bound),
                         Err(fault) => Err(Unbound {
                             fault,
@@ -198,14 +208,14 @@ impl Fresh {
     }
 
     /// Binds to a port of `range` that the kernel finds free, and returns it.
-    /// A broker tries them all, at the cost of one message.
+    /// A [`Vendor`] tries them all, at the cost of one message.
     ///
     /// The kernel honours the range only within the namespace's own
     /// (`ip_local_port_range`), and skips what the namespace reserves, so this
     /// can fail or miss where [`bind`](Self::bind) would not.
     pub(crate) fn bind_any_of(self, range: &RangeInclusive<u16>) -> Result<(Bound, u16), Unbound> {
-        if let Some(broker) = &self.broker {
-            return broker.bind(self.spec, range).map_err(|fault| Unbound {
+        if let Some(vendor) = &self.vendor {
+            return vendor.bind(self.spec, range).map_err(|fault| Unbound {
                 fault,
                 fresh: Some(self),
             });
@@ -232,18 +242,18 @@ impl Fresh {
         }
     }
 
-    /// Wraps a socket that a broker opened.
+    /// Wraps a socket that another process opened.
     pub(crate) fn vended(
         fd: OwnedFd,
         spec: Spec,
         gate: GateState,
-        broker: Option<Arc<Client>>,
+        vendor: Option<Arc<dyn Vendor>>,
     ) -> Fresh {
         Fresh {
             fd,
             spec,
             gate,
-            broker,
+            vendor,
         }
     }
 
@@ -263,7 +273,7 @@ impl Fresh {
 }
 
 impl Bound {
-    /// Wraps a socket that a broker bound.
+    /// Wraps a socket that another process bound.
     pub(crate) fn vended(fd: OwnedFd, spec: Spec, gate: GateState) -> Bound {
         Bound(Fresh::vended(fd, spec, gate, None))
     }
@@ -292,45 +302,6 @@ pub(crate) fn open_gate(fd: &OwnedFd, gate: GateState) -> Result<(), Fault> {
         GateState::Dropping => sys::pass_packets(fd).map_err(Fault::at(Stage::Filter)),
         GateState::Refusing => sys::listen(fd).map_err(Fault::at(Stage::Listen)),
         GateState::Queueing | GateState::Open => Ok(()),
-    }
-}
-
-/// What is wanted from a thread in a namespace, all in one round trip.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Order {
-    /// A socket for each.
-    pub(crate) specs: Vec<Spec>,
-    /// Whether to read the namespace's port settings too.
-    pub(crate) local_ports: bool,
-}
-
-/// What the thread brought.
-#[derive(Debug, Default)]
-pub(crate) struct Supply {
-    /// In the order of the specs, up to the first that failed.
-    pub(crate) sockets: Vec<Fresh>,
-    /// Why there are fewer sockets than specs.
-    pub(crate) fault: Option<Fault>,
-    pub(crate) local_ports: Option<LocalPorts>,
-}
-
-impl Order {
-    /// Fills the order on the calling thread, from the namespace it is in.
-    pub(crate) fn fill(&self) -> Supply {
-        let mut supply = Supply {
-            local_ports: self.local_ports.then(LocalPorts::read),
-            ..Supply::default()
-        };
-        for &spec in &self.specs {
-            match Fresh::open(spec) {
-                Ok(fresh) => supply.sockets.push(fresh),
-                Err(fault) => {
-                    supply.fault = Some(fault);
-                    break;
-                }
-            }
-        }
-        supply
     }
 }
 

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::protocol::{self, Malformed, Reply};
+use super::wire::{self, Malformed, Reply};
 use crate::netns::NetnsId;
-use crate::ports::socket::{Bound, Fault, Fresh, Order, Spec, Supply};
-use crate::ports::{GateState, Stage};
+use crate::ports::error::Stage;
+use crate::ports::gate::GateState;
+use crate::ports::opener::{OpenReply, OpenRequest};
+use crate::ports::socket::{Bound, Fault, Fresh, Spec, Vendor};
 use crate::sys::apart::Child;
 use crate::sys::{caps, netns, scm, socket as sys};
 
@@ -44,7 +46,7 @@ struct Line {
 }
 
 /// An answer, with as many descriptors as it says.
-struct Answer {
+struct Received {
     reply: Reply,
     fds: Vec<OwnedFd>,
 }
@@ -56,9 +58,9 @@ impl Client {
         let mut line = Line {
             socket: Some(socket),
             seq: 0,
-            buffer: Vec::with_capacity(protocol::MAX_REPLY),
+            buffer: Vec::with_capacity(wire::MAX_REPLY),
         };
-        let Reply::Hello(hello) = line.call(protocol::put_hello)?.reply else {
+        let Reply::Hello(hello) = line.call(wire::put_hello)?.reply else {
             return Err(Malformed::Kind.into());
         };
         Ok(Client {
@@ -71,7 +73,7 @@ impl Client {
         })
     }
 
-    /// Runs `f` with the socket, for a caller who wants a copy of it.
+    /// Makes a copy of the socket that leads to the broker.
     pub(super) fn try_clone_socket(&self) -> io::Result<OwnedFd> {
         match &self.line.lock().socket {
             Some(socket) => socket.try_clone(),
@@ -79,23 +81,18 @@ impl Client {
         }
     }
 
-    /// Whether the broker may bind ports that we may not.
-    pub(crate) fn binds_privileged_ports(&self) -> bool {
-        self.capabilities & caps::NET_BIND_SERVICE != 0
-    }
-
     /// Brings unbound sockets.
-    pub(super) fn open(self: &Arc<Self>, order: &Order) -> io::Result<Supply> {
-        let mut supply = Supply::default();
-        let mut local_ports = order.local_ports;
-        let mut rest = &order.specs[..];
+    pub(super) fn open(self: &Arc<Self>, request: &OpenRequest) -> io::Result<OpenReply> {
+        let mut opened = OpenReply::default();
+        let mut local_ports = request.local_ports;
+        let mut rest = &request.specs[..];
         loop {
             let specs;
-            (specs, rest) = rest.split_at(rest.len().min(protocol::MAX_SPECS));
-            self.vend(specs, local_ports, &mut supply)?;
+            (specs, rest) = rest.split_at(rest.len().min(wire::MAX_SPECS));
+            self.vend(specs, local_ports, &mut opened)?;
             local_ports = false;
-            if rest.is_empty() || supply.fault.is_some() {
-                return Ok(supply);
+            if rest.is_empty() || opened.fault.is_some() {
+                return Ok(opened);
             }
         }
     }
@@ -104,13 +101,13 @@ impl Client {
         self: &Arc<Self>,
         specs: &[Spec],
         settings: bool,
-        supply: &mut Supply,
+        opened: &mut OpenReply,
     ) -> io::Result<()> {
-        let put = |seq, out: &mut Vec<u8>| protocol::put_vend(seq, specs, settings, out);
+        let put = |seq, out: &mut Vec<u8>| wire::put_vend(seq, specs, settings, out);
         let mut line = self.line.lock();
         let answer = match line.call(put) {
             Err(cause) if is_ours(&cause) => {
-                supply.fault = Some(transfer(cause));
+                opened.fault = Some(transfer(cause));
                 return Ok(());
             }
             answer => answer?,
@@ -130,40 +127,19 @@ impl Client {
         }
         drop(line);
         if settings {
-            supply.local_ports = local_ports;
+            opened.local_ports = local_ports;
         }
-        supply.fault = fault;
+        opened.fault = fault;
         for ((fd, gate), &spec) in answer.fds.into_iter().zip(gates).zip(specs) {
             if let Err(fault) = self.verify(&fd, spec, None) {
-                supply.fault = Some(fault);
+                opened.fault = Some(fault);
                 break;
             }
-            let broker = Some(self.clone());
-            supply.sockets.push(Fresh::vended(fd, spec, gate, broker));
+            let vendor: Arc<dyn Vendor> = self.clone();
+            let fresh = Fresh::vended(fd, spec, gate, Some(vendor));
+            opened.sockets.push(fresh);
         }
         Ok(())
-    }
-
-    /// Has a socket bound to the first port of `range` that can be had.
-    pub(crate) fn bind(
-        &self,
-        spec: Spec,
-        range: &RangeInclusive<u16>,
-    ) -> Result<(Bound, u16), Fault> {
-        let put = |seq, out: &mut Vec<u8>| protocol::put_bind(seq, &spec, range, out);
-        let mut line = self.line.lock();
-        let mut answer = line.call(put).map_err(transfer)?;
-        let (gate, port): (GateState, u16) = match answer.reply {
-            Reply::Bound { gate, port } if range.contains(&port) => (gate, port),
-            Reply::Unbound(fault) => return Err(fault),
-            _ => return Err(transfer(line.give_up(Malformed::Kind))),
-        };
-        drop(line);
-        let Some(fd) = answer.fds.pop() else {
-            return Err(transfer(Malformed::Descriptors.into()));
-        };
-        self.verify(&fd, spec, Some(port))?;
-        Ok((Bound::vended(fd, spec, gate), port))
     }
 
     /// Checks that a descriptor is a socket of the broker's namespace, of the
@@ -191,9 +167,32 @@ impl Client {
     }
 }
 
+impl Vendor for Client {
+    fn binds_privileged_ports(&self) -> bool {
+        self.capabilities & caps::NET_BIND_SERVICE != 0
+    }
+
+    fn bind(&self, spec: Spec, range: &RangeInclusive<u16>) -> Result<(Bound, u16), Fault> {
+        let put = |seq, out: &mut Vec<u8>| wire::put_bind(seq, &spec, range, out);
+        let mut line = self.line.lock();
+        let mut answer = line.call(put).map_err(transfer)?;
+        let (gate, port): (GateState, u16) = match answer.reply {
+            Reply::Bound { gate, port } if range.contains(&port) => (gate, port),
+            Reply::Unbound(fault) => return Err(fault),
+            _ => return Err(transfer(line.give_up(Malformed::Kind))),
+        };
+        drop(line);
+        let Some(fd) = answer.fds.pop() else {
+            return Err(transfer(Malformed::Descriptors.into()));
+        };
+        self.verify(&fd, spec, Some(port))?;
+        Ok((Bound::vended(fd, spec, gate), port))
+    }
+}
+
 impl Line {
     /// Makes one request, and waits for its answer.
-    fn call(&mut self, put: impl FnOnce(u32, &mut Vec<u8>)) -> io::Result<Answer> {
+    fn call(&mut self, put: impl FnOnce(u32, &mut Vec<u8>)) -> io::Result<Received> {
         let answer = self.round_trip(put);
         match &answer {
             Err(cause) if !is_ours(cause) => self.socket = None,
@@ -202,13 +201,13 @@ impl Line {
         answer
     }
 
-    fn round_trip(&mut self, put: impl FnOnce(u32, &mut Vec<u8>)) -> io::Result<Answer> {
+    fn round_trip(&mut self, put: impl FnOnce(u32, &mut Vec<u8>)) -> io::Result<Received> {
         let socket = self.socket.as_ref().ok_or_else(broken)?;
         self.seq = self.seq.wrapping_add(1);
         put(self.seq, &mut self.buffer);
         scm::send(socket.as_fd(), &self.buffer, std::iter::empty())?;
 
-        self.buffer.resize(protocol::MAX_REPLY, 0);
+        self.buffer.resize(wire::MAX_REPLY, 0);
         let mut fds = Vec::new();
         let received = scm::receive(socket.as_fd(), &mut self.buffer, &mut fds);
         let received = received.map_err(|cause| match cause.raw_os_error() {
@@ -226,11 +225,11 @@ impl Line {
         if received.lost_fds {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
-        let reply = protocol::decode_reply(self.seq, &self.buffer[..received.len], fds.len())?;
+        let reply = wire::decode_reply(self.seq, &self.buffer[..received.len], fds.len())?;
         match reply {
             Reply::Failed(cause) => Err(cause),
             Reply::Malformed(reason) => Err(reason.into()),
-            reply => Ok(Answer { reply, fds }),
+            reply => Ok(Received { reply, fds }),
         }
     }
 
@@ -266,7 +265,8 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
     use std::thread;
 
-    use crate::ports::{Gate, Protocol};
+    use crate::ports::gate::Gate;
+    use crate::ports::protocol::Protocol;
 
     const TCP: Spec = Spec {
         protocol: Protocol::Tcp,
@@ -292,23 +292,23 @@ mod tests {
     ) -> Arc<Client> {
         let (ours, theirs) = scm::pair().expect("a pair");
         thread::spawn(move || {
-            let mut request = [0; protocol::MAX_REQUEST];
+            let mut request = [0; wire::MAX_REQUEST];
             let mut reply = Vec::new();
             loop {
                 let received = scm::receive_bytes(theirs.as_fd(), &mut request).expect("alive");
                 if received.len == 0 {
                     return;
                 }
-                let request = protocol::decode_request(&request[..received.len]);
+                let request = wire::decode_request(&request[..received.len]);
                 let (seq, request) = request.expect("clients make sense");
                 let fds = match request {
-                    protocol::Request::Hello => {
-                        let hello = protocol::Hello {
+                    wire::Request::Hello => {
+                        let hello = wire::Hello {
                             netns,
                             pid: 1,
                             capabilities: 0,
                         };
-                        protocol::put_hello_reply(seq, &hello, &mut reply);
+                        wire::put_hello_reply(seq, &hello, &mut reply);
                         Vec::new()
                     }
                     _ => answer(seq, &mut reply),
@@ -320,8 +320,8 @@ mod tests {
         Arc::new(client)
     }
 
-    fn order(specs: &[Spec]) -> Order {
-        Order {
+    fn request(specs: &[Spec]) -> OpenRequest {
+        OpenRequest {
             specs: specs.to_vec(),
             local_ports: false,
         }
@@ -329,14 +329,16 @@ mod tests {
 
     /// What comes of asking for one TCP socket.
     fn fault(client: &Arc<Client>) -> (Stage, String) {
-        let supply = client.open(&order(&[TCP])).expect("the answer makes sense");
-        assert_eq!(supply.sockets.len(), 0);
-        let fault = supply.fault.expect("a socket, or why not");
+        let opened = client
+            .open(&request(&[TCP]))
+            .expect("the answer makes sense");
+        assert_eq!(opened.sockets.len(), 0);
+        let fault = opened.fault.expect("a socket, or why not");
         (fault.stage, fault.cause.to_string())
     }
 
     fn vended(seq: u32, gates: &[GateState], out: &mut Vec<u8>) {
-        protocol::put_vended(seq, gates.iter().copied(), None, None, out);
+        wire::put_vended(seq, gates.iter().copied(), None, None, out);
     }
 
     fn fresh(spec: Spec) -> OwnedFd {
@@ -354,9 +356,9 @@ mod tests {
     #[test]
     fn what_was_asked_for_is_taken() {
         let client = client_of(answer_with(|| fresh(TCP)));
-        let supply = client.open(&order(&[TCP])).expect("an answer");
-        assert_eq!(supply.sockets.len(), 1);
-        assert!(supply.fault.is_none());
+        let opened = client.open(&request(&[TCP])).expect("an answer");
+        assert_eq!(opened.sockets.len(), 1);
+        assert!(opened.fault.is_none());
     }
 
     #[test]
@@ -396,7 +398,7 @@ mod tests {
         assert_eq!(fault(&client_of(answer_with(bound))).0, Stage::Verify);
 
         let client = client_of(move |seq, out| {
-            protocol::put_bound(seq, GateState::Queueing, 4711, out);
+            wire::put_bound(seq, GateState::Queueing, 4711, out);
             vec![bound()]
         });
         let fault = client.bind(TCP, &(4711..=4711)).expect_err("another port");
@@ -405,8 +407,8 @@ mod tests {
 
     #[test]
     fn broker_that_makes_no_sense_is_asked_once() {
-        type Answer = fn(u32, &mut Vec<u8>) -> Vec<OwnedFd>;
-        let answers: [(&str, Answer); 6] = [
+        type Received = fn(u32, &mut Vec<u8>) -> Vec<OwnedFd>;
+        let answers: [(&str, Received); 6] = [
             ("out of order", |seq, out| {
                 vended(seq + 1, &[GateState::Queueing], out);
                 vec![fresh(TCP)]
@@ -425,21 +427,23 @@ mod tests {
                 vec![]
             }),
             ("unknown kind", |seq, out| {
-                protocol::put_unbound(seq, &transfer(broken()), out);
+                wire::put_unbound(seq, &transfer(broken()), out);
                 vec![]
             }),
             ("too long", |seq, out| {
-                protocol::put_hello(seq, out);
-                out.resize(2 * protocol::MAX_REPLY, 0);
+                wire::put_hello(seq, out);
+                out.resize(2 * wire::MAX_REPLY, 0);
                 vec![]
             }),
         ];
         for (text, answer) in answers {
             let client = client_of(answer);
-            let error = client.open(&order(&[TCP])).expect_err(text);
+            let error = client.open(&request(&[TCP])).expect_err(text);
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             assert!(error.to_string().contains(text), "{error}");
-            let again = client.open(&order(&[TCP])).expect_err("the line is closed");
+            let again = client
+                .open(&request(&[TCP]))
+                .expect_err("the line is closed");
             assert_eq!(again.raw_os_error(), Some(libc::EPIPE));
         }
     }
@@ -448,12 +452,12 @@ mod tests {
     fn large_order_takes_more_than_one_message() {
         let client = client_of(|seq, out| {
             // All but one of these go into the first.
-            let count = if seq == 2 { protocol::MAX_SPECS } else { 1 };
+            let count = if seq == 2 { wire::MAX_SPECS } else { 1 };
             vended(seq, &vec![GateState::Queueing; count], out);
             (0..count).map(|_| fresh(TCP)).collect()
         });
-        let supply = client.open(&order(&[TCP; protocol::MAX_SPECS + 1]));
-        let supply = supply.expect("two answers");
-        assert_eq!(supply.sockets.len(), protocol::MAX_SPECS + 1);
+        let opened = client.open(&request(&[TCP; wire::MAX_SPECS + 1]));
+        let opened = opened.expect("two answers");
+        assert_eq!(opened.sockets.len(), wire::MAX_SPECS + 1);
     }
 }

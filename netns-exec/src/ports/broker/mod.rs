@@ -23,18 +23,17 @@
 //! only it has, and long stretches of ports in use.
 
 mod client;
-mod protocol;
 mod server;
+mod wire;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-pub(crate) use client::Client;
+use client::Client;
 
-use super::Error;
-use super::opener::Opener;
-use super::socket::{Order, Supply};
+use super::error::Error;
+use super::opener::{OpenReply, OpenRequest, Opener};
 use crate::netns::NetnsId;
 use crate::sys::scm;
 
@@ -162,8 +161,8 @@ impl Opener for Broker {
         &self.0.label
     }
 
-    fn open(&self, order: &Order) -> Result<Supply, Error> {
-        self.0.open(order).map_err(|cause| {
+    fn open(&self, request: &OpenRequest) -> Result<OpenReply, Error> {
+        self.0.open(request).map_err(|cause| {
             let attempt = format!("cannot get sockets from the broker, {}", self.0.label);
             Error::broker(attempt, cause)
         })

@@ -1,0 +1,183 @@
+//! What a port is wanted for, and the checks that need no system call.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::broker::Broker;
+use super::cancel::Cancel;
+use super::error::Error;
+use super::gate::Gate;
+use super::holds::Holds;
+use super::opener::Opener;
+use super::protocol::Protocol;
+use super::table::overlap;
+use crate::netns::Netns;
+
+/// Which ports a request may have.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Ports<'a> {
+    /// This one, reserved or not.
+    Exact(u16),
+    /// One of these, reserved or not.
+    Range(RangeInclusive<u16>),
+    /// One of the ports that a namespace gives to outgoing connections
+    /// (`ip_local_port_range`, or 49152-65535 where that cannot be read), other
+    /// than those that a member's namespace reserves
+    /// (`ip_local_reserved_ports`). Both are read anew for each request.
+    Dynamic {
+        /// The namespace whose range it is; it need not be a member.
+        of: &'a Netns,
+    },
+    /// As `Dynamic`, with the range of the namespace that a broker is in.
+    DynamicOfBroker {
+        /// The broker; it need not be a member.
+        of: &'a Broker,
+    },
+}
+
+/// How long a request goes on looking for a port of a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Budget {
+    /// Until each port has been tried once.
+    #[default]
+    WalkOnce,
+    /// Until this many ports have reached the kernel, and at most once over the
+    /// range.
+    Tries(u32),
+    /// Several times over the range.
+    Laps {
+        /// How many times.
+        laps: u32,
+        /// How long to rest in between, give or take a half, so that requests
+        /// that met once do not meet again.
+        pause: Duration,
+    },
+    /// Over and over, until then. It bounds the walk, not the wait for a
+    /// namespace's worker that is busy with a job.
+    Deadline(Instant),
+}
+
+/// All that a request says.
+pub(super) struct Plan {
+    pub(super) holds: Arc<Holds>,
+    pub(super) protocol: Protocol,
+    pub(super) wanted: Vec<Wanted>,
+    /// A namespace that was named without an address.
+    pub(super) addressless: Option<String>,
+    pub(super) choice: Option<Choice>,
+    pub(super) gate: Gate,
+    pub(super) budget: Budget,
+    pub(super) retry_for: Option<Duration>,
+    pub(super) cancel: Cancel,
+}
+
+/// A member before it has a socket.
+pub(super) struct Wanted {
+    pub(super) opener: Arc<dyn Opener>,
+    pub(super) addr: IpAddr,
+}
+
+/// [`Ports`], without the borrow.
+pub(super) enum Choice {
+    Exact(u16),
+    Range(RangeInclusive<u16>),
+    Dynamic { of: Arc<dyn Opener> },
+}
+
+impl Plan {
+    pub(super) fn new(holds: Arc<Holds>, protocol: Protocol) -> Plan {
+        Plan {
+            holds,
+            protocol,
+            wanted: Vec::new(),
+            addressless: None,
+            choice: None,
+            gate: Gate::default(),
+            budget: Budget::default(),
+            retry_for: None,
+            cancel: Cancel::new(),
+        }
+    }
+
+    /// Refuses what makes no sense.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if let Some(label) = &self.addressless {
+            return Err(Error::invalid(format!(
+                "no address to hold the port on in netns `{label}`"
+            )));
+        }
+        if self.wanted.is_empty() {
+            return Err(Error::invalid(
+                "no members (say where to hold the port with `on`)",
+            ));
+        }
+        for (index, new) in self.wanted.iter().enumerate() {
+            for old in &self.wanted[..index] {
+                if old.opener.netns() != new.opener.netns() || !overlap(old.addr, new.addr) {
+                    continue;
+                }
+                let label = new.opener.label();
+                return Err(Error::invalid(if old.addr == new.addr {
+                    format!("{} in netns `{label}` is there twice", new.addr)
+                } else {
+                    format!(
+                        "{} and {} in netns `{label}` overlap: a wildcard covers every \
+                         address of its family",
+                        old.addr, new.addr
+                    )
+                }));
+            }
+        }
+        if self.protocol == Protocol::Udp && self.gate == Gate::Refuse {
+            return Err(Error::invalid(
+                "a udp socket cannot be bound and refuse (use `Gate::Drop`)",
+            ));
+        }
+        self.check_ports()
+    }
+
+    fn check_ports(&self) -> Result<(), Error> {
+        let exact = match &self.choice {
+            None => {
+                return Err(Error::invalid("no ports (say which will do with `ports`)"));
+            }
+            Some(Choice::Exact(0)) => {
+                return Err(Error::invalid(
+                    "port 0 is not a port (use `Ports::Range` or `Ports::Dynamic`)",
+                ));
+            }
+            Some(Choice::Range(range)) if range.start() > range.end() => {
+                return Err(Error::invalid(format!(
+                    "the range {}-{} is inverted",
+                    range.start(),
+                    range.end()
+                )));
+            }
+            Some(Choice::Range(range)) if *range.start() == 0 => {
+                return Err(Error::invalid(format!(
+                    "the range 0-{} begins with port 0, which is not a port",
+                    range.end()
+                )));
+            }
+            Some(choice) => matches!(choice, Choice::Exact(_)),
+        };
+        if exact && self.budget != Budget::WalkOnce {
+            return Err(Error::invalid(
+                "a budget is for ranges (use `retry_for` with an exact port)",
+            ));
+        }
+        if !exact && self.retry_for.is_some() {
+            return Err(Error::invalid(
+                "`retry_for` is for an exact port (use `budget` with a range)",
+            ));
+        }
+        if matches!(self.budget, Budget::Tries(0) | Budget::Laps { laps: 0, .. }) {
+            return Err(Error::invalid("the budget allows no try at all"));
+        }
+        Ok(())
+    }
+}
