@@ -75,7 +75,7 @@ fn start(plan: Plan) -> Result<Arc<Mutex<Slot>>, Error> {
             slot.outcome = Some(outcome);
             slot.waker.take()
         };
-        // Before the waker, so that the outcome is gone if nobody wants it.
+        // Before the waker, so that the outcome is gone if the future is.
         drop(reply);
         if let Some(waker) = waker {
             waker.wake();

@@ -40,7 +40,7 @@ pub struct Leased {
 
 impl Allocator {
     /// Makes an allocator whose sockets are opened by the workers of
-    /// `executor`, and whose walks begin at a random binding.
+    /// `executor`, and whose walks begin at a random place.
     pub fn new(executor: &Executor) -> Allocator {
         Allocator::starting_at(executor, Start::default())
     }

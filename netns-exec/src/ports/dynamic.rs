@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::str;
 
-/// What IANA leaves to everybody, for where the kernel does not say.
+/// The dynamic ports of RFC 6335, for where the kernel does not say.
 const FALLBACK: RangeInclusive<u16> = 49152..=65535;
 
 /// What a namespace says about its local ports.
@@ -29,7 +29,7 @@ impl LocalPorts {
 pub(crate) const ROOM: usize = 256 * 1024;
 
 /// The files with the settings of one namespace: that of the thread that opens
-/// them, whoever reads them then. The kernel may have none.
+/// them, whichever thread reads them then. The kernel may have none.
 #[derive(Debug)]
 pub(crate) struct Files {
     range: Option<File>,

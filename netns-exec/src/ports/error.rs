@@ -10,9 +10,10 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::protocol::Protocol;
+use crate::error::reason;
 use crate::netns::NetnsId;
 
-/// One place where a port is to be held: a protocol and an address of one
+/// Where a port is to be held: a protocol and an address of one
 /// namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
@@ -126,10 +127,10 @@ impl fmt::Display for Counts {
 
 /// Says why a port was not leased.
 ///
-/// Nothing needs to be read out of the text: [`kind`](Error::kind) is what
-/// happened, [`endpoint`](Error::endpoint) the member that failed,
-/// [`stage`](Error::stage) the step and [`raw_os_error`](Error::raw_os_error)
-/// the errno. For a range that is exhausted the last three belong to the last
+/// Nothing needs to be read out of the text. Where a caller branches there is a
+/// predicate, as for [`crate::Error`]; [`kind`](Error::kind) is what happened,
+/// [`endpoint`](Error::endpoint) the member that failed, [`stage`](Error::stage)
+/// the step and [`raw_os_error`](Error::raw_os_error) the errno. For a range that is exhausted the last three belong to the last
 /// port that was tried.
 ///
 /// # Examples
@@ -323,6 +324,38 @@ impl Error {
         }
     }
 
+    /// Tells whether the request makes no sense, whatever the state of the
+    /// system.
+    pub fn is_invalid_input(&self) -> bool {
+        self.0.kind == ErrorKind::Invalid
+    }
+
+    /// Tells whether the port, or every port of the range, was in use: by
+    /// another program (`EADDRINUSE`) or by another lease of the same allocator.
+    pub fn is_in_use(&self) -> bool {
+        let is_leased = match self.0.kind {
+            ErrorKind::AlreadyLeased => true,
+            ErrorKind::Exhausted => self.0.counts.leased > 0,
+            _ => false,
+        };
+        is_leased || self.raw_os_error() == Some(libc::EADDRINUSE)
+    }
+
+    /// Tells whether a privilege was missing (`EPERM` or `EACCES`).
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+    }
+
+    /// Tells whether the time ran out first.
+    pub fn is_timed_out(&self) -> bool {
+        self.0.kind == ErrorKind::Deadline
+    }
+
+    /// Tells whether the request was given up.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.kind == ErrorKind::Cancelled
+    }
+
     /// Returns what became of the ports that the request looked at.
     pub fn counts(&self) -> Counts {
         self.0.counts
@@ -405,15 +438,7 @@ impl fmt::Display for Error {
         }
         match &inner.cause {
             Cause::None => {}
-            Cause::Os(cause) => match cause.raw_os_error() {
-                Some(errno) => {
-                    let text = Errno::from_raw(errno).desc();
-                    let mut chars = text.chars();
-                    let first = chars.next().map(|c| c.to_ascii_lowercase());
-                    write!(f, ": {}{}", first.unwrap_or_default(), chars.as_str())?;
-                }
-                None => write!(f, ": {cause}")?,
-            },
+            Cause::Os(cause) => write!(f, ": {}", reason(cause))?,
             Cause::Last(last) => write!(f, "; last: {last}")?,
             Cause::Enter(cause) => write!(f, ": {cause}")?,
         }

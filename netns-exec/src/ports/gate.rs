@@ -12,8 +12,8 @@ pub enum Gate {
         /// What to do where the filter is refused.
         otherwise: Fallback,
     },
-    /// A connection that nobody has accepted yet, or for UDP a datagram that
-    /// nobody has read yet.
+    /// A connection that waits to be accepted, or for UDP a datagram that waits
+    /// to be read.
     Queue,
     /// A refused connection: the port is bound, and so owned, but listened on
     /// only from `activate` on, which can then fail. Not for UDP, which has no

@@ -106,8 +106,8 @@ impl Hold {
     }
 
     /// Frees one member's binding, and keeps the others. Returns `false` if that
-    /// was done before or there is no such member; whoever holds the binding by
-    /// now is not disturbed.
+    /// was done before or there is no such member; a newer hold on
+    /// it is not disturbed.
     pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
         let binding = Binding { netns, addr };

@@ -116,8 +116,8 @@ impl fmt::Debug for Member {
 pub struct Lease {
     port: u16,
     protocol: Protocol,
-    /// Before the hold, because fields are dropped in this order: who is given
-    /// the port next must not find our sockets on it.
+    /// Before the hold, because fields are dropped in this order: the request that is
+    /// given the port next must not find our sockets on it.
     members: Vec<Member>,
     hold: Hold,
 }
@@ -160,7 +160,7 @@ impl Lease {
     }
 
     /// Gives one member back, and keeps the others: closes its socket, then
-    /// frees its place. Returns `false` if there is no such member.
+    /// frees its binding. Returns `false` if there is no such member.
     pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
         let is_it =
@@ -173,14 +173,14 @@ impl Lease {
     }
 
     /// Separates the sockets from the hold, each to live as long as it is
-    /// needed. While the hold exists the allocator gives the port to nobody
-    /// else, whatever became of the sockets.
+    /// needed. While the hold exists the allocator gives the port to no
+    /// other request, whatever became of the sockets.
     pub fn split(self) -> (Vec<Member>, Hold) {
         (self.members, self.hold)
     }
 
     /// Gives everything back as a drop does, and also ends listening in copies
-    /// of the descriptors that somebody else may have, so that they own the
+    /// of the descriptors that another process may have, so that they own the
     /// port no longer.
     ///
     /// A copy of a UDP socket goes on owning its port until it is closed:

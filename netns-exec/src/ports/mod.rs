@@ -26,7 +26,7 @@
 //!     .on(&child, [Ipv4Addr::UNSPECIFIED.into()])
 //!     .ports(Ports::Range(33000..=33099))
 //!     .acquire()?;
-//! // Nobody can connect before the rules that go with the port are in place.
+//! // No client can connect before the rules that go with the port are in place.
 //! println!("leased port {}", lease.port());
 //! lease.activate()?;
 //!
@@ -62,7 +62,7 @@
 //! # Limits
 //!
 //! A link-local IPv6 address cannot be asked for, for want of its scope.
-//! Nothing keeps the superuser from `SO_REUSEPORT` tricks of his own, and a
+//! Nothing keeps the superuser from `SO_REUSEPORT` tricks, and a
 //! copy of a UDP socket that was handed on owns its port until it is closed.
 
 mod acquire;

@@ -8,9 +8,9 @@ use crate::netns::{Netns, NetnsId};
 
 /// Brings unbound sockets out of one namespace.
 ///
-/// Binding and listening is done by whoever walks over the ports, on any
-/// thread: the sockets belong to their namespace for good. So a whole walk
-/// takes one round trip, and each errno is the kernel's own.
+/// Binding and listening is done by the walk over the ports, on any thread: the
+/// sockets belong to their namespace for good. So a whole walk takes one round
+/// trip, and each errno is the kernel's own.
 pub(crate) trait Opener: Send + Sync {
     /// The namespace that the sockets belong to.
     fn netns(&self) -> NetnsId;

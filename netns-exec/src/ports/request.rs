@@ -100,7 +100,7 @@ impl Request {
         self
     }
 
-    /// Goes on trying an exact port while somebody else has it, for this long.
+    /// Goes on trying an exact port while another program or lease has it, for this long.
     /// When the time has passed, the error is that of the last try.
     pub fn retry_for(mut self, time: Duration) -> Self {
         self.plan.retry_for = Some(time);

@@ -38,7 +38,7 @@ impl Fault {
         move |cause| Fault { stage, cause }
     }
 
-    /// Somebody has the port: it is the next one's turn.
+    /// Another program has the port: it is the next port's turn.
     pub(crate) fn is_in_use(&self) -> bool {
         self.cause.raw_os_error() == Some(libc::EADDRINUSE)
     }
@@ -137,7 +137,8 @@ impl Fresh {
                 }
             }
             Protocol::Udp => {
-                // Never SO_REUSEADDR: whoever binds last would get all datagrams.
+                // Never SO_REUSEADDR: the socket that is bound last would get all
+                // datagrams.
                 fresh.shut_gate()?;
                 sys::set_packet_info(&fresh.fd, v6).map_err(&option)?;
             }
@@ -353,14 +354,14 @@ mod tests {
             .fresh
             .expect("tcp sockets can be bound after a failure");
         let (bound, port) = again.bind_any_of(&(1..=65535)).expect("a free port");
-        let owned = bound.own().expect("nobody else is there");
+        let owned = bound.own().expect("no rival is there");
         TcpStream::connect(("127.0.0.1", port)).expect("it listens where it was bound");
         drop(owned);
     }
 
     #[test]
     fn port_outside_the_kernels_own_range_is_noticed() {
-        // Nobody sets ip_local_port_range to include it without 65535, and
+        // No machine sets ip_local_port_range to include it without 65535, and
         // port 1 is in no default range.
         let fresh = Fresh::open(spec(Protocol::Tcp)).expect("a socket");
         match fresh.bind_any_of(&(1..=1)) {
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_socket_of_the_refusing_gate_shares_its_port_with_nobody() {
+    fn waiting_socket_of_the_refusing_gate_does_not_share_its_port() {
         let refusing = Spec {
             gate: Gate::Refuse,
             ..spec(Protocol::Tcp)
@@ -379,7 +380,7 @@ mod tests {
         let (bound, port) = fresh.bind_any_of(&(1..=65535)).expect("a free port");
         let owned = bound.own().expect("nothing is left to do");
         assert_eq!(owned.gate, GateState::Refusing);
-        let refused = TcpStream::connect(("127.0.0.1", port)).expect_err("nobody listens");
+        let refused = TcpStream::connect(("127.0.0.1", port)).expect_err("it does not listen");
         assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
         let rival = Fresh::open(spec(Protocol::Tcp)).expect("a socket");
         assert!(

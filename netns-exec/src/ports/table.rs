@@ -19,7 +19,7 @@ pub(crate) struct Binding {
 }
 
 /// Which claim an entry belongs to. Never given out twice, so that a release
-/// that comes late finds nothing of its own, and harms nobody.
+/// that comes late finds nothing of its own, and harms no other claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
 
@@ -109,8 +109,8 @@ impl Table {
         }
     }
 
-    /// Frees one binding of a claim; `false` when that was done before, whoever
-    /// holds the binding now.
+    /// Frees one binding of a claim; `false` when that was done before, even if
+    /// another claim holds the binding now.
     pub(crate) fn release(
         &mut self,
         generation: Generation,

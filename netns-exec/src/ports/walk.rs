@@ -416,7 +416,7 @@ mod tests {
     fn walk_over_busy_ports_takes_one_round_trip() {
         let here = Here::new();
         let _busy: Vec<_> = (20000..20050)
-            .map(|port| TcpListener::bind((addr(1), port)).expect("nobody is here"))
+            .map(|port| TcpListener::bind((addr(1), port)).expect("a free port"))
             .collect();
         // The second member is the contended one, and is soon tried first.
         let addrs = [addr(2), addr(1)];
@@ -439,7 +439,7 @@ mod tests {
             "this machine has a narrow range: {range:?}"
         );
         let busy: Vec<_> = (low..high)
-            .map(|port| TcpListener::bind((addr(3), port)).expect("nobody is here"))
+            .map(|port| TcpListener::bind((addr(3), port)).expect("a free port"))
             .collect();
         let mut walk = Walk::new(request(&here, Protocol::Tcp, &[addr(3)], low..=high).into_plan());
         let lease = walk.range(&Span::new(low..=high)).expect("one is free");

@@ -17,7 +17,7 @@
 //!                                   socket ........-> bind, listen, accept
 //! ```
 //!
-//! The sockets come unbound, and whoever asked for them binds them: so each
+//! The sockets come unbound, and the client binds them: so each
 //! errno is the kernel's own, and one message serves a whole walk over a range.
 //! Two things are done by the broker itself: ports that take a privilege which
 //! only it has, and long stretches of ports in use.
@@ -53,7 +53,7 @@ use crate::sys::scm;
 /// is made of. It shares no memory with the caller, and takes no signal but
 /// `SIGKILL`.
 ///
-/// A broker knows no leases. A port is held by whoever has its socket, and free
+/// A broker knows no leases. A port is held by the process that has its socket, and free
 /// once all copies are closed; so nothing leaks when either process dies. It
 /// ends when the last copy of the caller's end of the pair is closed, and no
 /// later than the last clone of this value in the process that spawned it.

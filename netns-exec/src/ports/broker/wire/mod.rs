@@ -8,7 +8,7 @@
 //! not follow these rules is answered with the reason, [`Malformed`], and
 //! nothing is done.
 //!
-//! There is no message to give a port back: it is owned by whoever has its
+//! There is no message to give a port back: a process owns it that has its
 //! socket, and free when all copies are closed.
 
 mod frame;

@@ -219,7 +219,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_refused_and_harms_nobody(
+    fn noise_is_refused_and_does_no_harm(
         noise in vec(any::<u8>(), 0..200),
         mut kind in 0..8_u8,
         fds in 0..3_usize,
