@@ -63,7 +63,7 @@ impl Member {
     /// can be made.
     pub fn activate(&self) -> Result<(), Error> {
         let mut gate = self.gate.lock();
-        socket::open_gate(&self.fd, *gate).map_err(|fault| {
+        socket::open_gate(&self.fd, self.endpoint.protocol, *gate).map_err(|fault| {
             Error::socket(
                 self.endpoint.clone(),
                 Some(self.port),

@@ -231,6 +231,8 @@ impl Fresh {
             });
         }
         let bound = self.bind(0)?;
+        // The socket is the caller's soon, who asked for no such option.
+        let _ = sys::set_local_port_range(&bound.0.fd, 0, 0);
         match sys::local_addr(&bound.0.fd) {
             Ok(Some(addr)) if range.contains(&addr.port()) => Ok((bound, addr.port())),
             other => Err(Unbound {
@@ -298,10 +300,19 @@ impl Bound {
 }
 
 /// Opens a gate: clients reach the socket from now on.
-pub(crate) fn open_gate(fd: &OwnedFd, gate: GateState) -> Result<(), Fault> {
+pub(crate) fn open_gate(fd: &OwnedFd, protocol: Protocol, gate: GateState) -> Result<(), Fault> {
     match gate {
         GateState::Dropping => sys::pass_packets(fd).map_err(Fault::at(Stage::Filter)),
-        GateState::Refusing => sys::listen(fd).map_err(Fault::at(Stage::Listen)),
+        GateState::Refusing => {
+            sys::listen(fd).map_err(Fault::at(Stage::Listen))?;
+            // It had to be alone while it did not listen. Connections inherit the
+            // option from the listener; without it each would keep the port, in
+            // TIME_WAIT, from the next lease.
+            match protocol {
+                Protocol::Tcp => sys::set_reuse_addr(fd).map_err(Fault::at(Stage::Option)),
+                Protocol::Udp | Protocol::Sctp => Ok(()),
+            }
+        }
         GateState::Queueing | GateState::Open => Ok(()),
     }
 }
@@ -390,7 +401,7 @@ mod tests {
                 .fault
                 .is_in_use()
         );
-        open_gate(&owned.fd, owned.gate).expect("it listens now");
+        open_gate(&owned.fd, Protocol::Tcp, owned.gate).expect("it listens now");
         TcpStream::connect(("127.0.0.1", port)).expect("activated");
     }
 }

@@ -33,6 +33,10 @@ pub(super) struct Walk {
     counts: Counts,
     /// How many ports were in use, one after the other.
     streak: u32,
+    /// The port that was looked at last: where the next walk goes on, however
+    /// this one ends. Were it kept on success only, a budget smaller than a
+    /// stretch of ports in use would never let a request past them.
+    reached: Option<u16>,
 }
 
 /// What became of one port.
@@ -78,6 +82,7 @@ impl Walk {
             plan,
             counts: Counts::default(),
             streak: 0,
+            reached: None,
         }
     }
 
@@ -149,26 +154,40 @@ impl Walk {
         if let Some(netns) = cursor.contended {
             self.attempts.begin_with(netns);
         }
+        let outcome = self.laps(span, cursor.next);
+        if let Some(port) = self.reached {
+            let contended = self.attempts.contended().or(cursor.contended);
+            (self.plan.holds).move_cursor(protocol, &span.range, port, contended);
+        }
+        let stop = match outcome {
+            Ok(lease) => return Ok(lease),
+            Err(stop) => stop,
+        };
+        let last = self.attempts.last_error();
+        let last = last.map(|error| error.counted(self.counts));
+        Err(match stop {
+            Stop::Tries => Error::exhausted(protocol, &span.range, last),
+            Stop::Deadline => Error::deadline(protocol, &span.range, last),
+            Stop::Failed(error) => error,
+        })
+    }
+
+    /// Goes over the range from `first` on, as often as the budget allows.
+    fn laps(&mut self, span: &Span, first: u16) -> Result<Lease, Stop> {
         let mut laps = match self.plan.budget {
             Budget::WalkOnce | Budget::Tries(_) => 1,
             Budget::Laps { laps, .. } => laps,
             Budget::Deadline(_) => u32::MAX,
         };
         let mut rest = Duration::from_millis(1);
-        let stop = loop {
-            match self.lap(span, cursor.next) {
-                Ok(Some(lease)) => {
-                    let contended = self.attempts.contended().or(cursor.contended);
-                    let holds = &self.plan.holds;
-                    holds.move_cursor(protocol, &span.range, lease.port(), contended);
-                    return Ok(lease);
-                }
-                Ok(None) => {}
-                Err(stop) => break stop,
+        loop {
+            if let Some(lease) = self.lap(span, first)? {
+                self.reached = Some(lease.port());
+                return Ok(lease);
             }
             laps -= 1;
             if laps == 0 {
-                break Stop::Tries;
+                return Err(Stop::Tries);
             }
             match self.plan.budget {
                 Budget::Laps { pause, .. } => self.plan.cancel.sleep(about(pause)),
@@ -179,14 +198,7 @@ impl Walk {
                 }
                 Budget::WalkOnce | Budget::Tries(_) => {}
             }
-        };
-        let last = self.attempts.last_error();
-        let last = last.map(|error| error.counted(self.counts));
-        Err(match stop {
-            Stop::Tries => Error::exhausted(protocol, &span.range, last),
-            Stop::Deadline => Error::deadline(protocol, &span.range, last),
-            Stop::Failed(error) => error,
-        })
+        }
     }
 
     /// Tries every port of the range once.
@@ -201,6 +213,7 @@ impl Walk {
         self.streak = 0;
         for port in span.around(first) {
             self.check_budget()?;
+            self.reached = Some(port);
             if span.is_reserved(port) {
                 self.counts.reserved += 1;
                 continue;
