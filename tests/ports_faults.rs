@@ -40,13 +40,13 @@ fn small_budget_gets_past_ports_in_use_by_asking_again() {
 #[test]
 fn short_deadline_gets_past_ports_in_use_by_asking_again() {
     let w = World::new();
-    let _busy: Vec<_> = (33000..33400)
+    let _busy: Vec<_> = (21000..21400)
         .map(|port| rival(&w.executor, &w.host, Udp, V4, port))
         .collect();
     let ask = || {
         let request = w.ports.request(Udp).on(&w.host, [V4]);
-        let deadline = Instant::now() + Duration::from_micros(300);
-        let request = request.ports(Ports::Range(33000..=33449));
+        let deadline = Instant::now() + Duration::from_micros(150);
+        let request = request.ports(Ports::Range(21000..=21449));
         request.budget(Budget::Deadline(deadline)).acquire()
     };
     // Each gets a little further, however slow the machine is today.

@@ -61,9 +61,9 @@ impl Allocator {
     /// Returns what is leased at present, in order of namespace, protocol, port
     /// and address.
     pub fn leased(&self) -> Vec<Leased> {
-        let leased = |(protocol, port, binding): (_, _, Binding)| Leased {
+        let leased = |(port, binding): (u16, Binding)| Leased {
             netns: binding.netns,
-            protocol,
+            protocol: binding.protocol,
             addr: binding.addr,
             port,
         };
@@ -83,9 +83,15 @@ impl fmt::Debug for Allocator {
 pub(crate) fn fill_and_empty_table(netns: NetnsId, range: RangeInclusive<u16>) {
     let holds = Holds::new(Start::Beginning);
     let addr = IpAddr::from([0, 0, 0, 0]);
-    let bindings: Arc<[Binding]> = [Binding { netns, addr }].into();
+    let bindings: Arc<[Binding]> = [Binding {
+        netns,
+        protocol: Protocol::Tcp,
+        addr,
+        offset: 0,
+    }]
+    .into();
     let lease = |port| {
-        let hold = holds.claim(Protocol::Tcp, port, &bindings, Duration::ZERO);
+        let hold = holds.claim(port, &bindings, Duration::ZERO);
         let hold = hold.expect("the table was empty");
         hold.confirm();
         hold

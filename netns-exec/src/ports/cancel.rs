@@ -1,7 +1,7 @@
 //! Giving up a request from another thread.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -11,6 +11,47 @@ use crate::executor::current;
 /// [`Request::cancel`](super::Request::cancel), from any thread.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Token>);
+
+/// How long a request may wait for something else.
+#[derive(Clone, Debug)]
+pub(crate) struct Patience {
+    pub(crate) cancel: Cancel,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// Why a wait was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    Cancelled,
+    Deadline,
+}
+
+impl Patience {
+    /// Without a bound.
+    pub(crate) fn endless() -> Patience {
+        Patience {
+            cancel: Cancel::new(),
+            deadline: None,
+        }
+    }
+
+    /// Whether there is some left.
+    pub(crate) fn check(&self) -> Result<(), GivenUp> {
+        if self.cancel.is_cancelled() {
+            return Err(GivenUp::Cancelled);
+        }
+        match self.deadline {
+            Some(end) if Instant::now() >= end => Err(GivenUp::Deadline),
+            _ => Ok(()),
+        }
+    }
+
+    /// As much of `time` as the deadline leaves.
+    pub(crate) fn bound(&self, time: Duration) -> Duration {
+        let left = |end: Instant| end.saturating_duration_since(Instant::now());
+        self.deadline.map_or(time, |end| time.min(left(end)))
+    }
+}
 
 #[derive(Debug, Default)]
 struct Token {

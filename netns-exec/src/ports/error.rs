@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::protocol::Protocol;
+use super::cancel::GivenUp;
+use super::protocol::{Protocol, Protocols};
 use crate::error::reason;
 use crate::netns::NetnsId;
 
@@ -212,14 +213,14 @@ impl Error {
     }
 
     pub(crate) fn exhausted(
-        protocol: Protocol,
+        protocols: &Protocols,
         range: &RangeInclusive<u16>,
         last: Option<Error>,
     ) -> Self {
         Error::new(
             ErrorKind::Exhausted,
             format!(
-                "no free {protocol} port in {}-{}",
+                "no free {protocols} port in {}-{}",
                 range.start(),
                 range.end()
             ),
@@ -228,14 +229,14 @@ impl Error {
     }
 
     pub(crate) fn deadline(
-        protocol: Protocol,
+        protocols: &Protocols,
         range: &RangeInclusive<u16>,
         last: Option<Error>,
     ) -> Self {
         Error::new(
             ErrorKind::Deadline,
             format!(
-                "no free {protocol} port in {}-{} before the deadline",
+                "no free {protocols} port in {}-{} before the deadline",
                 range.start(),
                 range.end()
             ),
@@ -243,11 +244,28 @@ impl Error {
         .after(last)
     }
 
-    pub(crate) fn cancelled(protocol: Protocol) -> Self {
+    pub(crate) fn cancelled(protocols: &Protocols) -> Self {
         Error::new(
             ErrorKind::Cancelled,
-            format!("the request for a {protocol} port was cancelled"),
+            format!("the request for a {protocols} port was cancelled"),
         )
+    }
+
+    /// A wait for a broker that came to no end.
+    pub(crate) fn given_up(why: GivenUp, broker: impl fmt::Display) -> Self {
+        let (kind, text) = match why {
+            GivenUp::Cancelled => (
+                ErrorKind::Cancelled,
+                format!("the request was cancelled while it waited for the broker, {broker}"),
+            ),
+            GivenUp::Deadline => (
+                ErrorKind::Deadline,
+                format!("no answer from the broker, {broker}, before the deadline"),
+            ),
+        };
+        let mut error = Error::new(kind, text);
+        error.0.stage = Some(Stage::Transfer);
+        error
     }
 
     /// No thread in the namespace: `what` reads "open sockets".
@@ -379,9 +397,13 @@ impl Error {
             (ErrorKind::Socket, _, Errno::EPROTONOSUPPORT) => {
                 Some("this kernel was built without the protocol")
             }
-            (ErrorKind::Broker, _, Errno::EPIPE | Errno::ECONNRESET) => {
-                Some("the broker is gone, and with it the way to its namespace")
-            }
+            (ErrorKind::Broker, _, Errno::EPIPE | Errno::ECONNRESET) => Some(
+                "the broker is gone, and with it the way to its namespace, until `Broker::replace`",
+            ),
+            (ErrorKind::Broker, _, Errno::ETIMEDOUT) => Some(
+                "it is stopped, or the machine is overloaded; it is asked again with the next \
+                 request, and `Broker::replace` puts another in its place",
+            ),
             (ErrorKind::Broker, _, Errno::ETOOMANYREFS) => Some(
                 "too many descriptors are on their way between processes, see getrlimit(2) and \
                  RLIMIT_NOFILE",
@@ -433,7 +455,8 @@ impl fmt::Display for Error {
             }
             _ => f.write_str(&inner.text)?,
         }
-        if matches!(inner.kind, ErrorKind::Exhausted | ErrorKind::Deadline) {
+        let is_walk = matches!(inner.kind, ErrorKind::Exhausted | ErrorKind::Deadline);
+        if is_walk && inner.stage.is_none() {
             write!(f, ": {}", inner.counts)?;
         }
         match &inner.cause {
@@ -527,7 +550,8 @@ mod tests {
             ..Counts::default()
         };
         let last = refused(Stage::Listen, libc::EADDRINUSE);
-        let error = Error::exhausted(Protocol::Tcp, &(80..=82), Some(last)).counted(counts);
+        let error = Error::exhausted(&Protocols::new([Protocol::Tcp]), &(80..=82), Some(last))
+            .counted(counts);
         assert_eq!(error.stage(), Some(Stage::Listen));
         assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
         assert_eq!(error.endpoint(), Some(&endpoint()));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::protocol::Protocol;
+use super::protocol::Protocols;
 use super::range::{Cursor, Cursors, Start};
 use super::table::{Binding, ClaimOutcome, Generation, Table};
 use crate::netns::NetnsId;
@@ -38,24 +38,24 @@ impl Holds {
     }
 
     /// Where the next walk over a range begins.
-    pub(crate) fn cursor(&self, protocol: Protocol, range: &RangeInclusive<u16>) -> Cursor {
-        self.inner.lock().cursors.get(protocol, range)
+    pub(crate) fn cursor(&self, protocols: &Protocols, range: &RangeInclusive<u16>) -> Cursor {
+        self.inner.lock().cursors.get(protocols, range)
     }
 
-    /// Has the next walk over a range begin after `port`, which was leased.
+    /// Has the next walk over a range begin after `port`, which was looked at.
     pub(crate) fn move_cursor(
         &self,
-        protocol: Protocol,
+        protocols: &Protocols,
         range: &RangeInclusive<u16>,
         port: u16,
         contended: Option<NetnsId>,
     ) {
         let mut inner = self.inner.lock();
-        inner.cursors.leased(protocol, range, port, contended);
+        inner.cursors.pass(protocols, range, port, contended);
     }
 
     /// All that is leased, in order.
-    pub(crate) fn leased(&self) -> Vec<(Protocol, u16, Binding)> {
+    pub(crate) fn leased(&self) -> Vec<(u16, Binding)> {
         self.inner.lock().table.leased().collect()
     }
 
@@ -63,22 +63,20 @@ impl Holds {
     /// Waits up to `patience` for a pending claim that is in the way.
     pub(crate) fn claim(
         self: &Arc<Holds>,
-        protocol: Protocol,
         port: u16,
         bindings: &Arc<[Binding]>,
         patience: Duration,
     ) -> Result<Hold, ClaimOutcome> {
         let mut inner = self.inner.lock();
-        let mut answer = inner.table.claim(protocol, port, bindings);
+        let mut answer = inner.table.claim(port, bindings);
         if answer == ClaimOutcome::Pending && !patience.is_zero() {
             self.decided.wait_for(&mut inner, patience);
-            answer = inner.table.claim(protocol, port, bindings);
+            answer = inner.table.claim(port, bindings);
         }
         match answer {
             ClaimOutcome::Granted(generation) => Ok(Hold {
                 holds: self.clone(),
                 generation,
-                protocol,
                 port,
                 bindings: bindings.clone(),
             }),
@@ -94,31 +92,37 @@ impl Holds {
 pub struct Hold {
     holds: Arc<Holds>,
     generation: Generation,
-    protocol: Protocol,
     port: u16,
     bindings: Arc<[Binding]>,
 }
 
 impl Hold {
-    /// Returns the port.
+    /// Returns the port; of a block, the first one.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Frees one member's binding, and keeps the others. Returns `false` if that
-    /// was done before or there is no such member; a newer hold on
-    /// it is not disturbed.
+    /// Frees what is held on one address, for every protocol, and keeps the rest.
+    /// Returns `false` if that was done before or there is no such member; a newer
+    /// hold on it is not disturbed.
     pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
-        let binding = Binding { netns, addr };
         let mut inner = self.holds.inner.lock();
-        (inner.table).release(self.generation, self.protocol, self.port, binding)
+        let mut released = false;
+        for &binding in &*self.bindings {
+            if (binding.netns, binding.addr) == (netns, addr) {
+                released |= (inner.table).release(self.generation, self.port, binding);
+            }
+        }
+        drop(inner);
+        self.holds.decided.notify_all();
+        released
     }
 
     /// Turns a claim into a lease.
     pub(crate) fn confirm(&self) {
         let mut inner = self.holds.inner.lock();
-        (inner.table).confirm(self.generation, self.protocol, self.port, &self.bindings);
+        (inner.table).confirm(self.generation, self.port, &self.bindings);
         drop(inner);
         self.holds.decided.notify_all();
     }
@@ -128,7 +132,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut inner = self.holds.inner.lock();
         for &binding in &*self.bindings {
-            (inner.table).release(self.generation, self.protocol, self.port, binding);
+            (inner.table).release(self.generation, self.port, binding);
         }
         drop(inner);
         self.holds.decided.notify_all();
@@ -137,6 +141,6 @@ impl Drop for Hold {
 
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Hold({} {})", self.protocol, self.port)
+        write!(f, "Hold({})", self.port)
     }
 }

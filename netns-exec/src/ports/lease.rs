@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use parking_lot::Mutex;
@@ -10,8 +11,8 @@ use parking_lot::Mutex;
 use super::error::{Endpoint, Error};
 use super::gate::GateState;
 use super::holds::Hold;
-use super::protocol::Protocol;
-use super::socket::{self, Owned};
+use super::protocol::{Protocol, Protocols};
+use super::socket::{self, Owned, Spec};
 use crate::netns::NetnsId;
 use crate::sys;
 
@@ -25,6 +26,7 @@ pub struct Member {
     endpoint: Endpoint,
     port: u16,
     fd: OwnedFd,
+    spec: Spec,
     gate: Mutex<GateState>,
 }
 
@@ -34,6 +36,7 @@ impl Member {
             endpoint,
             port,
             fd: owned.fd,
+            spec: owned.spec,
             gate: Mutex::new(owned.gate),
         }
     }
@@ -63,7 +66,7 @@ impl Member {
     /// can be made.
     pub fn activate(&self) -> Result<(), Error> {
         let mut gate = self.gate.lock();
-        socket::open_gate(&self.fd, self.endpoint.protocol, *gate).map_err(|fault| {
+        socket::open_gate(&self.fd, self.spec, *gate).map_err(|fault| {
             Error::socket(
                 self.endpoint.clone(),
                 Some(self.port),
@@ -114,8 +117,8 @@ impl fmt::Debug for Member {
 /// exists, its sockets keep their namespaces alive.
 #[derive(Debug)]
 pub struct Lease {
-    port: u16,
-    protocol: Protocol,
+    ports: RangeInclusive<u16>,
+    protocols: Protocols,
     /// Before the hold, because fields are dropped in this order: the request that is
     /// given the port next must not find our sockets on it.
     members: Vec<Member>,
@@ -124,27 +127,39 @@ pub struct Lease {
 
 impl Lease {
     /// Confirms the claim; `members` in the order they were asked for.
-    pub(crate) fn new(protocol: Protocol, members: Vec<Member>, hold: Hold) -> Lease {
+    pub(crate) fn new(protocols: Protocols, block: u16, members: Vec<Member>, hold: Hold) -> Lease {
         hold.confirm();
         Lease {
-            port: hold.port(),
-            protocol,
+            ports: hold.port()..=hold.port() + (block - 1),
+            protocols,
             members,
             hold,
         }
     }
 
-    /// Returns the port that is held everywhere.
+    /// Returns the port that is held everywhere; of a block, the first one.
     pub fn port(&self) -> u16 {
-        self.port
+        *self.ports.start()
     }
 
-    /// Returns the protocol.
+    /// Returns all ports: one, or as many in a row as the request's
+    /// [`block`](super::Request::block) says.
+    pub fn ports(&self) -> RangeInclusive<u16> {
+        self.ports.clone()
+    }
+
+    /// Returns the protocol; of several, the first one.
     pub fn protocol(&self) -> Protocol {
-        self.protocol
+        self.protocols.as_slice()[0]
     }
 
-    /// Returns the sockets, in the order of the addresses asked for.
+    /// Returns all protocols, in the order asked for.
+    pub fn protocols(&self) -> &[Protocol] {
+        self.protocols.as_slice()
+    }
+
+    /// Returns the sockets, in the order of the addresses asked for; of one
+    /// address in that of the protocols, and of those in that of the ports.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
@@ -159,21 +174,21 @@ impl Lease {
         self.members.iter().try_for_each(Member::activate)
     }
 
-    /// Gives one member back, and keeps the others: closes its socket, then
-    /// frees its binding. Returns `false` if there is no such member.
+    /// Gives one address back, and keeps the others: closes its sockets, for
+    /// every protocol, then frees what they held. Returns `false` if there is no
+    /// such member.
     pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
-        let is_it =
-            |member: &Member| (member.endpoint.netns, member.endpoint.addr) == (netns, addr);
-        let Some(index) = self.members.iter().position(is_it) else {
-            return false;
-        };
-        drop(self.members.remove(index));
-        self.hold.release(netns, addr)
+        let before = self.members.len();
+        (self.members)
+            .retain(|member| (member.endpoint.netns, member.endpoint.addr) != (netns, addr));
+        self.members.len() < before && self.hold.release(netns, addr)
     }
 
     /// Separates the sockets from the hold, each to live as long as it is
-    /// needed. While the hold exists the allocator gives the port to no
+    /// needed. A process that is given a listener can also shut it down and
+    /// connect it, from the listener's namespace:
+    /// [`accept_only`](super::Request::accept_only) is against that. While the hold exists the allocator gives the port to no
     /// other request, whatever became of the sockets.
     pub fn split(self) -> (Vec<Member>, Hold) {
         (self.members, self.hold)

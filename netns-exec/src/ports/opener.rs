@@ -1,6 +1,9 @@
 //! Who opens the sockets of a member's namespace.
 
-use super::dynamic::LocalPorts;
+use std::net::Ipv6Addr;
+
+use super::cancel::Patience;
+use super::dynamic::{self, LocalPorts};
 use super::error::Error;
 use super::socket::{Fault, Fresh, Spec};
 use crate::executor::Executor;
@@ -22,7 +25,14 @@ pub(crate) trait Opener: Send + Sync {
     ///
     /// Must not be called while a claim is pending: it may have to wait for a
     /// thread that itself waits for the outcome of that claim.
-    fn open(&self, request: &OpenRequest) -> Result<OpenReply, Error>;
+    ///
+    /// `patience` bounds the wait for another process; a wait for a worker has no
+    /// bound.
+    fn open(&self, request: &OpenRequest, patience: &Patience) -> Result<OpenReply, Error>;
+
+    /// Tells whether the namespace has this address, and does not let it be bound
+    /// yet, because duplicate address detection still runs.
+    fn is_tentative(&self, addr: Ipv6Addr) -> Result<bool, Error>;
 }
 
 /// A thread pinned in the namespace.
@@ -40,10 +50,16 @@ impl Opener for WorkerOpener {
         self.netns.label()
     }
 
-    fn open(&self, request: &OpenRequest) -> Result<OpenReply, Error> {
+    fn open(&self, request: &OpenRequest, _: &Patience) -> Result<OpenReply, Error> {
         self.executor
             .run(&self.netns, || request.fill())
             .map_err(|cause| Error::namespace("open sockets", self.label(), cause))
+    }
+
+    fn is_tentative(&self, addr: Ipv6Addr) -> Result<bool, Error> {
+        self.executor
+            .run(&self.netns, || dynamic::is_tentative(addr))
+            .map_err(|cause| Error::namespace("look up addresses", self.label(), cause))
     }
 }
 

@@ -11,7 +11,8 @@ use super::error::Error;
 use super::gate::Gate;
 use super::holds::Holds;
 use super::opener::Opener;
-use super::protocol::Protocol;
+use super::protocol::{Protocol, Protocols};
+use super::socket::{Device, Options};
 use super::table::overlap;
 use crate::netns::Netns;
 
@@ -64,21 +65,34 @@ pub enum Budget {
 /// All that a request says.
 pub(super) struct Plan {
     pub(super) holds: Arc<Holds>,
-    pub(super) protocol: Protocol,
+    pub(super) protocols: Protocols,
+    /// How many ports in a row.
+    pub(super) block: u16,
     pub(super) wanted: Vec<Wanted>,
     /// A namespace that was named without an address.
     pub(super) addressless: Option<String>,
+    /// What was given as a device and can be none.
+    pub(super) bad_device: Option<String>,
     pub(super) choice: Option<Choice>,
     pub(super) gate: Gate,
+    pub(super) options: Options,
     pub(super) budget: Budget,
     pub(super) retry_for: Option<Duration>,
     pub(super) cancel: Cancel,
+    pub(super) on_wait: Option<OnWait>,
 }
+
+/// What the caller of a request does when that begins to wait.
+pub(super) type OnWait = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// A member before it has a socket.
 pub(super) struct Wanted {
     pub(super) opener: Arc<dyn Opener>,
     pub(super) addr: IpAddr,
+    /// It is left out where the namespace lacks the address's family.
+    pub(super) if_family: bool,
+    /// It is tied to this device.
+    pub(super) device: Option<Device>,
 }
 
 /// [`Ports`], without the borrow.
@@ -92,14 +106,18 @@ impl Plan {
     pub(super) fn new(holds: Arc<Holds>, protocol: Protocol) -> Plan {
         Plan {
             holds,
-            protocol,
+            protocols: Protocols::new([protocol]),
+            block: 1,
             wanted: Vec::new(),
             addressless: None,
+            bad_device: None,
             choice: None,
             gate: Gate::default(),
+            options: Options::default(),
             budget: Budget::default(),
             retry_for: None,
             cancel: Cancel::new(),
+            on_wait: None,
         }
     }
 
@@ -108,6 +126,11 @@ impl Plan {
         if let Some(label) = &self.addressless {
             return Err(Error::invalid(format!(
                 "no address to hold the port on in netns `{label}`"
+            )));
+        }
+        if let Some(device) = &self.bad_device {
+            return Err(Error::invalid(format!(
+                "`{device}` cannot be the name of a device"
             )));
         }
         if self.wanted.is_empty() {
@@ -132,12 +155,39 @@ impl Plan {
                 }));
             }
         }
-        if self.protocol == Protocol::Udp && self.gate == Gate::Refuse {
+        if self.protocols.as_slice().is_empty() {
+            return Err(Error::invalid("no protocol to hold the port for"));
+        }
+        if self.protocols.contains(Protocol::Udp) && self.gate == Gate::Refuse {
             return Err(Error::invalid(
                 "a udp socket cannot be bound and refuse (use `Gate::Drop`)",
             ));
         }
-        self.check_ports()
+        if self.options.accept_only && self.protocols.as_slice() != [Protocol::Tcp] {
+            return Err(Error::invalid(format!(
+                "`accept_only` is for tcp: nothing keeps a {} socket from sending",
+                self.protocols
+            )));
+        }
+        self.check_ports()?;
+        self.check_block()
+    }
+
+    fn check_block(&self) -> Result<(), Error> {
+        let block = self.block;
+        let (low, high) = match &self.choice {
+            _ if block == 0 => return Err(Error::invalid("a block of no ports")),
+            Some(Choice::Exact(port)) => (*port, u16::MAX),
+            Some(Choice::Range(range)) => (*range.start(), *range.end()),
+            // Not known yet; one that is too short has no block.
+            Some(Choice::Dynamic { .. }) | None => (1, u16::MAX),
+        };
+        if high - low < block - 1 {
+            return Err(Error::invalid(format!(
+                "{block} ports in a row do not fit between {low} and {high}"
+            )));
+        }
+        Ok(())
     }
 
     fn check_ports(&self) -> Result<(), Error> {

@@ -23,3 +23,40 @@ impl fmt::Display for Protocol {
         })
     }
 }
+
+/// The protocols that one lease is for, each once, in the order asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Protocols(Vec<Protocol>);
+
+impl Protocols {
+    pub(crate) fn new(protocols: impl IntoIterator<Item = Protocol>) -> Protocols {
+        let mut list = Vec::new();
+        for protocol in protocols {
+            if !list.contains(&protocol) {
+                list.push(protocol);
+            }
+        }
+        Protocols(list)
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Protocol] {
+        &self.0
+    }
+
+    pub(crate) fn contains(&self, protocol: Protocol) -> bool {
+        self.0.contains(&protocol)
+    }
+}
+
+impl fmt::Display for Protocols {
+    /// "tcp", or "tcp+udp".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, protocol) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("+")?;
+            }
+            protocol.fmt(f)?;
+        }
+        Ok(())
+    }
+}

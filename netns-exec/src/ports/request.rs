@@ -1,6 +1,6 @@
 //! Saying what a port is wanted for, and asking for it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use super::holds::Holds;
 use super::lease::Lease;
 use super::opener::{Opener, WorkerOpener};
 use super::plan::{Budget, Choice, Plan, Ports, Wanted};
-use super::protocol::Protocol;
+use super::protocol::{Protocol, Protocols};
+use super::socket::Device;
 use super::walk::Walk;
 use crate::executor::Executor;
 use crate::netns::Netns;
@@ -55,6 +56,90 @@ impl Request {
         })
     }
 
+    /// Adds one member for each address, tied to a device of the namespace
+    /// (`SO_BINDTODEVICE`): packets of other devices do not reach it, and a
+    /// link-local IPv6 address means the one on this device.
+    ///
+    /// The allocator's table does not look at devices: it leases one port of one
+    /// address once. A name that can be no device's makes the request senseless;
+    /// one that is missing is [`Stage::Option`](super::Stage::Option) with
+    /// `ENODEV`.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Udp)
+    ///     .on_device(&Netns::current()?, "eth0", ["fe80::1".parse()?])
+    ///     .ports(Ports::Exact(546))
+    ///     .acquire()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_device(
+        mut self,
+        netns: &Netns,
+        device: &str,
+        addrs: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        let Some(name) = Device::new(device) else {
+            self.plan.bad_device = Some(device.to_owned());
+            return self;
+        };
+        let before = self.plan.wanted.len();
+        self = self.on(netns, addrs);
+        for wanted in &mut self.plan.wanted[before..] {
+            wanted.device = Some(name);
+        }
+        self
+    }
+
+    /// Adds a member for 0.0.0.0 and one for ::, as far as the namespace has the
+    /// family: a kernel may be booted without IPv6, or a filter keep it from this
+    /// process. [`Lease::members`] tells which they are.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let request = ports.request(Protocol::Tcp).on_every_family(&Netns::current()?);
+    /// let lease = request.ports(Ports::Exact(8080)).acquire()?;
+    /// for member in lease.members() {
+    ///     println!("{}", member.local_addr());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_every_family(self, netns: &Netns) -> Self {
+        let opener = self.pinned(netns);
+        self.on_families_of(opener)
+    }
+
+    /// As [`on_every_family`](Self::on_every_family), in the namespace of a
+    /// broker.
+    pub fn on_every_family_of_broker(self, broker: &Broker) -> Self {
+        self.on_families_of(Arc::new(broker.clone()))
+    }
+
+    pub(super) fn on_families_of(mut self, opener: Arc<dyn Opener>) -> Self {
+        let before = self.plan.wanted.len();
+        let addrs = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        self = self.on_opener(opener, addrs);
+        for wanted in &mut self.plan.wanted[before..] {
+            wanted.if_family = true;
+        }
+        self
+    }
+
     pub(super) fn on_opener(
         mut self,
         opener: Arc<dyn Opener>,
@@ -66,6 +151,8 @@ impl Request {
             .extend(addrs.into_iter().map(|addr| Wanted {
                 opener: opener.clone(),
                 addr: addr.to_canonical(),
+                if_family: false,
+                device: None,
             }));
         if self.plan.wanted.len() == before {
             self.plan.addressless = Some(opener.label().to_owned());
@@ -85,6 +172,144 @@ impl Request {
                 of: Arc::new(of.clone()),
             },
         });
+        self
+    }
+
+    /// Asks for one number for all of these, in place of the protocol that the
+    /// request was made with: DNS and HTTP/3 want TCP and UDP.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Tcp)
+    ///     .protocols([Protocol::Tcp, Protocol::Udp])
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Range(33000..=33099))
+    ///     .acquire()?;
+    /// assert_eq!(lease.members().len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn protocols(mut self, protocols: impl IntoIterator<Item = Protocol>) -> Self {
+        self.plan.protocols = Protocols::new(protocols);
+        self
+    }
+
+    /// Asks for this many ports in a row, in place of one;
+    /// [`Lease::ports`] tells which they are.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// // As RTP and RTCP have them.
+    /// let lease = ports
+    ///     .request(Protocol::Udp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Range(33000..=33099))
+    ///     .block(2)
+    ///     .acquire()?;
+    /// assert_eq!(lease.ports().count(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn block(mut self, ports: u16) -> Self {
+        self.plan.block = ports;
+        self
+    }
+
+    /// Says whether recvmsg(2) on a UDP member tells the address that a datagram
+    /// was sent to (`IP_PKTINFO`, `IPV6_RECVPKTINFO`); it does unless this says
+    /// `false`. A reader that makes no room for it is told `MSG_CTRUNC`, so a
+    /// program that does not ask for it is better off without.
+    pub fn packet_info(mut self, yes: bool) -> Self {
+        self.plan.options.packet_info = yes;
+        self
+    }
+
+    /// Lets members be bound to addresses that their namespace does not have, or
+    /// not yet (`IP_FREEBIND`): one that is still tentative, or that a failover
+    /// will bring. Without it such an address is `EADDRNOTAVAIL`.
+    pub fn free_bind(mut self, yes: bool) -> Self {
+        self.plan.options.free_bind = yes;
+        self
+    }
+
+    /// Keeps TCP members from ever connecting, whichever process has them.
+    ///
+    /// A listener of the host that is handed to a process in a namespace without
+    /// a way out is one: that process can shut it down and connect it, to the
+    /// host's loopback for instance. With this option a locked filter
+    /// (`SO_LOCK_FILTER`) drops the answers to such an attempt. Connections that
+    /// the listener accepts inherit the filter, and work.
+    ///
+    /// It needs what [`Gate::Drop`] needs, `CAP_NET_ADMIN` over the member's
+    /// namespace, and [`activate`](Lease::activate) has to come before the socket
+    /// is handed on: what keeps clients away until then is not locked.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Tcp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Exact(8080))
+    ///     .accept_only(true)
+    ///     .acquire()?;
+    /// lease.activate()?;
+    /// // From here on the sockets may go to code that is not trusted.
+    /// let (members, hold) = lease.split();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn accept_only(mut self, yes: bool) -> Self {
+        self.plan.options.accept_only = yes;
+        self
+    }
+
+    /// Has `notice` called, on the thread that acquires, each time that the
+    /// request begins to wait before it tries again, with what it waits out.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use std::time::Duration;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Tcp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Exact(8080))
+    ///     .retry_for(Duration::from_secs(60))
+    ///     .on_wait(|error| eprintln!("waiting: {error}"))
+    ///     .acquire()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_wait(mut self, notice: impl Fn(&Error) + Send + Sync + 'static) -> Self {
+        self.plan.on_wait = Some(Box::new(notice));
         self
     }
 

@@ -24,6 +24,61 @@ pub(crate) struct Spec {
     pub(crate) protocol: Protocol,
     pub(crate) addr: IpAddr,
     pub(crate) gate: Gate,
+    pub(crate) options: Options,
+}
+
+/// What else a socket is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// UDP: recvmsg(2) tells the address a datagram was sent to.
+    pub(crate) packet_info: bool,
+    /// It may be bound to an address that is not there yet.
+    pub(crate) free_bind: bool,
+    /// TCP: it can never connect.
+    pub(crate) accept_only: bool,
+    /// It is tied to this device.
+    pub(crate) device: Option<Device>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options::DEFAULT
+    }
+}
+
+impl Options {
+    pub(crate) const DEFAULT: Options = Options {
+        packet_info: true,
+        free_bind: false,
+        accept_only: false,
+        device: None,
+    };
+
+    /// Whether a socket that another process has bound could still be given
+    /// them.
+    fn can_follow_bind(&self) -> bool {
+        !self.free_bind && !self.accept_only && self.device.is_none()
+    }
+}
+
+/// The name of a network device, with zeros behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Device([u8; libc::IFNAMSIZ]);
+
+impl Device {
+    /// `None` for what can be no device's name.
+    pub(crate) fn new(name: &str) -> Option<Device> {
+        let mut bytes = [0; libc::IFNAMSIZ];
+        let is_name = !matches!(name, "" | "." | "..")
+            && name.len() < bytes.len()
+            && !name
+                .bytes()
+                .any(|byte| matches!(byte, 0 | b'/' | b':') || byte.is_ascii_whitespace());
+        is_name.then(|| {
+            bytes[..name.len()].copy_from_slice(name.as_bytes());
+            Device(bytes)
+        })
+    }
 }
 
 /// A step that the kernel refused.
@@ -38,9 +93,32 @@ impl Fault {
         move |cause| Fault { stage, cause }
     }
 
+    /// The same once more.
+    pub(crate) fn duplicate(&self) -> Fault {
+        let cause = match self.cause.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(self.cause.kind(), self.cause.to_string()),
+        };
+        Fault {
+            stage: self.stage,
+            cause,
+        }
+    }
+
     /// Another program has the port: it is the next port's turn.
     pub(crate) fn is_in_use(&self) -> bool {
         self.cause.raw_os_error() == Some(libc::EADDRINUSE)
+    }
+
+    /// The namespace has no such address, or not yet.
+    pub(crate) fn is_no_such_address(&self) -> bool {
+        self.stage == Stage::Bind && self.cause.raw_os_error() == Some(libc::EADDRNOTAVAIL)
+    }
+
+    /// The kernel was built or started without the family, or keeps it from this
+    /// process.
+    pub(crate) fn is_family_missing(&self) -> bool {
+        self.stage == Stage::Socket && self.cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
     }
 
     /// This port needs a privilege that others may not need.
@@ -76,6 +154,7 @@ pub(crate) struct Bound(Fresh);
 #[derive(Debug)]
 pub(crate) struct Owned {
     pub(crate) fd: OwnedFd,
+    pub(crate) spec: Spec,
     pub(crate) gate: GateState,
 }
 
@@ -125,6 +204,7 @@ impl Fresh {
             },
             vendor: None,
         };
+        fresh.prepare_bind()?;
         match spec.protocol {
             Protocol::Tcp => {
                 // First the gate, which decides about SO_REUSEADDR.
@@ -140,12 +220,36 @@ impl Fresh {
                 // Never SO_REUSEADDR: the socket that is bound last would get all
                 // datagrams.
                 fresh.shut_gate()?;
-                sys::set_packet_info(&fresh.fd, v6).map_err(&option)?;
+                if spec.options.packet_info {
+                    sys::set_packet_info(&fresh.fd, v6).map_err(&option)?;
+                }
             }
             // The gate comes after the bind.
             Protocol::Sctp => sys::set_sctp_streams(&fresh.fd).map_err(&option)?,
         }
+        fresh.lock_if_open()?;
         Ok(fresh)
+    }
+
+    /// Sets what decides about where the socket can be bound.
+    fn prepare_bind(&self) -> Result<(), Fault> {
+        let option = Fault::at(Stage::Option);
+        if self.spec.options.free_bind {
+            sys::set_free_bind(&self.fd, self.spec.addr.is_ipv6()).map_err(&option)?;
+        }
+        if let Some(Device(name)) = &self.spec.options.device {
+            sys::bind_to_device(&self.fd, name).map_err(&option)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the filter of a socket that can only accept, unless that of the gate
+    /// is there: [`open_gate`] then puts the one in place of the other.
+    fn lock_if_open(&self) -> Result<(), Fault> {
+        if self.spec.options.accept_only && self.gate != GateState::Dropping {
+            sys::lock_to_accepting(&self.fd).map_err(Fault::at(Stage::Filter))?;
+        }
+        Ok(())
     }
 
     /// Sets the filter, or what is to be done without it.
@@ -185,7 +289,11 @@ impl Fresh {
             };
             match &self.vendor {
                 // It may have a privilege over its namespace that we lack.
-                Some(vendor) if fault.is_denied() && vendor.binds_privileged_ports() => {
+                Some(vendor)
+                    if fault.is_denied()
+                        && vendor.binds_privileged_ports()
+                        && self.spec.options.can_follow_bind() =>
+                {
                     return match vendor.bind(self.spec, &(port..=port)) {
                         Ok((bound, _)) => Ok(bound),
                         Err(fault) => Err(Unbound {
@@ -201,6 +309,8 @@ impl Fresh {
                 fresh: self.is_reusable().then_some(self),
             });
         }
+        #[cfg(test)]
+        hook::run(addr);
         if self.spec.protocol == Protocol::Sctp {
             self.shut_gate()
                 .map_err(|fault| Unbound { fault, fresh: None })?;
@@ -216,6 +326,15 @@ impl Fresh {
     /// can fail or miss where [`bind`](Self::bind) would not.
     pub(crate) fn bind_any_of(self, range: &RangeInclusive<u16>) -> Result<(Bound, u16), Unbound> {
         if let Some(vendor) = &self.vendor {
+            if !self.spec.options.can_follow_bind() {
+                return Err(Unbound {
+                    fault: Fault {
+                        stage: Stage::Option,
+                        cause: libc_error(libc::EOPNOTSUPP),
+                    },
+                    fresh: Some(self),
+                });
+            }
             return vendor.bind(self.spec, range).map_err(|fault| Unbound {
                 fault,
                 fresh: Some(self),
@@ -245,19 +364,27 @@ impl Fresh {
         }
     }
 
-    /// Wraps a socket that another process opened.
+    /// Takes a socket that another process opened, with the options that every
+    /// such socket has.
     pub(crate) fn vended(
         fd: OwnedFd,
         spec: Spec,
         gate: GateState,
         vendor: Option<Arc<dyn Vendor>>,
-    ) -> Fresh {
-        Fresh {
+    ) -> Result<Fresh, Fault> {
+        let fresh = Fresh {
             fd,
             spec,
             gate,
             vendor,
+        };
+        fresh.prepare_bind()?;
+        fresh.lock_if_open()?;
+        if spec.protocol == Protocol::Udp && !spec.options.packet_info {
+            let cleared = sys::clear_packet_info(&fresh.fd, spec.addr.is_ipv6());
+            cleared.map_err(Fault::at(Stage::Option))?;
         }
+        Ok(fresh)
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -276,9 +403,9 @@ impl Fresh {
 }
 
 impl Bound {
-    /// Wraps a socket that another process bound.
-    pub(crate) fn vended(fd: OwnedFd, spec: Spec, gate: GateState) -> Bound {
-        Bound(Fresh::vended(fd, spec, gate, None))
+    /// Takes a socket that another process bound.
+    pub(crate) fn vended(fd: OwnedFd, spec: Spec, gate: GateState) -> Result<Bound, Fault> {
+        Fresh::vended(fd, spec, gate, None).map(Bound)
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -295,25 +422,56 @@ impl Bound {
         if spec.protocol != Protocol::Udp && gate != GateState::Refusing {
             sys::listen(&fd).map_err(Fault::at(Stage::Listen))?;
         }
-        Ok(Owned { fd, gate })
+        Ok(Owned { fd, spec, gate })
     }
 }
 
 /// Opens a gate: clients reach the socket from now on.
-pub(crate) fn open_gate(fd: &OwnedFd, protocol: Protocol, gate: GateState) -> Result<(), Fault> {
+pub(crate) fn open_gate(fd: &OwnedFd, spec: Spec, gate: GateState) -> Result<(), Fault> {
     match gate {
+        GateState::Dropping if spec.options.accept_only => {
+            sys::lock_to_accepting(fd).map_err(Fault::at(Stage::Filter))
+        }
         GateState::Dropping => sys::pass_packets(fd).map_err(Fault::at(Stage::Filter)),
         GateState::Refusing => {
             sys::listen(fd).map_err(Fault::at(Stage::Listen))?;
             // It had to be alone while it did not listen. Connections inherit the
             // option from the listener; without it each would keep the port, in
             // TIME_WAIT, from the next lease.
-            match protocol {
+            match spec.protocol {
                 Protocol::Tcp => sys::set_reuse_addr(fd).map_err(Fault::at(Stage::Option)),
                 Protocol::Udp | Protocol::Sctp => Ok(()),
             }
         }
         GateState::Queueing | GateState::Open => Ok(()),
+    }
+}
+
+/// What a test does at the moment after a bind.
+#[cfg(test)]
+pub(super) mod hook {
+    use std::cell::RefCell;
+    use std::net::SocketAddr;
+
+    type Hook = Box<dyn FnMut(SocketAddr)>;
+
+    thread_local! {
+        static AFTER_BIND: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    }
+
+    /// Has `hook` called after each bind of this thread, until it is set anew.
+    pub(in crate::ports) fn after_bind(hook: impl FnMut(SocketAddr) + 'static) {
+        AFTER_BIND.set(Some(Box::new(hook)));
+    }
+
+    pub(super) fn run(addr: SocketAddr) {
+        // Taken out, for the hook may bind.
+        if let Some(mut hook) = AFTER_BIND.take() {
+            hook(addr);
+            AFTER_BIND.with_borrow_mut(|next| {
+                next.get_or_insert(hook);
+            });
+        }
     }
 }
 
@@ -332,6 +490,7 @@ mod tests {
             protocol,
             addr: Ipv4Addr::LOCALHOST.into(),
             gate: Gate::Queue,
+            options: Options::default(),
         }
     }
 
@@ -401,7 +560,7 @@ mod tests {
                 .fault
                 .is_in_use()
         );
-        open_gate(&owned.fd, Protocol::Tcp, owned.gate).expect("it listens now");
+        open_gate(&owned.fd, owned.spec, owned.gate).expect("it listens now");
         TcpStream::connect(("127.0.0.1", port)).expect("activated");
     }
 }

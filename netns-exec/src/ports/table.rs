@@ -1,7 +1,7 @@
 //! The logical table: which port is held where, and by which claim.
 //!
-//! It knows no socket and makes no system call. A claim covers one port of one
-//! protocol in any number of bindings, all or nothing. It is *pending* while its
+//! It knows no socket and makes no system call. A claim covers one port, or
+//! several in a row, in any number of bindings, all or nothing. It is *pending* while its
 //! sockets are tried, and *confirmed* from the moment the lease exists: what is
 //! pending is decided soon, and worth waiting for.
 
@@ -11,11 +11,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::protocol::Protocol;
 use crate::netns::NetnsId;
 
-/// Where a port is held: an address of a namespace.
+/// What is held of a port: an address of a namespace, for one protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Binding {
     pub(crate) netns: NetnsId,
+    pub(crate) protocol: Protocol,
     pub(crate) addr: IpAddr,
+    /// How far its port is from the first one of the claim, with which it is no
+    /// higher than 65535.
+    pub(crate) offset: u16,
 }
 
 /// Which claim an entry belongs to. Never given out twice, so that a release
@@ -56,15 +60,10 @@ pub(crate) struct Table {
 
 impl Table {
     /// Takes `port` at all `bindings`, or at none.
-    pub(crate) fn claim(
-        &mut self,
-        protocol: Protocol,
-        port: u16,
-        bindings: &[Binding],
-    ) -> ClaimOutcome {
+    pub(crate) fn claim(&mut self, port: u16, bindings: &[Binding]) -> ClaimOutcome {
         let mut pending = false;
         for &binding in bindings {
-            match self.in_the_way(protocol, port, binding) {
+            match self.in_the_way(port, binding) {
                 Some((
                     addr,
                     Entry {
@@ -87,21 +86,15 @@ impl Table {
                 generation,
                 confirmed: false,
             };
-            self.entries.insert(key(protocol, port, binding), entry);
+            self.entries.insert(key(port, binding), entry);
         }
         ClaimOutcome::Granted(generation)
     }
 
     /// Marks a granted claim as a lease.
-    pub(crate) fn confirm(
-        &mut self,
-        generation: Generation,
-        protocol: Protocol,
-        port: u16,
-        bindings: &[Binding],
-    ) {
+    pub(crate) fn confirm(&mut self, generation: Generation, port: u16, bindings: &[Binding]) {
         for &binding in bindings {
-            if let Some(entry) = self.entries.get_mut(&key(protocol, port, binding))
+            if let Some(entry) = self.entries.get_mut(&key(port, binding))
                 && entry.generation == generation
             {
                 entry.confirmed = true;
@@ -111,14 +104,8 @@ impl Table {
 
     /// Frees one binding of a claim; `false` when that was done before, even if
     /// another claim holds the binding now.
-    pub(crate) fn release(
-        &mut self,
-        generation: Generation,
-        protocol: Protocol,
-        port: u16,
-        binding: Binding,
-    ) -> bool {
-        let key = key(protocol, port, binding);
+    pub(crate) fn release(&mut self, generation: Generation, port: u16, binding: Binding) -> bool {
+        let key = key(port, binding);
         match self.entries.get(&key) {
             Some(entry) if entry.generation == generation => {
                 self.entries.remove(&key);
@@ -128,29 +115,26 @@ impl Table {
         }
     }
 
-    /// All that is leased, in order; what is pending is left out.
-    pub(crate) fn leased(&self) -> impl Iterator<Item = (Protocol, u16, Binding)> + '_ {
+    /// All that is leased, in order, with the ports; what is pending is left out.
+    pub(crate) fn leased(&self) -> impl Iterator<Item = (u16, Binding)> + '_ {
         self.entries
             .iter()
             .filter(|(_, entry)| entry.confirmed)
             .map(|(key, _)| {
                 let binding = Binding {
                     netns: key.netns,
+                    protocol: key.protocol,
                     addr: key.addr,
+                    offset: 0,
                 };
-                (key.protocol, key.port, binding)
+                (key.port, binding)
             })
     }
 
     /// An entry that conflicts with `binding`, and its address; a confirmed one if
     /// there is any.
-    fn in_the_way(
-        &self,
-        protocol: Protocol,
-        port: u16,
-        binding: Binding,
-    ) -> Option<(IpAddr, Entry)> {
-        let at = |addr| key(protocol, port, Binding { addr, ..binding });
+    fn in_the_way(&self, port: u16, binding: Binding) -> Option<(IpAddr, Entry)> {
+        let at = |addr| key(port, Binding { addr, ..binding });
         let confirmed = |(_, entry): &(IpAddr, Entry)| entry.confirmed;
         if !binding.addr.is_unspecified() {
             let get = |addr| Some((addr, *self.entries.get(&at(addr))?));
@@ -170,11 +154,11 @@ impl Table {
     }
 }
 
-fn key(protocol: Protocol, port: u16, binding: Binding) -> Key {
+fn key(port: u16, binding: Binding) -> Key {
     Key {
         netns: binding.netns,
-        protocol,
-        port,
+        protocol: binding.protocol,
+        port: port + binding.offset,
         addr: binding.addr,
     }
 }
@@ -201,18 +185,24 @@ mod tests {
     use Protocol::{Tcp, Udp};
 
     fn binding(netns: u64, addr: &str) -> Binding {
+        binding_of(Tcp, netns, addr)
+    }
+
+    fn binding_of(protocol: Protocol, netns: u64, addr: &str) -> Binding {
         Binding {
             netns: NetnsId::from_raw(netns),
+            protocol,
             addr: addr.parse().expect("an address"),
+            offset: 0,
         }
     }
 
     /// Claims and confirms, and returns the generation.
     #[track_caller]
-    fn lease(table: &mut Table, protocol: Protocol, port: u16, bindings: &[Binding]) -> Generation {
-        match table.claim(protocol, port, bindings) {
+    fn lease(table: &mut Table, port: u16, bindings: &[Binding]) -> Generation {
+        match table.claim(port, bindings) {
             ClaimOutcome::Granted(generation) => {
-                table.confirm(generation, protocol, port, bindings);
+                table.confirm(generation, port, bindings);
                 generation
             }
             other => panic!("claim of {port} at {bindings:?}: {other:?}"),
@@ -223,17 +213,17 @@ mod tests {
     fn wildcard_and_specific_exclude_each_other_in_both_orders() {
         for (first, second) in [("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")] {
             let mut table = Table::default();
-            lease(&mut table, Tcp, 80, &[binding(1, first)]);
+            lease(&mut table, 80, &[binding(1, first)]);
             assert_eq!(
-                table.claim(Tcp, 80, &[binding(1, second)]),
+                table.claim(80, &[binding(1, second)]),
                 ClaimOutcome::Leased(binding(1, first))
             );
         }
         for (first, second) in [("::", "::1"), ("::1", "::"), ("ffff::1", "::")] {
             let mut table = Table::default();
-            lease(&mut table, Tcp, 80, &[binding(1, first)]);
+            lease(&mut table, 80, &[binding(1, first)]);
             assert!(matches!(
-                table.claim(Tcp, 80, &[binding(1, second)]),
+                table.claim(80, &[binding(1, second)]),
                 ClaimOutcome::Leased(_)
             ));
         }
@@ -242,50 +232,75 @@ mod tests {
     #[test]
     fn families_protocols_ports_and_namespaces_are_independent() {
         let mut table = Table::default();
-        lease(&mut table, Tcp, 80, &[binding(1, "0.0.0.0")]);
-        lease(&mut table, Tcp, 80, &[binding(1, "::")]);
-        lease(&mut table, Udp, 80, &[binding(1, "0.0.0.0")]);
-        lease(&mut table, Tcp, 81, &[binding(1, "0.0.0.0")]);
-        lease(&mut table, Tcp, 80, &[binding(2, "0.0.0.0")]);
+        lease(&mut table, 80, &[binding(1, "0.0.0.0")]);
+        lease(&mut table, 80, &[binding(1, "::")]);
+        lease(&mut table, 80, &[binding_of(Udp, 1, "0.0.0.0")]);
+        lease(&mut table, 81, &[binding(1, "0.0.0.0")]);
+        lease(&mut table, 80, &[binding(2, "0.0.0.0")]);
         assert_eq!(table.leased().count(), 5);
     }
 
     #[test]
     fn claim_takes_every_place_or_none() {
         let mut table = Table::default();
-        lease(&mut table, Tcp, 80, &[binding(2, "127.0.0.1")]);
+        lease(&mut table, 80, &[binding(2, "127.0.0.1")]);
         let both = [binding(1, "127.0.0.1"), binding(2, "127.0.0.1")];
         assert_eq!(
-            table.claim(Tcp, 80, &both),
+            table.claim(80, &both),
             ClaimOutcome::Leased(binding(2, "127.0.0.1"))
         );
-        lease(&mut table, Tcp, 80, &both[..1]);
+        lease(&mut table, 80, &both[..1]);
     }
 
     #[test]
     fn pending_claim_is_told_from_a_lease() {
         let mut table = Table::default();
         let bindings = [binding(1, "127.0.0.1")];
-        let ClaimOutcome::Granted(generation) = table.claim(Tcp, 80, &bindings) else {
+        let ClaimOutcome::Granted(generation) = table.claim(80, &bindings) else {
             panic!("an empty table grants");
         };
-        assert_eq!(table.claim(Tcp, 80, &bindings), ClaimOutcome::Pending);
+        assert_eq!(table.claim(80, &bindings), ClaimOutcome::Pending);
         assert_eq!(table.leased().count(), 0);
-        table.confirm(generation, Tcp, 80, &bindings);
+        table.confirm(generation, 80, &bindings);
         assert_eq!(
-            table.claim(Tcp, 80, &bindings),
+            table.claim(80, &bindings),
             ClaimOutcome::Leased(bindings[0])
         );
     }
 
     #[test]
+    fn ports_of_a_block_are_taken_together_and_met_by_others() {
+        let mut table = Table::default();
+        let block: Vec<Binding> = (0..3)
+            .map(|offset| Binding {
+                offset,
+                ..binding(1, "0.0.0.0")
+            })
+            .collect();
+        let generation = lease(&mut table, 80, &block);
+        let single = [binding(1, "127.0.0.1")];
+        for port in 80..83 {
+            assert!(matches!(
+                table.claim(port, &single),
+                ClaimOutcome::Leased(_)
+            ));
+        }
+        for port in [78, 79, 81, 82] {
+            assert!(matches!(table.claim(port, &block), ClaimOutcome::Leased(_)));
+        }
+        assert!(table.release(generation, 80, block[1]));
+        lease(&mut table, 81, &single);
+        lease(&mut table, 83, &block);
+    }
+
+    #[test]
     fn lease_outweighs_a_pending_claim() {
         let mut table = Table::default();
-        let pending = table.claim(Tcp, 80, &[binding(1, "127.0.0.1")]);
+        let pending = table.claim(80, &[binding(1, "127.0.0.1")]);
         assert!(matches!(pending, ClaimOutcome::Granted(_)));
-        lease(&mut table, Tcp, 80, &[binding(1, "127.0.0.2")]);
+        lease(&mut table, 80, &[binding(1, "127.0.0.2")]);
         assert!(matches!(
-            table.claim(Tcp, 80, &[binding(1, "0.0.0.0")]),
+            table.claim(80, &[binding(1, "0.0.0.0")]),
             ClaimOutcome::Leased(_)
         ));
     }
@@ -294,10 +309,10 @@ mod tests {
     fn stale_release_leaves_the_newer_lease_alone() {
         let mut table = Table::default();
         let at = binding(1, "127.0.0.1");
-        let old = lease(&mut table, Tcp, 80, &[at]);
-        assert!(table.release(old, Tcp, 80, at));
-        lease(&mut table, Tcp, 80, &[at]);
-        assert!(!table.release(old, Tcp, 80, at));
+        let old = lease(&mut table, 80, &[at]);
+        assert!(table.release(old, 80, at));
+        lease(&mut table, 80, &[at]);
+        assert!(!table.release(old, 80, at));
         assert_eq!(table.leased().count(), 1);
     }
 
@@ -305,11 +320,11 @@ mod tests {
     fn releasing_one_of_two_addresses_leaves_the_other_leased() {
         let mut table = Table::default();
         let bindings = [binding(1, "127.0.0.1"), binding(1, "127.0.0.2")];
-        let generation = lease(&mut table, Tcp, 80, &bindings);
-        assert!(table.release(generation, Tcp, 80, bindings[0]));
-        lease(&mut table, Tcp, 80, &bindings[..1]);
+        let generation = lease(&mut table, 80, &bindings);
+        assert!(table.release(generation, 80, bindings[0]));
+        lease(&mut table, 80, &bindings[..1]);
         assert_eq!(
-            table.claim(Tcp, 80, &bindings[1..]),
+            table.claim(80, &bindings[1..]),
             ClaimOutcome::Leased(bindings[1])
         );
     }
@@ -338,24 +353,24 @@ mod tests {
                             || binding.netns != new.netns
                             || !overlap(binding.addr, new.addr)
                     }));
-                    match table.claim(Tcp, port, &bindings) {
+                    match table.claim(port, &bindings) {
                         ClaimOutcome::Granted(generation) => {
                             prop_assert!(free);
-                            table.confirm(generation, Tcp, port, &bindings);
+                            table.confirm(generation, port, &bindings);
                             list.extend(bindings.iter().map(|binding| (generation, port, *binding)));
                         }
                         answer => prop_assert!(!free, "{answer:?}"),
                     }
                 } else if !list.is_empty() {
                     let gone = list.swap_remove(pick % list.len());
-                    prop_assert!(table.release(gone.0, Tcp, gone.1, gone.2));
+                    prop_assert!(table.release(gone.0, gone.1, gone.2));
                     old.push(gone);
                 }
                 for stale in &old {
-                    prop_assert!(!table.release(stale.0, Tcp, stale.1, stale.2));
+                    prop_assert!(!table.release(stale.0, stale.1, stale.2));
                 }
                 let mut held: Vec<_> = list.iter().map(|(_, port, binding)| (*port, *binding)).collect();
-                let mut told: Vec<_> = table.leased().map(|(_, port, binding)| (port, binding)).collect();
+                let mut told: Vec<_> = table.leased().collect();
                 held.sort();
                 told.sort();
                 prop_assert_eq!(held, told);

@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Attempts, Given};
+use super::cancel::Patience;
 use super::error::{Counts, Error};
 use super::holds::Hold;
 use super::lease::Lease;
@@ -29,6 +30,8 @@ const DECISION: Duration = Duration::from_millis(10);
 
 pub(super) struct Walk {
     plan: Plan,
+    /// For waits: `retry_for` counts from the beginning of the walk.
+    patience: Patience,
     attempts: Attempts,
     counts: Counts,
     /// How many ports were in use, one after the other.
@@ -46,10 +49,13 @@ enum PortOutcome {
     Taken(Binding),
     /// Another request is trying it.
     Pending,
-    /// Another program has it; the failure is the last one.
-    InUse,
+    /// Another program has it, or this one of its block; the failure is the last
+    /// one.
+    InUse(u16),
     /// It needs a privilege; the failure is the last one.
     Denied,
+    /// A member's address cannot be bound yet; the failure is the last one.
+    Tentative,
 }
 
 /// What came of asking the kernel for a port.
@@ -77,8 +83,17 @@ impl From<Error> for Stop {
 impl Walk {
     /// Prepares a plan that [`Plan::check`] has passed.
     pub(super) fn new(plan: Plan) -> Walk {
+        let retry_until = (plan.retry_for).and_then(|time| Instant::now().checked_add(time));
+        let patience = Patience {
+            cancel: plan.cancel.clone(),
+            deadline: match plan.budget {
+                Budget::Deadline(end) => Some(end),
+                _ => retry_until,
+            },
+        };
         Walk {
-            attempts: Attempts::new(&plan),
+            attempts: Attempts::new(&plan, patience.clone()),
+            patience,
             plan,
             counts: Counts::default(),
             streak: 0,
@@ -87,18 +102,18 @@ impl Walk {
     }
 
     pub(super) fn run(mut self) -> Result<Lease, Error> {
-        let outcome = match self.plan.choice.take() {
+        let prepared = self.attempts.leave_out_missing_families();
+        let outcome = prepared.and_then(|()| match self.plan.choice.take() {
             Some(Choice::Exact(port)) => self.exact(port),
             Some(Choice::Range(range)) => self.range(&Span::new(range)),
             Some(Choice::Dynamic { of }) => self.dynamic(&*of).and_then(|span| self.range(&span)),
             None => unreachable!("a request without ports is refused"),
-        };
+        });
         outcome.map_err(|error| error.counted(self.counts))
     }
 
     /// Tries one port, once or for a while.
     fn exact(&mut self, port: u16) -> Result<Lease, Error> {
-        let started = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
             self.check_cancelled()?;
@@ -106,19 +121,29 @@ impl Walk {
                 PortOutcome::Leased(lease) => return Ok(lease),
                 PortOutcome::Pending => continue,
                 PortOutcome::Denied => return Err(self.last_error()),
-                PortOutcome::InUse => self.last_error(),
+                PortOutcome::InUse(_) | PortOutcome::Tentative => self.last_error(),
                 PortOutcome::Taken(binding) => {
-                    Error::already_leased(self.attempts.endpoint(binding), port)
+                    let leased = self.attempts.endpoint(binding);
+                    Error::already_leased(leased, port + binding.offset)
                 }
             };
-            let left = (self.plan.retry_for).map(|time| time.saturating_sub(started.elapsed()));
-            match left {
-                Some(left) if !left.is_zero() => {
-                    self.plan.cancel.sleep(about(pause).min(left));
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                }
-                _ => return Err(error),
+            let left = match self.plan.retry_for {
+                Some(_) => self.patience.bound(Duration::MAX),
+                None => Duration::ZERO,
+            };
+            if left.is_zero() {
+                return Err(error);
             }
+            self.notice(&error);
+            self.plan.cancel.sleep(about(pause).min(left));
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Tells the caller that the request waits, and what for.
+    fn notice(&self, error: &Error) {
+        if let Some(on_wait) = &self.plan.on_wait {
+            on_wait(error);
         }
     }
 
@@ -140,7 +165,7 @@ impl Walk {
                     specs: Vec::new(),
                     local_ports: true,
                 };
-                let ports = of.open(&request)?.local_ports;
+                let ports = of.open(&request, &self.patience)?.local_ports;
                 ports.expect("the settings were asked for").range
             }
         };
@@ -149,15 +174,15 @@ impl Walk {
 
     /// Walks over a range as often as the budget allows.
     fn range(&mut self, span: &Span) -> Result<Lease, Error> {
-        let protocol = self.plan.protocol;
-        let cursor = self.plan.holds.cursor(protocol, &span.range);
+        let cursor = self.plan.holds.cursor(&self.plan.protocols, &span.range);
         if let Some(netns) = cursor.contended {
             self.attempts.begin_with(netns);
         }
         let outcome = self.laps(span, cursor.next);
         if let Some(port) = self.reached {
             let contended = self.attempts.contended().or(cursor.contended);
-            (self.plan.holds).move_cursor(protocol, &span.range, port, contended);
+            let protocols = &self.plan.protocols;
+            (self.plan.holds).move_cursor(protocols, &span.range, port, contended);
         }
         let stop = match outcome {
             Ok(lease) => return Ok(lease),
@@ -165,9 +190,10 @@ impl Walk {
         };
         let last = self.attempts.last_error();
         let last = last.map(|error| error.counted(self.counts));
+        let protocols = &self.plan.protocols;
         Err(match stop {
-            Stop::Tries => Error::exhausted(protocol, &span.range, last),
-            Stop::Deadline => Error::deadline(protocol, &span.range, last),
+            Stop::Tries => Error::exhausted(protocols, &span.range, last),
+            Stop::Deadline => Error::deadline(protocols, &span.range, last),
             Stop::Failed(error) => error,
         })
     }
@@ -189,6 +215,11 @@ impl Walk {
             if laps == 0 {
                 return Err(Stop::Tries);
             }
+            if self.plan.on_wait.is_some() {
+                let protocols = &self.plan.protocols;
+                let last = self.attempts.last_error();
+                self.notice(&Error::exhausted(protocols, &span.range, last).counted(self.counts));
+            }
             match self.plan.budget {
                 Budget::Laps { pause, .. } => self.plan.cancel.sleep(about(pause)),
                 Budget::Deadline(end) => {
@@ -205,17 +236,25 @@ impl Walk {
     fn lap(&mut self, span: &Span, first: u16) -> Result<Option<Lease>, Stop> {
         let mut undecided = Vec::new();
         let mut chosen_by_kernel = Vec::new();
+        let block = self.plan.block;
         let mut questions = match self.plan.budget {
             // Each try is one of the caller's.
             Budget::Tries(_) => 0,
+            // The kernel knows of no blocks.
+            _ if block > 1 => 0,
             _ => QUESTIONS,
         };
         self.streak = 0;
-        for port in span.around(first) {
+        // What a block must not contain: it is known to be in use.
+        let mut known = None;
+        for port in span.around(first, block) {
             self.check_budget()?;
             self.reached = Some(port);
-            if span.is_reserved(port) {
+            if (0..block).any(|offset| span.is_reserved(port + offset)) {
                 self.counts.reserved += 1;
+                continue;
+            }
+            if known.is_some_and(|known| (port..=port + (block - 1)).contains(&known)) {
                 continue;
             }
             if self.streak >= STREAK && questions > 0 {
@@ -242,10 +281,21 @@ impl Walk {
                 PortOutcome::Leased(lease) => return Ok(Some(lease)),
                 PortOutcome::Taken(_) => self.counts.leased += 1,
                 PortOutcome::Pending => undecided.push(port),
-                PortOutcome::InUse | PortOutcome::Denied => {}
+                PortOutcome::InUse(port) => known = Some(port),
+                PortOutcome::Denied => {}
+                PortOutcome::Tentative => return self.lap_is_in_vain(),
             }
         }
         self.lap_of_undecided(undecided)
+    }
+
+    /// No port will do as long as an address is tentative: with time left, the
+    /// next lap may have more luck.
+    fn lap_is_in_vain(&self) -> Result<Option<Lease>, Stop> {
+        match self.plan.budget {
+            Budget::Laps { .. } | Budget::Deadline(_) => Ok(None),
+            Budget::WalkOnce | Budget::Tries(_) => Err(self.last_error().into()),
+        }
     }
 
     /// Tries the ports that other requests were trying. We hold nothing while
@@ -258,7 +308,8 @@ impl Walk {
                     PortOutcome::Leased(lease) => return Ok(Some(lease)),
                     PortOutcome::Taken(_) => self.counts.leased += 1,
                     PortOutcome::Pending => continue,
-                    PortOutcome::InUse | PortOutcome::Denied => {}
+                    PortOutcome::InUse(_) | PortOutcome::Denied => {}
+                    PortOutcome::Tentative => return self.lap_is_in_vain(),
                 }
                 break;
             }
@@ -272,7 +323,7 @@ impl Walk {
         // Before the claim: see `Opener::open`.
         self.attempts.restock_all()?;
         let bindings = self.attempts.bindings();
-        let claim = (self.plan.holds).claim(self.plan.protocol, port, bindings, patience);
+        let claim = (self.plan.holds).claim(port, bindings, patience);
         match claim {
             Ok(hold) => self.with_claim(hold, None),
             Err(ClaimOutcome::Leased(binding)) => Ok(PortOutcome::Taken(binding)),
@@ -282,18 +333,24 @@ impl Walk {
 
     fn with_claim(&mut self, hold: Hold, given: Option<Given>) -> Result<PortOutcome, Error> {
         self.counts.tried += 1;
-        Ok(match self.attempts.attempt(hold.port(), given)? {
-            Attempt::Owned(members) => {
-                PortOutcome::Leased(Lease::new(self.plan.protocol, members, hold))
-            }
-            Attempt::InUse => {
+        let attempt = self.attempts.attempt(hold.port(), given)?;
+        if let Attempt::Owned(members) = attempt {
+            let (protocols, block) = (self.plan.protocols.clone(), self.plan.block);
+            let lease = Lease::new(protocols, block, members, hold);
+            return Ok(PortOutcome::Leased(lease));
+        }
+        drop(hold);
+        Ok(match attempt {
+            Attempt::InUse(port) => {
                 self.streak += 1;
-                PortOutcome::InUse
+                PortOutcome::InUse(port)
             }
             Attempt::Denied => {
                 self.counts.denied += 1;
                 PortOutcome::Denied
             }
+            Attempt::NoAddress if self.attempts.is_tentative()? => PortOutcome::Tentative,
+            _ => return Err(self.last_error()),
         })
     }
 
@@ -315,7 +372,7 @@ impl Walk {
         }
         self.attempts.restock_all()?;
         let bindings = self.attempts.bindings();
-        let claim = (self.plan.holds).claim(self.plan.protocol, port, bindings, Duration::ZERO);
+        let claim = (self.plan.holds).claim(port, bindings, Duration::ZERO);
         let Ok(hold) = claim else {
             return Ok(KernelChoice::Lost);
         };
@@ -337,12 +394,12 @@ impl Walk {
 
     fn check_cancelled(&self) -> Result<(), Error> {
         if self.plan.cancel.is_cancelled() {
-            return Err(Error::cancelled(self.plan.protocol));
+            return Err(Error::cancelled(&self.plan.protocols));
         }
         Ok(())
     }
 
-    fn last_error(&mut self) -> Error {
+    fn last_error(&self) -> Error {
         let last = self.attempts.last_error();
         last.expect("called after a failure").counted(self.counts)
     }
@@ -358,14 +415,19 @@ fn about(pause: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    use std::net::{IpAddr, TcpListener};
+    use std::cell::RefCell;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::rc::Rc;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use crate::executor::Executor;
     use crate::netns::{Netns, NetnsId};
+    use crate::ports::lease::Member;
     use crate::ports::opener::OpenReply;
     use crate::ports::request::Request;
+    use crate::ports::socket::{Fault, hook};
     use crate::ports::{Allocator, ErrorKind, Gate, Ports, Protocol, Stage, Start};
 
     /// Opens sockets right here, and counts how often it is asked.
@@ -396,9 +458,13 @@ mod tests {
             self.netns.label()
         }
 
-        fn open(&self, request: &OpenRequest) -> Result<OpenReply, Error> {
+        fn open(&self, request: &OpenRequest, _: &Patience) -> Result<OpenReply, Error> {
             self.trips.fetch_add(1, Ordering::Relaxed);
             Ok(request.fill())
+        }
+
+        fn is_tentative(&self, _: Ipv6Addr) -> Result<bool, Error> {
+            Ok(false)
         }
     }
 
@@ -491,7 +557,7 @@ mod tests {
         let other = Walk::new(request().into_plan());
         let holds = &other.plan.holds;
         let bindings = other.attempts.bindings();
-        let claim = holds.claim(Protocol::Tcp, 20000, bindings, Duration::ZERO);
+        let claim = holds.claim(20000, bindings, Duration::ZERO);
         let claim = claim.expect("an empty table");
         let waiting = std::thread::spawn({
             let request = request();
@@ -507,5 +573,121 @@ mod tests {
             .expect("no panic")
             .expect("the claim was given up");
         assert_eq!(lease.port(), 20000);
+    }
+
+    #[test]
+    fn port_that_binds_and_cannot_listen_is_passed_over_and_leaves_nothing() {
+        let here = Here::new();
+        let rivals = Rc::new(RefCell::new(Vec::new()));
+        hook::after_bind({
+            let rivals = rivals.clone();
+            // As fast as can be, and with SO_REUSEADDR, as std sets it.
+            move |at| {
+                if at.port() < 20003 {
+                    rivals.borrow_mut().extend(TcpListener::bind(at));
+                }
+            }
+        });
+        let addrs = [addr(6), addr(7)];
+        let request = || request(&here, Protocol::Tcp, &addrs, 20000..=20003);
+        let lease = request().acquire().expect("the last one is free");
+        assert_eq!(lease.port(), 20003);
+        assert_eq!(rivals.borrow().len(), 6);
+        drop(lease);
+        let error = request().ports(Ports::Range(20000..=20002)).acquire();
+        let error = error.expect_err("the rivals listen");
+        assert_eq!(error.stage(), Some(Stage::Bind));
+
+        rivals.borrow_mut().clear();
+        let error = request().ports(Ports::Exact(20000)).acquire();
+        let error = error.expect_err("a rival comes between");
+        assert_eq!(error.stage(), Some(Stage::Listen));
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+        // No socket of ours is left in the way of either address.
+        rivals.borrow_mut().clear();
+        for addr in addrs {
+            TcpListener::bind((addr, 20000)).expect("nothing is left");
+        }
+    }
+
+    #[test]
+    fn datagram_that_comes_right_after_the_bind_meets_the_filter() {
+        let here = Here::new();
+        let client = Rc::new(UdpSocket::bind((addr(8), 0)).expect("a free port"));
+        hook::after_bind({
+            let client = client.clone();
+            move |at| {
+                client.send_to(b"early", at).expect("loopback");
+            }
+        });
+        let request = request(&here, Protocol::Udp, &[addr(8)], 20000..=20000);
+        let lease = request
+            .gate(Gate::default())
+            .acquire()
+            .expect("a free port");
+        lease.activate().expect("the filter goes");
+        let at = lease.members()[0].local_addr();
+        client.send_to(b"late", at).expect("loopback");
+        let (mut members, _hold) = lease.split();
+        let socket = UdpSocket::from(OwnedFd::from(members.remove(0)));
+        let mut text = [0; 8];
+        let len = socket.recv(&mut text).expect("a datagram");
+        assert_eq!(&text[..len], b"late");
+    }
+
+    /// A kernel without IPv6.
+    struct OnlyV4(Arc<Here>);
+
+    impl Opener for OnlyV4 {
+        fn netns(&self) -> NetnsId {
+            self.0.netns()
+        }
+
+        fn label(&self) -> &str {
+            self.0.label()
+        }
+
+        fn open(&self, request: &OpenRequest, patience: &Patience) -> Result<OpenReply, Error> {
+            let mut request = request.clone();
+            let missing = request.specs.iter().position(|spec| spec.addr.is_ipv6());
+            request.specs.truncate(missing.unwrap_or(usize::MAX));
+            let mut reply = self.0.open(&request, patience)?;
+            if missing.is_some() {
+                let cause = std::io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+                reply.fault = Some(Fault {
+                    stage: Stage::Socket,
+                    cause,
+                });
+            }
+            Ok(reply)
+        }
+
+        fn is_tentative(&self, _: Ipv6Addr) -> Result<bool, Error> {
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn family_that_is_missing_is_left_out_where_it_was_not_named() {
+        let opener = Arc::new(OnlyV4(Here::new()));
+        let request = |protocols: &[Protocol]| {
+            let request = allocator().request(Protocol::Tcp);
+            request
+                .protocols(protocols.iter().copied())
+                .ports(Ports::Range(20000..=20050))
+                .gate(Gate::Queue)
+        };
+        let both = [Protocol::Tcp, Protocol::Udp];
+        for protocols in [&both[..1], &both] {
+            let lease = request(protocols).on_families_of(opener.clone()).acquire();
+            let lease = lease.expect("there is IPv4");
+            let addrs = lease.members().iter().map(Member::local_addr);
+            assert!(addrs.clone().all(|addr| addr.is_ipv4()));
+            assert_eq!(addrs.count(), protocols.len());
+        }
+        let named = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let error = request(&both).on_opener(opener, named).acquire();
+        let error = error.expect_err("it was named");
+        assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT));
     }
 }

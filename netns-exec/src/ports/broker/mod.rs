@@ -27,11 +27,13 @@ mod server;
 mod wire;
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use client::Client;
+use client::{Client, NoAnswer};
 
+use super::cancel::Patience;
 use super::error::Error;
 use super::opener::{OpenReply, OpenRequest, Opener};
 use crate::netns::NetnsId;
@@ -140,6 +142,34 @@ impl Broker {
         copy.map_err(|cause| Error::broker("cannot copy the socket of a broker", cause))
     }
 
+    /// Has this value and all its clones, and the requests that hold one, use
+    /// another broker of the same namespace from now on: where the old one was
+    /// killed, or is stopped for good. The old one ends, if it is this process's.
+    ///
+    /// A process that has left the namespace is handed `socket` from outside: it
+    /// comes from [`try_clone_socket`](Self::try_clone_socket) of a process that
+    /// spawned a broker there. Leases that exist are not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Broker`](super::ErrorKind::Broker), when there is no broker at
+    /// the other end, or it is in another namespace. The old one stays then.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::os::fd::OwnedFd;
+    /// use netns_exec::ports::{Broker, Error};
+    ///
+    /// fn broker_was_lost(broker: &Broker, from_outside: OwnedFd) -> Result<(), Error> {
+    ///     broker.replace(from_outside)
+    /// }
+    /// ```
+    pub fn replace(&self, socket: OwnedFd) -> Result<(), Error> {
+        let replaced = self.0.replace(socket);
+        replaced.map_err(|cause| Error::broker("cannot replace a broker", cause))
+    }
+
     /// Returns the id of the broker's network namespace.
     pub fn netns(&self) -> NetnsId {
         self.0.netns
@@ -148,7 +178,7 @@ impl Broker {
     /// Returns the broker's process id, as it was in the namespace of process
     /// ids where it was spawned.
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.0.pid()
     }
 }
 
@@ -161,18 +191,29 @@ impl Opener for Broker {
         &self.0.label
     }
 
-    fn open(&self, request: &OpenRequest) -> Result<OpenReply, Error> {
-        self.0.open(request).map_err(|cause| {
-            let attempt = format!("cannot get sockets from the broker, {}", self.0.label);
-            Error::broker(attempt, cause)
+    fn open(&self, request: &OpenRequest, patience: &Patience) -> Result<OpenReply, Error> {
+        self.0.open(request, patience).map_err(|no_answer| {
+            let pid = self.0.pid();
+            match no_answer {
+                NoAnswer::Failed(cause) => {
+                    let attempt = format!("cannot get sockets from the broker, pid {pid}");
+                    Error::broker(attempt, cause)
+                }
+                NoAnswer::GivenUp(why) => Error::given_up(why, format_args!("pid {pid}")),
+            }
         })
+    }
+
+    fn is_tentative(&self, _: Ipv6Addr) -> Result<bool, Error> {
+        // It can read no more than two files.
+        Ok(false)
     }
 }
 
 impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker")
-            .field("pid", &self.0.pid)
+            .field("pid", &self.0.pid())
             .field("netns", &self.0.netns)
             .finish()
     }

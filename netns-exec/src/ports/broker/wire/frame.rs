@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::ports::error::Stage;
 use crate::ports::gate::{Fallback, Gate, GateState};
 use crate::ports::protocol::Protocol;
-use crate::ports::socket::{Fault, Spec};
+use crate::ports::socket::{Fault, Options, Spec};
 
 /// The last digit is the version.
 pub(super) const MAGIC: [u8; 4] = *b"nxb1";
@@ -239,6 +239,8 @@ pub(super) fn decode_spec(bytes: &[u8; SPEC]) -> Result<Spec, Malformed> {
         protocol: one_of(&PROTOCOLS, protocol)?,
         addr,
         gate: one_of(&GATES, gate)?,
+        // The client sets the others, on what it is given.
+        options: Options::default(),
     };
     // There is no such socket.
     if (spec.protocol, spec.gate) == (Protocol::Udp, Gate::Refuse) {

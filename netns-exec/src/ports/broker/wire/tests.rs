@@ -13,7 +13,7 @@ use super::*;
 use crate::ports::error::Stage;
 use crate::ports::gate::Gate;
 use crate::ports::protocol::Protocol;
-use crate::ports::socket::{Fault, Spec};
+use crate::ports::socket::{Fault, Options, Spec};
 
 fn specs() -> impl Strategy<Value = Spec> {
     let addr = prop_oneof![
@@ -25,6 +25,7 @@ fn specs() -> impl Strategy<Value = Spec> {
             protocol,
             addr,
             gate,
+            options: Options::default(),
         })
         .prop_filter("there is no such socket", |spec| {
             (spec.protocol, spec.gate) != (Protocol::Udp, Gate::Refuse)
@@ -258,6 +259,7 @@ fn requests_without_a_meaning_are_refused() {
         protocol: Protocol::Tcp,
         addr: Ipv4Addr::LOCALHOST.into(),
         gate: Gate::Queue,
+        options: Options::default(),
     };
     for range in [0..=5, RangeInclusive::new(6, 5)] {
         put_bind(1, &tcp, &range, &mut message);
