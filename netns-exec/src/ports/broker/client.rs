@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::wire::{self, Hello, Malformed, Reply};
+use super::wire::{self, BrokerReply, Hello, Malformed};
 use crate::netns::NetnsId;
 use crate::ports::cancel::{GivenUp, Patience};
 use crate::ports::error::Stage;
@@ -55,7 +55,7 @@ struct Line {
 
 /// An answer, with as many descriptors as it says.
 struct Received {
-    reply: Reply,
+    reply: BrokerReply,
     fds: Vec<OwnedFd>,
 }
 
@@ -180,7 +180,7 @@ impl Client {
             answer => answer?,
         };
         let (gates, fault, local_ports) = match answer.reply {
-            Reply::Vended {
+            BrokerReply::Vended {
                 gates,
                 fault,
                 local_ports,
@@ -260,8 +260,8 @@ impl Vendor for PatientClient {
         let mut line = self.client.line(&self.patience).map_err(failed)?;
         let mut answer = line.call(put, &self.patience).map_err(failed)?;
         let (gate, port): (GateState, u16) = match answer.reply {
-            Reply::Bound { gate, port } if range.contains(&port) => (gate, port),
-            Reply::Unbound(fault) => return Err(fault),
+            BrokerReply::Bound { gate, port } if range.contains(&port) => (gate, port),
+            BrokerReply::Unbound(fault) => return Err(fault),
             _ => return Err(transfer(line.give_up(Malformed::Kind))),
         };
         drop(line);
@@ -284,7 +284,7 @@ impl Line {
         };
         let answer = line.call(wire::put_hello, &Patience::endless());
         match answer.map_err(NoAnswer::into_cause)?.reply {
-            Reply::Hello(hello) => Ok((line, hello)),
+            BrokerReply::Hello(hello) => Ok((line, hello)),
             _ => Err(Malformed::Kind.into()),
         }
     }
@@ -350,8 +350,8 @@ impl Line {
         }
         let reply = wire::decode_reply(self.seq, &self.buffer[..received.len], fds.len())?;
         match reply {
-            Reply::Failed(cause) => Err(cause.into()),
-            Reply::Malformed(reason) => Err(reason.into()),
+            BrokerReply::Failed(cause) => Err(cause.into()),
+            BrokerReply::Malformed(reason) => Err(reason.into()),
             reply => Ok(Received { reply, fds }),
         }
     }
@@ -427,7 +427,7 @@ mod tests {
                 let request = wire::decode_request(&request[..received.len]);
                 let (seq, request) = request.expect("clients make sense");
                 let fds = match request {
-                    wire::Request::Hello => {
+                    wire::BrokerRequest::Hello => {
                         let hello = wire::Hello {
                             netns,
                             pid: 1,

@@ -11,7 +11,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::wire::{self, Hello, Malformed, Request};
+use super::wire::{self, BrokerRequest, Hello, Malformed};
 use crate::ports::dynamic::{self, Files};
 use crate::ports::error::Stage;
 use crate::ports::socket::{Bound, Fault, Fresh, Spec};
@@ -153,7 +153,7 @@ impl Server {
             wire::decode_request(message)
         };
         let request = request.and_then(|(seq, request)| match request {
-            Request::Hello => Ok(request),
+            BrokerRequest::Hello => Ok(request),
             _ if *next == Some(seq) => Ok(request),
             _ => Err(Malformed::Order),
         });
@@ -165,11 +165,11 @@ impl Server {
             }
         }
         match request {
-            Ok(Request::Hello) => {
+            Ok(BrokerRequest::Hello) => {
                 wire::put_hello_reply(seq, hello, &mut buffers.reply);
                 buffers.send(socket.as_fd(), None)
             }
-            Ok(Request::Vend { specs, local_ports }) => {
+            Ok(BrokerRequest::Vend { specs, local_ports }) => {
                 let mut fault = None;
                 for (place, spec) in buffers.sockets.iter_mut().zip(specs.iter()) {
                     match Fresh::open(spec) {
@@ -189,7 +189,7 @@ impl Server {
                 }
                 buffers.send_vended(socket.as_fd(), seq, fault, range)
             }
-            Ok(Request::Bind { spec, range }) => match bind_one_of(spec, range) {
+            Ok(BrokerRequest::Bind { spec, range }) => match bind_one_of(spec, range) {
                 Ok((bound, port)) => {
                     wire::put_bound(seq, bound.gate(), port, &mut buffers.reply);
                     match buffers.send(socket.as_fd(), Some(&bound)) {

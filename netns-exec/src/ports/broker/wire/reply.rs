@@ -45,7 +45,7 @@ pub(in crate::ports::broker) struct Hello {
 
 /// What a broker answers.
 #[derive(Debug)]
-pub(in crate::ports::broker) enum Reply {
+pub(in crate::ports::broker) enum BrokerReply {
     Hello(Hello),
     /// A descriptor for each gate.
     Vended {
@@ -128,7 +128,7 @@ pub(in crate::ports::broker) fn decode_reply(
     seq: u32,
     message: &[u8],
     fds: usize,
-) -> Result<Reply, Malformed> {
+) -> Result<BrokerReply, Malformed> {
     let mut reader = Reader(message);
     let head = reader.head()?;
     if head.seq != seq {
@@ -140,7 +140,7 @@ pub(in crate::ports::broker) fn decode_reply(
     let reply = match head.kind {
         HELLO => {
             head.plain()?;
-            Reply::Hello(Hello {
+            BrokerReply::Hello(Hello {
                 netns: reader.u64()?,
                 capabilities: reader.u64()?,
                 pid: reader.u32()?,
@@ -158,7 +158,7 @@ pub(in crate::ports::broker) fn decode_reply(
                 0 => None,
                 _ => Some(decode_local_ports(&mut reader)?),
             };
-            Reply::Vended {
+            BrokerReply::Vended {
                 gates,
                 fault,
                 local_ports,
@@ -169,22 +169,22 @@ pub(in crate::ports::broker) fn decode_reply(
             if fds != 1 {
                 return Err(Malformed::Descriptors);
             }
-            Reply::Bound {
+            BrokerReply::Bound {
                 gate: one_of(&GATE_STATES, reader.take::<1>()?[0])?,
                 port: reader.u16()?,
             }
         }
         UNBOUND => {
             head.plain()?;
-            Reply::Unbound(reader.fault()?)
+            BrokerReply::Unbound(reader.fault()?)
         }
         FAILED => {
             head.plain()?;
-            Reply::Failed(reader.errno()?)
+            BrokerReply::Failed(reader.errno()?)
         }
         MALFORMED_ => {
             head.plain()?;
-            Reply::Malformed(one_of(&MALFORMED, reader.take::<1>()?[0])?)
+            BrokerReply::Malformed(one_of(&MALFORMED, reader.take::<1>()?[0])?)
         }
         _ => return Err(Malformed::Kind),
     };

@@ -15,7 +15,7 @@ pub(in crate::ports::broker) const MAX_REQUEST: usize = HEAD + MAX_SPECS * SPEC;
 
 /// What a client wants.
 #[derive(Clone, Debug)]
-pub(in crate::ports::broker) enum Request<'a> {
+pub(in crate::ports::broker) enum BrokerRequest<'a> {
     /// To know who it speaks to.
     Hello,
     /// Unbound sockets, up to the first that fails, and perhaps what the
@@ -80,14 +80,14 @@ pub(in crate::ports::broker) fn put_bind(
 
 pub(in crate::ports::broker) fn decode_request(
     message: &[u8],
-) -> Result<(u32, Request<'_>), Malformed> {
+) -> Result<(u32, BrokerRequest<'_>), Malformed> {
     let mut reader = Reader(message);
     let head = reader.head()?;
     let request = match head.kind {
         HELLO => {
             head.plain()?;
             reader.end()?;
-            Request::Hello
+            BrokerRequest::Hello
         }
         VEND => {
             head.with(LOCAL_PORTS, MAX_SPECS)?;
@@ -97,7 +97,7 @@ pub(in crate::ports::broker) fn decode_request(
             if reader.0.len() < head.count * SPEC {
                 return Err(Malformed::Truncated);
             }
-            Request::Vend {
+            BrokerRequest::Vend {
                 specs: Specs::new(reader.0)?,
                 local_ports: head.flags & LOCAL_PORTS != 0,
             }
@@ -110,7 +110,7 @@ pub(in crate::ports::broker) fn decode_request(
             if range.is_empty() || *range.start() == 0 {
                 return Err(Malformed::Value);
             }
-            Request::Bind { spec, range }
+            BrokerRequest::Bind { spec, range }
         }
         _ => return Err(Malformed::Kind),
     };

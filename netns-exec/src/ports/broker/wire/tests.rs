@@ -87,7 +87,7 @@ proptest! {
     ) {
         let mut message = Vec::new();
         put_vend(seq, &wanted, settings, &mut message);
-        let Ok((read, Request::Vend { specs, local_ports })) = decode_request(&message) else {
+        let Ok((read, BrokerRequest::Vend { specs, local_ports })) = decode_request(&message) else {
             panic!("{:?}", decode_request(&message));
         };
         prop_assert_eq!((read, local_ports), (seq, settings));
@@ -100,7 +100,7 @@ proptest! {
     fn bind_reads_as_it_was_written(seq: u32, wanted in specs(), ports in ranges()) {
         let mut message = Vec::new();
         put_bind(seq, &wanted, &ports, &mut message);
-        let Ok((read, Request::Bind { spec, range })) = decode_request(&message) else {
+        let Ok((read, BrokerRequest::Bind { spec, range })) = decode_request(&message) else {
             panic!("{:?}", decode_request(&message));
         };
         prop_assert_eq!((read, spec, range), (seq, wanted, ports));
@@ -125,7 +125,7 @@ proptest! {
         let settings_ref = settings.as_ref().map(|(range, _, bitmap)| (range, &**bitmap));
         put_vended(seq, states.iter().copied(), failure.as_ref(), settings_ref, &mut message);
         let reply = decode_reply(seq, &message, states.len());
-        let Ok(Reply::Vended { gates, fault, local_ports }) = reply else {
+        let Ok(BrokerReply::Vended { gates, fault, local_ports }) = reply else {
             panic!("{reply:?}");
         };
         prop_assert_eq!(gates, states.clone());
@@ -158,25 +158,25 @@ proptest! {
         let hello = Hello { netns, pid, capabilities };
         put_hello_reply(seq, &hello, &mut message);
         let read = decode_reply(seq, &message, 0);
-        prop_assert!(matches!(read, Ok(Reply::Hello(read)) if read == hello));
+        prop_assert!(matches!(read, Ok(BrokerReply::Hello(read)) if read == hello));
         only_whole_reply(seq, &message, 0);
 
         put_bound(seq, state, port, &mut message);
-        let Ok(Reply::Bound { gate, port: read }) = decode_reply(seq, &message, 1) else {
+        let Ok(BrokerReply::Bound { gate, port: read }) = decode_reply(seq, &message, 1) else {
             panic!("{message:?}");
         };
         prop_assert_eq!((gate, read), (state, port));
         only_whole_reply(seq, &message, 1);
 
         put_unbound(seq, &failure, &mut message);
-        let Ok(Reply::Unbound(fault)) = decode_reply(seq, &message, 0) else {
+        let Ok(BrokerReply::Unbound(fault)) = decode_reply(seq, &message, 0) else {
             panic!("{message:?}");
         };
         prop_assert_eq!(fault_parts(&fault), fault_parts(&failure));
         only_whole_reply(seq, &message, 0);
 
         put_failed(seq, &failure.cause, &mut message);
-        let Ok(Reply::Failed(cause)) = decode_reply(seq, &message, 0) else {
+        let Ok(BrokerReply::Failed(cause)) = decode_reply(seq, &message, 0) else {
             panic!("{message:?}");
         };
         prop_assert_eq!(cause.raw_os_error(), failure.cause.raw_os_error());
@@ -184,7 +184,7 @@ proptest! {
 
         put_malformed(seq, reason, &mut message);
         let read = decode_reply(seq, &message, 0);
-        prop_assert!(matches!(read, Ok(Reply::Malformed(read)) if read == reason));
+        prop_assert!(matches!(read, Ok(BrokerReply::Malformed(read)) if read == reason));
         only_whole_reply(seq, &message, 0);
     }
 
@@ -209,11 +209,11 @@ proptest! {
         if let Ok((seq, request)) = decode_request(&message) {
             let mut again = Vec::new();
             match request {
-                Request::Hello => put_hello(seq, &mut again),
-                Request::Vend { specs, local_ports } => {
+                BrokerRequest::Hello => put_hello(seq, &mut again),
+                BrokerRequest::Vend { specs, local_ports } => {
                     put_vend(seq, &specs.iter().collect::<Vec<_>>(), local_ports, &mut again);
                 }
-                Request::Bind { spec, range } => put_bind(seq, &spec, &range, &mut again),
+                BrokerRequest::Bind { spec, range } => put_bind(seq, &spec, &range, &mut again),
             }
             prop_assert_eq!(again, message);
         }

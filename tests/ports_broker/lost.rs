@@ -1,8 +1,8 @@
 //! Leases by way of a broker that does not answer, or is gone. The broker serves
-//! a namespace of the test's own from beside it.
+//! a namespace of the test's own from beside this process.
 
+use std::sync::MutexGuard;
 use std::sync::mpsc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,13 @@ use netns_exec::ports::{
     Allocator, Broker, Budget, Cancel, Error, ErrorKind, Gate, Ports, Protocol, Request,
 };
 use netns_exec::{Executor, Netns};
-use netns_exec_tests::ports::{V4, block_on, netns, refused, taken};
+use netns_exec_tests::ports::{V4, netns, refused, taken};
 use netns_exec_tests::{eventually, fds_of_this_process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
+use pollster::block_on;
+
+use super::turn;
 
 use Protocol::Tcp;
 
@@ -22,7 +25,6 @@ struct World {
     ports: Allocator,
     host: Netns,
     broker: Broker,
-    /// A broker that is being forked has copies of all sockets for a moment.
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -31,8 +33,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 impl World {
     fn new() -> World {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let (executor, host) = (Executor::new().unwrap(), netns());
         World {
             broker: spawn(&executor, &host),
@@ -74,8 +75,7 @@ impl World {
 }
 
 fn spawn(executor: &Executor, netns: &Netns) -> Broker {
-    let spawned = executor.run(netns, Broker::spawn);
-    spawned.expect("a thread there").expect("anybody may")
+    executor.run(netns, super::spawn).expect("a thread there")
 }
 
 #[test]
