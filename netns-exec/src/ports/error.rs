@@ -394,6 +394,10 @@ impl Error {
             (ErrorKind::Socket, Stage::Bind, Errno::EADDRNOTAVAIL) => {
                 Some("the namespace has no such address, or it is not up")
             }
+            (ErrorKind::Socket, Stage::Socket, Errno::EAFNOSUPPORT) => Some(
+                "the kernel, or a filter on this process, has no such family; \
+                 `on_every_family` leaves out what is missing",
+            ),
             (ErrorKind::Socket, _, Errno::EPROTONOSUPPORT) => {
                 Some("this kernel was built without the protocol")
             }
