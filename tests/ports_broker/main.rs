@@ -6,6 +6,7 @@
 //! because these tests take turns.
 
 mod lost;
+mod policy;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSlice, Write};

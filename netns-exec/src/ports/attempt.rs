@@ -389,7 +389,10 @@ impl Attempts {
         let stock = || self.members.iter().flat_map(|member| &member.stock);
         // A new descriptor is the lowest free one: there are as many in use as the
         // highest of ours says, or about that.
-        let Some(highest) = stock().map(|fresh| fresh.fd().as_raw_fd()).max() else {
+        let Some(highest) = stock()
+            .filter_map(|fresh| Some(fresh.fd()?.as_raw_fd()))
+            .max()
+        else {
             return if members > MODEST { 1 } else { self.batch };
         };
         let limit = sys::process::descriptor_limit().unwrap_or(usize::MAX);

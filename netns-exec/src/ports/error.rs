@@ -385,8 +385,11 @@ impl Error {
         match (self.0.kind, self.0.stage?, errno) {
             (ErrorKind::Socket, Stage::Bind, Errno::EACCES) => Some(
                 "ports below ip_unprivileged_port_start need CAP_NET_BIND_SERVICE \
-                 over the namespace",
+                 over the namespace; and a broker's policy may not allow the port",
             ),
+            (ErrorKind::Socket, Stage::Bind, Errno::EPERM) => {
+                Some("the broker's policy does not allow it")
+            }
             (ErrorKind::Socket, Stage::Filter, Errno::EPERM) => Some(
                 "a filter on a tcp socket needs CAP_NET_ADMIN over its namespace; \
                  `Gate::Drop` can fall back to `Queue` or `Refuse`",
@@ -538,7 +541,8 @@ mod tests {
         assert_eq!(
             refused(Stage::Bind, libc::EACCES).to_string(),
             "cannot bind tcp 127.0.0.1:80 in netns `blue`: permission denied (ports below \
-             ip_unprivileged_port_start need CAP_NET_BIND_SERVICE over the namespace)"
+             ip_unprivileged_port_start need CAP_NET_BIND_SERVICE over the namespace; and a \
+             broker's policy may not allow the port)"
         );
         assert_eq!(
             Error::already_leased(endpoint(), 80).to_string(),

@@ -56,3 +56,14 @@ pub enum GateState {
     /// In use since [`activate`](super::Lease::activate).
     Open,
 }
+
+impl Gate {
+    /// What it is before anything is known to be in its way.
+    pub(crate) fn shut(self) -> GateState {
+        match self {
+            Gate::Drop { .. } => GateState::Dropping,
+            Gate::Queue => GateState::Queueing,
+            Gate::Refuse => GateState::Refusing,
+        }
+    }
+}

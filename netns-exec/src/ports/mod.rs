@@ -87,7 +87,7 @@ mod walk;
 pub use acquire::Acquire;
 pub(crate) use allocator::fill_and_empty_table;
 pub use allocator::{Allocator, Leased};
-pub use broker::Broker;
+pub use broker::{Broker, Policy};
 pub use cancel::Cancel;
 pub use error::{Counts, Endpoint, Error, ErrorKind, Stage};
 pub use gate::{Fallback, Gate, GateState};

@@ -139,7 +139,8 @@ pub(crate) trait Vendor: fmt::Debug + Send + Sync {
 /// A socket that has all its options and no port yet.
 #[derive(Debug)]
 pub(crate) struct Fresh {
-    fd: OwnedFd,
+    /// None where it stays with the vendor until it is bound.
+    fd: Option<OwnedFd>,
     spec: Spec,
     gate: GateState,
     /// The process that it came from.
@@ -195,13 +196,9 @@ impl Fresh {
             sys::set_v6_only(&fd).map_err(&option)?;
         }
         let mut fresh = Fresh {
-            fd,
+            fd: Some(fd),
             spec,
-            gate: match spec.gate {
-                Gate::Drop { .. } => GateState::Dropping,
-                Gate::Queue => GateState::Queueing,
-                Gate::Refuse => GateState::Refusing,
-            },
+            gate: spec.gate.shut(),
             vendor: None,
         };
         fresh.prepare_bind()?;
@@ -213,7 +210,7 @@ impl Fresh {
                 // sockets bind one port, of which only one can listen; one that
                 // does not listen yet has to be alone.
                 if fresh.gate != GateState::Refusing {
-                    sys::set_reuse_addr(&fresh.fd).map_err(&option)?;
+                    sys::set_reuse_addr(fresh.here()).map_err(&option)?;
                 }
             }
             Protocol::Udp => {
@@ -221,11 +218,11 @@ impl Fresh {
                 // datagrams.
                 fresh.shut_gate()?;
                 if spec.options.packet_info {
-                    sys::set_packet_info(&fresh.fd, v6).map_err(&option)?;
+                    sys::set_packet_info(fresh.here(), v6).map_err(&option)?;
                 }
             }
             // The gate comes after the bind.
-            Protocol::Sctp => sys::set_sctp_streams(&fresh.fd).map_err(&option)?,
+            Protocol::Sctp => sys::set_sctp_streams(fresh.here()).map_err(&option)?,
         }
         fresh.lock_if_open()?;
         Ok(fresh)
@@ -235,10 +232,10 @@ impl Fresh {
     fn prepare_bind(&self) -> Result<(), Fault> {
         let option = Fault::at(Stage::Option);
         if self.spec.options.free_bind {
-            sys::set_free_bind(&self.fd, self.spec.addr.is_ipv6()).map_err(&option)?;
+            sys::set_free_bind(self.here(), self.spec.addr.is_ipv6()).map_err(&option)?;
         }
         if let Some(Device(name)) = &self.spec.options.device {
-            sys::bind_to_device(&self.fd, name).map_err(&option)?;
+            sys::bind_to_device(self.here(), name).map_err(&option)?;
         }
         Ok(())
     }
@@ -247,7 +244,7 @@ impl Fresh {
     /// is there: [`open_gate`] then puts the one in place of the other.
     fn lock_if_open(&self) -> Result<(), Fault> {
         if self.spec.options.accept_only && self.gate != GateState::Dropping {
-            sys::lock_to_accepting(&self.fd).map_err(Fault::at(Stage::Filter))?;
+            sys::lock_to_accepting(self.here()).map_err(Fault::at(Stage::Filter))?;
         }
         Ok(())
     }
@@ -257,7 +254,7 @@ impl Fresh {
         let Gate::Drop { otherwise } = self.spec.gate else {
             return Ok(());
         };
-        let Err(cause) = sys::drop_packets(&self.fd) else {
+        let Err(cause) = sys::drop_packets(self.here()) else {
             return Ok(());
         };
         self.gate = match (cause.raw_os_error(), otherwise) {
@@ -277,10 +274,14 @@ impl Fresh {
 
     /// Binds to `port`.
     pub(crate) fn bind(mut self, port: u16) -> Result<Bound, Unbound> {
+        if self.fd.is_none() {
+            let bound = self.bind_any_of(&(port..=port));
+            return bound.map(|(bound, _)| bound);
+        }
         let addr = SocketAddr::new(self.spec.addr, port);
         let bound = match self.spec.protocol {
-            Protocol::Sctp => sys::sctp_bindx(&self.fd, addr),
-            Protocol::Tcp | Protocol::Udp => sys::bind(&self.fd, addr),
+            Protocol::Sctp => sys::sctp_bindx(self.here(), addr),
+            Protocol::Tcp | Protocol::Udp => sys::bind(self.here(), addr),
         };
         if let Err(cause) = bound {
             let fault = Fault {
@@ -340,7 +341,7 @@ impl Fresh {
                 fresh: Some(self),
             });
         }
-        if let Err(cause) = sys::set_local_port_range(&self.fd, *range.start(), *range.end()) {
+        if let Err(cause) = sys::set_local_port_range(self.here(), *range.start(), *range.end()) {
             return Err(Unbound {
                 fault: Fault {
                     stage: Stage::Option,
@@ -351,8 +352,8 @@ impl Fresh {
         }
         let bound = self.bind(0)?;
         // The socket is the caller's soon, who asked for no such option.
-        let _ = sys::set_local_port_range(&bound.0.fd, 0, 0);
-        match sys::local_addr(&bound.0.fd) {
+        let _ = sys::set_local_port_range(bound.fd(), 0, 0);
+        match sys::local_addr(bound.fd()) {
             Ok(Some(addr)) if range.contains(&addr.port()) => Ok((bound, addr.port())),
             other => Err(Unbound {
                 fault: Fault {
@@ -373,7 +374,7 @@ impl Fresh {
         vendor: Option<Arc<dyn Vendor>>,
     ) -> Result<Fresh, Fault> {
         let fresh = Fresh {
-            fd,
+            fd: Some(fd),
             spec,
             gate,
             vendor,
@@ -381,14 +382,31 @@ impl Fresh {
         fresh.prepare_bind()?;
         fresh.lock_if_open()?;
         if spec.protocol == Protocol::Udp && !spec.options.packet_info {
-            let cleared = sys::clear_packet_info(&fresh.fd, spec.addr.is_ipv6());
+            let cleared = sys::clear_packet_info(fresh.here(), spec.addr.is_ipv6());
             cleared.map_err(Fault::at(Stage::Option))?;
         }
         Ok(fresh)
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// Stands for a socket that only the vendor may bind.
+    pub(crate) fn to_be_bound_by(vendor: Arc<dyn Vendor>, spec: Spec) -> Fresh {
+        Fresh {
+            fd: None,
+            spec,
+            gate: spec.gate.shut(),
+            vendor: Some(vendor),
+        }
+    }
+
+    /// The descriptor, if it is this process that has it.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The descriptor of a socket that this process has.
+    fn here(&self) -> BorrowedFd<'_> {
+        self.fd()
+            .expect("only the vendor binds what this process does not have")
     }
 
     pub(crate) fn gate(&self) -> GateState {
@@ -409,7 +427,7 @@ impl Bound {
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
+        self.0.here()
     }
 
     pub(crate) fn gate(&self) -> GateState {
@@ -419,6 +437,7 @@ impl Bound {
     /// Takes the step that makes the port ours.
     pub(crate) fn own(self) -> Result<Owned, Fault> {
         let Fresh { fd, spec, gate, .. } = self.0;
+        let fd = fd.expect("what is bound is here");
         if spec.protocol != Protocol::Udp && gate != GateState::Refusing {
             sys::listen(&fd).map_err(Fault::at(Stage::Listen))?;
         }

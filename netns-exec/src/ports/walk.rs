@@ -347,6 +347,9 @@ impl Walk {
             }
             Attempt::Denied => {
                 self.counts.denied += 1;
+                // So that a broker whose policy allows few of many ports is asked
+                // for one of a range.
+                self.streak += 1;
                 PortOutcome::Denied
             }
             Attempt::NoAddress if self.attempts.is_tentative()? => PortOutcome::Tentative,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::wire::{self, BrokerReply, Hello, Malformed};
+use super::wire::{self, BrokerReply, Hello, LIMITED, Malformed};
 use crate::netns::NetnsId;
 use crate::ports::cancel::{GivenUp, Patience};
 use crate::ports::error::Stage;
@@ -149,6 +149,9 @@ impl Client {
         request: &OpenRequest,
         patience: &Patience,
     ) -> Result<OpenReply, NoAnswer> {
+        if self.capabilities.load(Ordering::Relaxed) & LIMITED != 0 {
+            return self.open_limited(request, patience);
+        }
         let mut opened = OpenReply::default();
         let mut local_ports = request.local_ports;
         let mut rest = &request.specs[..];
@@ -161,6 +164,29 @@ impl Client {
                 return Ok(opened);
             }
         }
+    }
+
+    /// Of a broker with a policy, which hands out what is bound and no other
+    /// socket.
+    fn open_limited(
+        self: &Arc<Self>,
+        request: &OpenRequest,
+        patience: &Patience,
+    ) -> Result<OpenReply, NoAnswer> {
+        let mut opened = OpenReply::default();
+        if request.local_ports {
+            self.vend(&[], true, patience, &mut opened)?;
+        }
+        let fresh = |&spec: &Spec| Fresh::to_be_bound_by(self.patient(patience), spec);
+        opened.sockets = request.specs.iter().map(fresh).collect();
+        Ok(opened)
+    }
+
+    fn patient(self: &Arc<Self>, patience: &Patience) -> Arc<dyn Vendor> {
+        Arc::new(PatientClient {
+            client: self.clone(),
+            patience: patience.clone(),
+        })
     }
 
     fn vend(
@@ -202,10 +228,7 @@ impl Client {
                 opened.fault = Some(fault);
                 break;
             }
-            let vendor: Arc<dyn Vendor> = Arc::new(PatientClient {
-                client: self.clone(),
-                patience: patience.clone(),
-            });
+            let vendor = self.patient(patience);
             match Fresh::vended(fd, spec, gate, Some(vendor)) {
                 Ok(fresh) => opened.sockets.push(fresh),
                 Err(fault) => {

@@ -23,6 +23,7 @@
 //! only it has, and long stretches of ports in use.
 
 mod client;
+mod policy;
 mod server;
 mod wire;
 
@@ -32,6 +33,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use client::{Client, NoAnswer};
+pub use policy::Policy;
 
 use super::cancel::Patience;
 use super::error::Error;
@@ -54,6 +56,14 @@ use crate::sys::scm;
 /// has none that the caller has not), and every system call but those that it
 /// is made of. It shares no memory with the caller, and takes no signal but
 /// `SIGKILL`.
+///
+/// # Trust
+///
+/// Who has a socket of the host can use it on the host: a listener can be shut
+/// down and connected, to the host's loopback for instance, though its owner is in
+/// a namespace without a way out. A client that is not trusted so far gets a
+/// [`Policy`], with [`accept_only`](Policy::accept_only) where the broker has
+/// `CAP_NET_ADMIN`; a UDP socket can always send.
 ///
 /// A broker knows no leases. A port is held by the process that has its socket, and free
 /// once all copies are closed; so nothing leaks when either process dies. It
@@ -101,9 +111,29 @@ impl Broker {
     /// [`ErrorKind::Broker`](super::ErrorKind::Broker), when the process cannot
     /// be made or cannot drop what it does not need.
     pub fn spawn() -> Result<Broker, Error> {
+        Broker::spawn_with(Policy::new())
+    }
+
+    /// As [`spawn`](Self::spawn), and the broker hands out what `policy` allows and
+    /// nothing else. A port that it does not allow is `EACCES`, as one that needs
+    /// a privilege is, and passed over in a range; an address or a protocol is
+    /// `EPERM`.
+    ///
+    /// Without a policy the sockets come unbound, and a client can bind them to
+    /// anything, or connect with them: then it has to be trusted as if it were in
+    /// the namespace. With one, the broker binds each of them itself, which takes
+    /// a message for each port; options that have to be set before a bind
+    /// ([`Request::free_bind`](super::Request::free_bind),
+    /// [`on_device`](super::Request::on_device),
+    /// [`accept_only`](super::Request::accept_only)) are `EOPNOTSUPP`.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_with(policy: Policy) -> Result<Broker, Error> {
         let start = || {
             let (ours, theirs) = scm::pair()?;
-            let child = server::start(theirs)?;
+            let child = server::start(theirs, policy)?;
             Client::connect(ours, Some(child))
         };
         match start() {

@@ -11,9 +11,11 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::wire::{self, BrokerRequest, Hello, Malformed};
+use super::policy::Policy;
+use super::wire::{self, BrokerRequest, Hello, LIMITED, Malformed};
 use crate::ports::dynamic::{self, Files};
 use crate::ports::error::Stage;
+use crate::ports::gate::{Fallback, Gate};
 use crate::ports::socket::{Bound, Fault, Fresh, Spec};
 use crate::sys::apart::{self, Allowed, Child, Confinement};
 use crate::sys::{caps, netns, scm};
@@ -26,6 +28,7 @@ const CAPABILITIES: u64 = caps::NET_BIND_SERVICE | caps::NET_ADMIN;
 struct Server {
     socket: OwnedFd,
     files: Files,
+    policy: Policy,
     hello: Hello,
     buffers: Buffers,
     /// The number that the next request has, once there was a `Hello`.
@@ -44,8 +47,8 @@ struct Buffers {
 
 /// Starts a broker in the namespace of the calling thread, that serves the
 /// other end of `socket`.
-pub(super) fn start(socket: OwnedFd) -> io::Result<Child> {
-    let mut server = Server::new(socket)?;
+pub(super) fn start(socket: OwnedFd, policy: Policy) -> io::Result<Child> {
+    let mut server = Server::new(socket, policy)?;
     let files = server.files.iter().map(AsRawFd::as_raw_fd);
     let mut kept: Vec<_> = files.chain([server.socket.as_raw_fd()]).collect();
     kept.sort_unstable();
@@ -85,15 +88,17 @@ fn allowed(socket: BorrowedFd<'_>) -> [Allowed; 9] {
 }
 
 impl Server {
-    fn new(socket: OwnedFd) -> io::Result<Server> {
+    fn new(socket: OwnedFd, policy: Policy) -> io::Result<Server> {
+        let limited = if policy.is_limited() { LIMITED } else { 0 };
         Ok(Server {
             hello: Hello {
                 // Of the calling thread's namespace, where the pair was made.
                 netns: netns::id_by_socket(socket.as_fd())?,
                 pid: 0,
-                capabilities: caps::effective()? & CAPABILITIES,
+                capabilities: caps::effective()? & CAPABILITIES | limited,
             },
             files: Files::open(),
+            policy,
             buffers: Buffers {
                 request: vec![0; wire::MAX_REQUEST],
                 reply: Vec::with_capacity(wire::MAX_REPLY),
@@ -139,9 +144,9 @@ impl Server {
             socket,
             files,
             hello,
+            policy,
             buffers,
             next,
-            ..
         } = self;
         let message = buffers.request.get(..received.len).unwrap_or_default();
         let seq = wire::seq_of(message);
@@ -171,11 +176,16 @@ impl Server {
             }
             Ok(BrokerRequest::Vend { specs, local_ports }) => {
                 let mut fault = None;
-                for (place, spec) in buffers.sockets.iter_mut().zip(specs.iter()) {
-                    match Fresh::open(spec) {
-                        Ok(fresh) => *place = Some(fresh),
-                        Err(refused) => {
-                            fault = Some(refused);
+                for (socket, spec) in buffers.sockets.iter_mut().zip(specs.iter()) {
+                    let opened = match policy.is_limited() {
+                        false => Fresh::open(spec),
+                        // What is not bound could be bound to anything.
+                        true => Err(refused(Stage::Socket, libc::EPERM)),
+                    };
+                    match opened {
+                        Ok(fresh) => *socket = Some(fresh),
+                        Err(failed) => {
+                            fault = Some(failed);
                             break;
                         }
                     }
@@ -189,7 +199,7 @@ impl Server {
                 }
                 buffers.send_vended(socket.as_fd(), seq, fault, range)
             }
-            Ok(BrokerRequest::Bind { spec, range }) => match bind_one_of(spec, range) {
+            Ok(BrokerRequest::Bind { spec, range }) => match bind_one_of(policy, spec, range) {
                 Ok((bound, port)) => {
                     wire::put_bound(seq, bound.gate(), port, &mut buffers.reply);
                     match buffers.send(socket.as_fd(), Some(&bound)) {
@@ -229,7 +239,7 @@ impl Buffers {
         let local_ports = range.as_ref().map(|range| (range, &*self.reserved));
         let gates = self.sockets.iter().flatten().map(Fresh::gate);
         wire::put_vended(seq, gates, fault.as_ref(), local_ports, &mut self.reply);
-        let fds = self.sockets.iter().flatten().map(Fresh::fd);
+        let fds = self.sockets.iter().flatten().filter_map(Fresh::fd);
         let Err(cause) = scm::send(socket, &self.reply, fds) else {
             return Ok(());
         };
@@ -245,10 +255,20 @@ impl Buffers {
 
 /// Walks over a range as a client would, which would take a message for each
 /// port.
-fn bind_one_of(spec: Spec, range: RangeInclusive<u16>) -> Result<(Bound, u16), Fault> {
+fn bind_one_of(
+    policy: &Policy,
+    spec: Spec,
+    range: RangeInclusive<u16>,
+) -> Result<(Bound, u16), Fault> {
+    let spec = allowed_spec(policy, spec)?;
     let mut spare = None;
-    let mut last = None;
+    // For a range without ports, which no request has.
+    let mut last = refused(Stage::Bind, libc::EADDRINUSE);
     for port in range {
+        if !policy.allows_port(port) {
+            last = refused(Stage::Bind, libc::EACCES);
+            continue;
+        }
         let fresh = match spare.take() {
             Some(fresh) => fresh,
             None => Fresh::open(spec)?,
@@ -257,14 +277,34 @@ fn bind_one_of(spec: Spec, range: RangeInclusive<u16>) -> Result<(Bound, u16), F
             Ok(bound) => return Ok((bound, port)),
             Err(unbound) if unbound.fault.is_in_use() || unbound.fault.is_denied() => {
                 spare = unbound.fresh;
-                last = Some(unbound.fault);
+                last = unbound.fault;
             }
             Err(unbound) => return Err(unbound.fault),
         }
     }
-    Err(last.unwrap_or(Fault {
-        stage: Stage::Bind,
-        // For a range without ports, which no request has.
-        cause: io::Error::from_raw_os_error(libc::EADDRINUSE),
-    }))
+    Err(last)
+}
+
+/// What a policy makes of what a client wants.
+fn allowed_spec(policy: &Policy, mut spec: Spec) -> Result<Spec, Fault> {
+    if !policy.allows_protocol(spec.protocol) || !policy.allows_addr(spec.addr) {
+        return Err(refused(Stage::Bind, libc::EPERM));
+    }
+    if policy.has_accept_only() {
+        spec.options.accept_only = true;
+        spec.gate = match spec.gate {
+            Gate::Drop { otherwise } => match otherwise {
+                Fallback::Fail => return Err(refused(Stage::Filter, libc::EPERM)),
+                Fallback::Queue => Gate::Queue,
+                Fallback::Refuse => Gate::Refuse,
+            },
+            gate => gate,
+        };
+    }
+    Ok(spec)
+}
+
+fn refused(stage: Stage, errno: i32) -> Fault {
+    let cause = io::Error::from_raw_os_error(errno);
+    Fault { stage, cause }
 }

@@ -17,6 +17,10 @@ const BITMAP: usize = 65536 / 8;
 /// No answer is longer.
 pub(in crate::ports::broker) const MAX_REPLY: usize = HEAD + MAX_SPECS + FAULT + 4 + BITMAP;
 
+/// Stands beside the capabilities: there is a policy, and so every socket comes
+/// bound. The kernel has no such capability.
+pub(in crate::ports::broker) const LIMITED: u64 = 1 << 63;
+
 /// One bit for each port that is reserved.
 pub(in crate::ports::broker) type Bitmap = [u8; BITMAP];
 
@@ -39,7 +43,7 @@ pub(in crate::ports::broker) struct Hello {
     pub(in crate::ports::broker) netns: u64,
     /// Its process id, as it sees itself.
     pub(in crate::ports::broker) pid: u32,
-    /// Its effective capabilities.
+    /// Its effective capabilities, and [`LIMITED`].
     pub(in crate::ports::broker) capabilities: u64,
 }
 
