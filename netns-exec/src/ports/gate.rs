@@ -17,7 +17,8 @@ pub enum Gate {
     Queue,
     /// A refused connection: the port is bound, and so owned, but listened on
     /// only from `activate` on, which can then fail. Not for UDP, which has no
-    /// such state.
+    /// such state. It has to be alone on its port, so a connection of an earlier
+    /// owner in TIME_WAIT is in its way.
     Refuse,
 }
 

@@ -43,7 +43,7 @@
 //! An [`Allocator`] keeps a table of what it has leased, so that two requests
 //! of one process never compete in the kernel, and a cursor per range, so that
 //! a port just given back is not the next to be given out. The table is keyed
-//! by namespace, protocol and address; a wildcard address stands for all of
+//! by namespace, protocol and address, and not by device; a wildcard address stands for all of
 //! its family, and the families are independent, because sockets are V6ONLY.
 //!
 //! # Privileges
@@ -61,7 +61,10 @@
 //!
 //! # Limits
 //!
-//! A link-local IPv6 address cannot be asked for, for want of its scope.
+//! A link-local IPv6 address needs its device:
+//! [`Request::on_device`](Request::on_device). Who has a socket can use it in its
+//! namespace: a listener can be shut down and connected, against which there is
+//! [`Request::accept_only`](Request::accept_only), and a UDP socket can send.
 //! Nothing keeps the superuser from `SO_REUSEPORT` tricks, and a
 //! copy of a UDP socket that was handed on owns its port until it is closed.
 

@@ -57,8 +57,8 @@ pub enum Budget {
         /// that met once do not meet again.
         pause: Duration,
     },
-    /// Over and over, until then. It bounds the walk, not the wait for a
-    /// namespace's worker that is busy with a job.
+    /// Over and over, until then. It bounds the walk and the wait for a broker, not
+    /// that for a namespace's worker that is busy with a job.
     Deadline(Instant),
 }
 

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use super::protocol::Protocols;
 use crate::netns::NetnsId;
 
-/// Where the first walk over a range begins; later ones go on after the last
-/// lease.
+/// Where the first walk over a range begins; later ones go on after the port that
+/// the last one looked at, whether it got that or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {

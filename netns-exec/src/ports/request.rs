@@ -326,7 +326,9 @@ impl Request {
     }
 
     /// Goes on trying an exact port while another program or lease has it, for this long.
-    /// When the time has passed, the error is that of the last try.
+    /// When the time has passed, the error is that of the last try. So long it also
+    /// waits for an IPv6 address that is tentative (of a broker's members that
+    /// cannot be told), and at most so long for a broker that does not answer.
     pub fn retry_for(mut self, time: Duration) -> Self {
         self.plan.retry_for = Some(time);
         self
