@@ -22,7 +22,7 @@ use super::plan::Plan;
 use super::walk::Walk;
 use crate::home::Home;
 
-/// The future of [`Request::acquire_async`].
+/// The future of [`Request::acquire_async`](super::Request::acquire_async).
 ///
 /// # Panics
 ///
