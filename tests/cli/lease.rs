@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 
 use netns_exec::ports::Protocol;
 use netns_exec::{Executor, Netns};
@@ -34,23 +34,33 @@ fn executor() -> Executor {
 struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
 }
 
 impl Running {
     fn start(args: &[&str]) -> Running {
         let mut command = lease(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program was built");
         let stdout = child.stdout.take().expect("piped");
+        let stderr = child.stderr.take().expect("piped");
         Running {
             child,
             stdout: BufReader::new(stdout),
+            stderr: BufReader::new(stderr),
         }
     }
 
     fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("a line");
+        line.trim_end().to_owned()
+    }
+
+    fn line_of_stderr(&mut self) -> String {
+        let mut line = String::new();
+        self.stderr.read_line(&mut line).expect("a line");
         line.trim_end().to_owned()
     }
 
@@ -88,7 +98,7 @@ fn command_gets_listening_sockets_by_the_socket_activation_convention() {
                   readlink /proc/$$/fd/5 && cat && exit 7";
     let args = ["--tcp", "33000-33099", "--on", &on_host, "--on", &on_child];
     let mut running = Running::start(&[&args[..], &["--", "sh", "-c", script]].concat());
-    let port: u16 = running.line().parse().expect("the port comes first");
+    let port: u16 = running.line_of_stderr().parse().expect("the port");
     let names = format!("3 {0}:{0}:/run/netns/{1}", host.name(), child.name());
     assert_eq!(running.line(), names);
     for _ in 0..3 {
@@ -172,7 +182,7 @@ fn port_in_use_is_told_from_a_failure_and_passed_over_in_a_range() {
     for _ in 0..2 {
         let output = output(&range);
         assert!(output.status.success(), "{}", text(&output.stderr));
-        output.stdout.as_slice().read_to_string(&mut ports).unwrap();
+        output.stderr.as_slice().read_to_string(&mut ports).unwrap();
     }
     assert_eq!(ports, "33001\n33001\n");
 }
@@ -195,7 +205,7 @@ fn dynamic_range_is_that_of_the_first_namespace() {
         child.name(),
     ];
     let output = output(&[&args[..], &["--", "true"]].concat());
-    let port: u16 = text(&output.stdout).trim().parse().expect("a port");
+    let port: u16 = text(&output.stderr).trim().parse().expect("a port");
     assert!((40000..=40001).contains(&port), "{port}");
 }
 

@@ -9,6 +9,7 @@ mod bench;
 mod exec;
 mod exec_terminal;
 mod lease;
+mod lease_command;
 mod libnetwork_1113;
 mod run;
 mod tables;

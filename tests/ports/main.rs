@@ -4,9 +4,11 @@
 //! every socket, and so owns for a moment what a test beside it has just given
 //! back. Those that do are in `ports_alone.rs` and in `ports_broker/`.
 
+mod budgets;
 mod choice;
 mod leases;
 mod model;
+mod options;
 mod races;
 mod requests;
 mod sockets;

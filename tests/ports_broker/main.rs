@@ -5,6 +5,9 @@
 //! A binary of its own for its allocator, which a broker must never use, and
 //! because these tests take turns.
 
+mod lost;
+mod policy;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::net::TcpStream;

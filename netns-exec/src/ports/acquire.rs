@@ -15,25 +15,26 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::Error;
 use super::cancel::Cancel;
+use super::error::Error;
 use super::lease::Lease;
-use super::request::Request;
+use super::plan::Plan;
+use super::walk::Walk;
 use crate::home::Home;
 
-/// The future of [`Request::acquire_async`].
+/// The future of [`Request::acquire_async`](super::Request::acquire_async).
 ///
 /// # Panics
 ///
 /// When polled again after it was ready.
 #[must_use = "a future does nothing until it is polled"]
 pub struct Acquire {
-    state: State,
+    progress: Progress,
     cancel: Cancel,
 }
 
-enum State {
-    New(Box<Request>),
+enum Progress {
+    New(Box<Plan>),
     Running(Arc<Mutex<Slot>>),
     Done,
 }
@@ -47,13 +48,13 @@ struct Slot {
 }
 
 impl Acquire {
-    pub(super) fn new(mut request: Request) -> Acquire {
+    pub(super) fn new(mut plan: Plan) -> Acquire {
         // Its own, because dropping one future must not cancel the requests it
         // shares a token with.
-        let cancel = request.cancel.child();
-        request.cancel = cancel.clone();
+        let cancel = plan.cancel.child();
+        plan.cancel = cancel.clone();
         Acquire {
-            state: State::New(Box::new(request)),
+            progress: Progress::New(Box::new(plan)),
             cancel,
         }
     }
@@ -62,19 +63,19 @@ impl Acquire {
 /// Small: a walk over ports needs no deep stack.
 const STACK: usize = 128 * 1024;
 
-fn start(request: Request) -> Result<Arc<Mutex<Slot>>, Error> {
-    request.check()?;
+fn start(plan: Plan) -> Result<Arc<Mutex<Slot>>, Error> {
+    plan.check()?;
     let slot = Arc::new(Mutex::new(Slot::default()));
     let reply = slot.clone();
     let drive = move || {
         // A panic is the poller's to see; without it the future would hang.
-        let outcome = catch_unwind(AssertUnwindSafe(|| request.acquire()));
+        let outcome = catch_unwind(AssertUnwindSafe(|| Walk::new(plan).run()));
         let waker = {
             let mut slot = reply.lock();
             slot.outcome = Some(outcome);
             slot.waker.take()
         };
-        // Before the waker, so that the outcome is gone if nobody wants it.
+        // Before the waker, so that the outcome is gone if the future is.
         drop(reply);
         if let Some(waker) = waker {
             waker.wake();
@@ -95,23 +96,23 @@ impl Future for Acquire {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let State::New(_) = this.state {
-            let State::New(request) = std::mem::replace(&mut this.state, State::Done) else {
+        if let Progress::New(_) = this.progress {
+            let Progress::New(plan) = std::mem::replace(&mut this.progress, Progress::Done) else {
                 unreachable!("just matched");
             };
-            match start(*request) {
-                Ok(slot) => this.state = State::Running(slot),
+            match start(*plan) {
+                Ok(slot) => this.progress = Progress::Running(slot),
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-        let State::Running(slot) = &this.state else {
+        let Progress::Running(slot) = &this.progress else {
             panic!("polled after it was ready");
         };
         let mut slot = slot.lock();
         match slot.outcome.take() {
             Some(outcome) => {
                 drop(slot);
-                this.state = State::Done;
+                this.progress = Progress::Done;
                 Poll::Ready(outcome.unwrap_or_else(|panic| resume_unwind(panic)))
             }
             None => {

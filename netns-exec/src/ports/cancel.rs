@@ -1,7 +1,7 @@
 //! Giving up a request from another thread.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -10,19 +10,60 @@ use crate::executor::current;
 /// Gives up the requests it was handed to with
 /// [`Request::cancel`](super::Request::cancel), from any thread.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<Shared>);
+pub struct Cancel(Arc<Token>);
+
+/// How long a request may wait for something else.
+#[derive(Clone, Debug)]
+pub(crate) struct Patience {
+    pub(crate) cancel: Cancel,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// Why a wait was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    Cancelled,
+    Deadline,
+}
+
+impl Patience {
+    /// Without a bound.
+    pub(crate) fn endless() -> Patience {
+        Patience {
+            cancel: Cancel::new(),
+            deadline: None,
+        }
+    }
+
+    /// Whether there is some left.
+    pub(crate) fn check(&self) -> Result<(), GivenUp> {
+        if self.cancel.is_cancelled() {
+            return Err(GivenUp::Cancelled);
+        }
+        match self.deadline {
+            Some(end) if Instant::now() >= end => Err(GivenUp::Deadline),
+            _ => Ok(()),
+        }
+    }
+
+    /// As much of `time` as the deadline leaves.
+    pub(crate) fn bound(&self, time: Duration) -> Duration {
+        let left = |end: Instant| end.saturating_duration_since(Instant::now());
+        self.deadline.map_or(time, |end| time.min(left(end)))
+    }
+}
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct Token {
+    state: Mutex<TokenState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TokenState {
     cancelled: bool,
     /// Cancelled along with this one.
-    children: Vec<Weak<Shared>>,
+    children: Vec<Weak<Token>>,
 }
 
 impl Cancel {
@@ -67,7 +108,7 @@ impl Cancel {
     }
 }
 
-impl Shared {
+impl Token {
     fn cancel(&self) {
         let mut state = self.state.lock();
         state.cancelled = true;

@@ -1,14 +1,15 @@
 //! The port settings of a namespace, as its own files under /proc/sys show
 //! them to a thread that is in it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::str;
 
-/// What IANA leaves to everybody, for where the kernel does not say.
+/// The dynamic ports of RFC 6335, for where the kernel does not say.
 const FALLBACK: RangeInclusive<u16> = 49152..=65535;
 
 /// What a namespace says about its local ports.
@@ -25,11 +26,32 @@ impl LocalPorts {
     }
 }
 
+/// Tells whether the calling thread's namespace has this address, and duplicate
+/// address detection has not ended yet.
+pub(crate) fn is_tentative(addr: Ipv6Addr) -> bool {
+    let text = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+    has_tentative(&text, addr)
+}
+
+/// "fe80000000000000a00000fffe000001 02 40 20 c0     eth0\n"
+fn has_tentative(text: &str, addr: Ipv6Addr) -> bool {
+    const IFA_F_DADFAILED: u32 = 0x08;
+    const IFA_F_TENTATIVE: u32 = 0x40;
+    let wanted = format!("{:032x}", addr.to_bits());
+    let is_it = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let flags = (words.next() == Some(&wanted)).then(|| words.nth(3))??;
+        u32::from_str_radix(flags, 16).ok()
+    };
+    (text.lines().filter_map(is_it))
+        .any(|flags| flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) == IFA_F_TENTATIVE)
+}
+
 /// A list of every other port has less than 200,000 characters.
 pub(crate) const ROOM: usize = 256 * 1024;
 
 /// The files with the settings of one namespace: that of the thread that opens
-/// them, whoever reads them then. The kernel may have none.
+/// them, whichever thread reads them then. The kernel may have none.
 #[derive(Debug)]
 pub(crate) struct Files {
     range: Option<File>,
@@ -115,6 +137,16 @@ mod tests {
         let reserved: Vec<_> = parse_list("8080,9000-9010\n").collect();
         assert_eq!(reserved, [8080..=8080, 9000..=9010]);
         assert_eq!(parse_list("\n").count(), 0);
+    }
+
+    #[test]
+    fn address_is_tentative_until_its_detection_has_ended() {
+        let line = |flags| format!("fe800000000000000000000000000001 02 40 20 {flags}     eth0\n");
+        let addr: Ipv6Addr = "fe80::1".parse().expect("an address");
+        for (flags, tentative) in [("40", true), ("c0", true), ("80", false), ("48", false)] {
+            assert_eq!(has_tentative(&line(flags), addr), tentative, "{flags}");
+            assert!(!has_tentative(&line(flags), Ipv6Addr::LOCALHOST));
+        }
     }
 
     #[test]

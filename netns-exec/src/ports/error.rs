@@ -9,10 +9,12 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::Protocol;
+use super::cancel::GivenUp;
+use super::protocol::{Protocol, Protocols};
+use crate::error::reason;
 use crate::netns::NetnsId;
 
-/// One place where a port is to be held: a protocol and an address of one
+/// Where a port is to be held: a protocol and an address of one
 /// namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
@@ -126,10 +128,10 @@ impl fmt::Display for Counts {
 
 /// Says why a port was not leased.
 ///
-/// Nothing needs to be read out of the text: [`kind`](Error::kind) is what
-/// happened, [`endpoint`](Error::endpoint) the member that failed,
-/// [`stage`](Error::stage) the step and [`raw_os_error`](Error::raw_os_error)
-/// the errno. For a range that is exhausted the last three belong to the last
+/// Nothing needs to be read out of the text. Where a caller branches there is a
+/// predicate, as for [`crate::Error`]; [`kind`](Error::kind) is what happened,
+/// [`endpoint`](Error::endpoint) the member that failed, [`stage`](Error::stage)
+/// the step and [`raw_os_error`](Error::raw_os_error) the errno. For a range that is exhausted the last three belong to the last
 /// port that was tried.
 ///
 /// # Examples
@@ -211,14 +213,14 @@ impl Error {
     }
 
     pub(crate) fn exhausted(
-        protocol: Protocol,
+        protocols: &Protocols,
         range: &RangeInclusive<u16>,
         last: Option<Error>,
     ) -> Self {
         Error::new(
             ErrorKind::Exhausted,
             format!(
-                "no free {protocol} port in {}-{}",
+                "no free {protocols} port in {}-{}",
                 range.start(),
                 range.end()
             ),
@@ -227,14 +229,14 @@ impl Error {
     }
 
     pub(crate) fn deadline(
-        protocol: Protocol,
+        protocols: &Protocols,
         range: &RangeInclusive<u16>,
         last: Option<Error>,
     ) -> Self {
         Error::new(
             ErrorKind::Deadline,
             format!(
-                "no free {protocol} port in {}-{} before the deadline",
+                "no free {protocols} port in {}-{} before the deadline",
                 range.start(),
                 range.end()
             ),
@@ -242,11 +244,28 @@ impl Error {
         .after(last)
     }
 
-    pub(crate) fn cancelled(protocol: Protocol) -> Self {
+    pub(crate) fn cancelled(protocols: &Protocols) -> Self {
         Error::new(
             ErrorKind::Cancelled,
-            format!("the request for a {protocol} port was cancelled"),
+            format!("the request for a {protocols} port was cancelled"),
         )
+    }
+
+    /// A wait for a broker that came to no end.
+    pub(crate) fn given_up(why: GivenUp, broker: impl fmt::Display) -> Self {
+        let (kind, text) = match why {
+            GivenUp::Cancelled => (
+                ErrorKind::Cancelled,
+                format!("the request was cancelled while it waited for the broker, {broker}"),
+            ),
+            GivenUp::Deadline => (
+                ErrorKind::Deadline,
+                format!("no answer from the broker, {broker}, before the deadline"),
+            ),
+        };
+        let mut error = Error::new(kind, text);
+        error.0.stage = Some(Stage::Transfer);
+        error
     }
 
     /// No thread in the namespace: `what` reads "open sockets".
@@ -323,6 +342,38 @@ impl Error {
         }
     }
 
+    /// Tells whether the request makes no sense, whatever the state of the
+    /// system.
+    pub fn is_invalid_input(&self) -> bool {
+        self.0.kind == ErrorKind::Invalid
+    }
+
+    /// Tells whether the port, or every port of the range, was in use: by
+    /// another program (`EADDRINUSE`) or by another lease of the same allocator.
+    pub fn is_in_use(&self) -> bool {
+        let is_leased = match self.0.kind {
+            ErrorKind::AlreadyLeased => true,
+            ErrorKind::Exhausted => self.0.counts.leased > 0,
+            _ => false,
+        };
+        is_leased || self.raw_os_error() == Some(libc::EADDRINUSE)
+    }
+
+    /// Tells whether a privilege was missing (`EPERM` or `EACCES`).
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+    }
+
+    /// Tells whether the time ran out first.
+    pub fn is_timed_out(&self) -> bool {
+        self.0.kind == ErrorKind::Deadline
+    }
+
+    /// Tells whether the request was given up.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.kind == ErrorKind::Cancelled
+    }
+
     /// Returns what became of the ports that the request looked at.
     pub fn counts(&self) -> Counts {
         self.0.counts
@@ -334,8 +385,11 @@ impl Error {
         match (self.0.kind, self.0.stage?, errno) {
             (ErrorKind::Socket, Stage::Bind, Errno::EACCES) => Some(
                 "ports below ip_unprivileged_port_start need CAP_NET_BIND_SERVICE \
-                 over the namespace",
+                 over the namespace; and a broker's policy may not allow the port",
             ),
+            (ErrorKind::Socket, Stage::Bind, Errno::EPERM) => {
+                Some("the broker's policy does not allow it")
+            }
             (ErrorKind::Socket, Stage::Filter, Errno::EPERM) => Some(
                 "a filter on a tcp socket needs CAP_NET_ADMIN over its namespace; \
                  `Gate::Drop` can fall back to `Queue` or `Refuse`",
@@ -343,12 +397,20 @@ impl Error {
             (ErrorKind::Socket, Stage::Bind, Errno::EADDRNOTAVAIL) => {
                 Some("the namespace has no such address, or it is not up")
             }
+            (ErrorKind::Socket, Stage::Socket, Errno::EAFNOSUPPORT) => Some(
+                "the kernel, or a filter on this process, has no such family; \
+                 `on_every_family` leaves out what is missing",
+            ),
             (ErrorKind::Socket, _, Errno::EPROTONOSUPPORT) => {
                 Some("this kernel was built without the protocol")
             }
-            (ErrorKind::Broker, _, Errno::EPIPE | Errno::ECONNRESET) => {
-                Some("the broker is gone, and with it the way to its namespace")
-            }
+            (ErrorKind::Broker, _, Errno::EPIPE | Errno::ECONNRESET) => Some(
+                "the broker is gone, and with it the way to its namespace, until `Broker::replace`",
+            ),
+            (ErrorKind::Broker, _, Errno::ETIMEDOUT) => Some(
+                "it is stopped, or the machine is overloaded; it is asked again with the next \
+                 request, and `Broker::replace` puts another in its place",
+            ),
             (ErrorKind::Broker, _, Errno::ETOOMANYREFS) => Some(
                 "too many descriptors are on their way between processes, see getrlimit(2) and \
                  RLIMIT_NOFILE",
@@ -400,20 +462,13 @@ impl fmt::Display for Error {
             }
             _ => f.write_str(&inner.text)?,
         }
-        if matches!(inner.kind, ErrorKind::Exhausted | ErrorKind::Deadline) {
+        let is_walk = matches!(inner.kind, ErrorKind::Exhausted | ErrorKind::Deadline);
+        if is_walk && inner.stage.is_none() {
             write!(f, ": {}", inner.counts)?;
         }
         match &inner.cause {
             Cause::None => {}
-            Cause::Os(cause) => match cause.raw_os_error() {
-                Some(errno) => {
-                    let text = Errno::from_raw(errno).desc();
-                    let mut chars = text.chars();
-                    let first = chars.next().map(|c| c.to_ascii_lowercase());
-                    write!(f, ": {}{}", first.unwrap_or_default(), chars.as_str())?;
-                }
-                None => write!(f, ": {cause}")?,
-            },
+            Cause::Os(cause) => write!(f, ": {}", reason(cause))?,
             Cause::Last(last) => write!(f, "; last: {last}")?,
             Cause::Enter(cause) => write!(f, ": {cause}")?,
         }
@@ -486,7 +541,8 @@ mod tests {
         assert_eq!(
             refused(Stage::Bind, libc::EACCES).to_string(),
             "cannot bind tcp 127.0.0.1:80 in netns `blue`: permission denied (ports below \
-             ip_unprivileged_port_start need CAP_NET_BIND_SERVICE over the namespace)"
+             ip_unprivileged_port_start need CAP_NET_BIND_SERVICE over the namespace; and a \
+             broker's policy may not allow the port)"
         );
         assert_eq!(
             Error::already_leased(endpoint(), 80).to_string(),
@@ -502,7 +558,8 @@ mod tests {
             ..Counts::default()
         };
         let last = refused(Stage::Listen, libc::EADDRINUSE);
-        let error = Error::exhausted(Protocol::Tcp, &(80..=82), Some(last)).counted(counts);
+        let error = Error::exhausted(&Protocols::new([Protocol::Tcp]), &(80..=82), Some(last))
+            .counted(counts);
         assert_eq!(error.stage(), Some(Stage::Listen));
         assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
         assert_eq!(error.endpoint(), Some(&endpoint()));

@@ -12,12 +12,13 @@ pub enum Gate {
         /// What to do where the filter is refused.
         otherwise: Fallback,
     },
-    /// A connection that nobody has accepted yet, or for UDP a datagram that
-    /// nobody has read yet.
+    /// A connection that waits to be accepted, or for UDP a datagram that waits
+    /// to be read.
     Queue,
     /// A refused connection: the port is bound, and so owned, but listened on
     /// only from `activate` on, which can then fail. Not for UDP, which has no
-    /// such state.
+    /// such state. It has to be alone on its port, so a connection of an earlier
+    /// owner in TIME_WAIT is in its way.
     Refuse,
 }
 
@@ -55,4 +56,15 @@ pub enum GateState {
     Refusing,
     /// In use since [`activate`](super::Lease::activate).
     Open,
+}
+
+impl Gate {
+    /// What it is before anything is known to be in its way.
+    pub(crate) fn shut(self) -> GateState {
+        match self {
+            Gate::Drop { .. } => GateState::Dropping,
+            Gate::Queue => GateState::Queueing,
+            Gate::Refuse => GateState::Refusing,
+        }
+    }
 }

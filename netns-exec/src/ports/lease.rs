@@ -3,123 +3,18 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use super::range::Cursors;
-use super::socket::{self, Owned};
-use super::table::{Claim, Generation, Place, Table};
-use super::{Endpoint, Error, GateState, Protocol, Start};
+use super::error::{Endpoint, Error};
+use super::gate::GateState;
+use super::holds::Hold;
+use super::protocol::{Protocol, Protocols};
+use super::socket::{self, Owned, Spec};
 use crate::netns::NetnsId;
 use crate::sys;
-
-/// What all clones of an [`Allocator`](super::Allocator) share.
-pub(crate) struct Book {
-    pub(crate) inner: Mutex<Inner>,
-    /// Signalled when a claim is settled or given up.
-    pub(crate) decided: Condvar,
-}
-
-pub(crate) struct Inner {
-    pub(crate) table: Table,
-    pub(crate) cursors: Cursors,
-}
-
-impl Book {
-    pub(crate) fn new(start: Start) -> Arc<Book> {
-        Arc::new(Book {
-            inner: Mutex::new(Inner {
-                table: Table::default(),
-                cursors: Cursors::new(start),
-            }),
-            decided: Condvar::new(),
-        })
-    }
-
-    /// Takes the port in the table, for as long as the returned [`Hold`] lives.
-    /// Waits up to `patience` for a pending claim that is in the way.
-    pub(crate) fn claim(
-        self: &Arc<Book>,
-        protocol: Protocol,
-        port: u16,
-        places: &Arc<[Place]>,
-        patience: Duration,
-    ) -> Result<Hold, Claim> {
-        let mut inner = self.inner.lock();
-        let mut answer = inner.table.claim(protocol, port, places);
-        if answer == Claim::Pending && !patience.is_zero() {
-            self.decided.wait_for(&mut inner, patience);
-            answer = inner.table.claim(protocol, port, places);
-        }
-        match answer {
-            Claim::Granted(generation) => Ok(Hold {
-                book: self.clone(),
-                generation,
-                protocol,
-                port,
-                places: places.clone(),
-            }),
-            refused => Err(refused),
-        }
-    }
-}
-
-/// Keeps a port taken in the logical table of the [`Allocator`] that leased
-/// it, so that no other request is given it; dropping it frees the port.
-///
-/// [`Allocator`]: super::Allocator
-pub struct Hold {
-    book: Arc<Book>,
-    generation: Generation,
-    protocol: Protocol,
-    port: u16,
-    places: Arc<[Place]>,
-}
-
-impl Hold {
-    /// Returns the port.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Frees one member's place, and keeps the others. Returns `false` if that
-    /// was done before or there is no such member; whoever holds the place by
-    /// now is not disturbed.
-    pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
-        let addr = addr.to_canonical();
-        let place = Place { netns, addr };
-        let mut inner = self.book.inner.lock();
-        (inner.table).release(self.generation, self.protocol, self.port, place)
-    }
-
-    /// Turns a claim into a lease.
-    pub(crate) fn settle(&self) {
-        let mut inner = self.book.inner.lock();
-        (inner.table).settle(self.generation, self.protocol, self.port, &self.places);
-        drop(inner);
-        self.book.decided.notify_all();
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut inner = self.book.inner.lock();
-        for &place in &*self.places {
-            (inner.table).release(self.generation, self.protocol, self.port, place);
-        }
-        drop(inner);
-        self.book.decided.notify_all();
-    }
-}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Hold({} {})", self.protocol, self.port)
-    }
-}
 
 /// One socket of a lease.
 ///
@@ -131,6 +26,7 @@ pub struct Member {
     endpoint: Endpoint,
     port: u16,
     fd: OwnedFd,
+    spec: Spec,
     gate: Mutex<GateState>,
 }
 
@@ -140,6 +36,7 @@ impl Member {
             endpoint,
             port,
             fd: owned.fd,
+            spec: owned.spec,
             gate: Mutex::new(owned.gate),
         }
     }
@@ -169,7 +66,7 @@ impl Member {
     /// can be made.
     pub fn activate(&self) -> Result<(), Error> {
         let mut gate = self.gate.lock();
-        socket::open_gate(&self.fd, *gate).map_err(|fault| {
+        socket::open_gate(&self.fd, self.spec, *gate).map_err(|fault| {
             Error::socket(
                 self.endpoint.clone(),
                 Some(self.port),
@@ -220,37 +117,49 @@ impl fmt::Debug for Member {
 /// exists, its sockets keep their namespaces alive.
 #[derive(Debug)]
 pub struct Lease {
-    port: u16,
-    protocol: Protocol,
-    /// Before the hold, because fields are dropped in this order: who is given
-    /// the port next must not find our sockets on it.
+    ports: RangeInclusive<u16>,
+    protocols: Protocols,
+    /// Before the hold, because fields are dropped in this order: the request that is
+    /// given the port next must not find our sockets on it.
     members: Vec<Member>,
     hold: Hold,
 }
 
 impl Lease {
-    /// Settles the claim; `members` in the order they were asked for.
-    pub(crate) fn new(protocol: Protocol, members: Vec<Member>, hold: Hold) -> Lease {
-        hold.settle();
+    /// Confirms the claim; `members` in the order they were asked for.
+    pub(crate) fn new(protocols: Protocols, block: u16, members: Vec<Member>, hold: Hold) -> Lease {
+        hold.confirm();
         Lease {
-            port: hold.port(),
-            protocol,
+            ports: hold.port()..=hold.port() + (block - 1),
+            protocols,
             members,
             hold,
         }
     }
 
-    /// Returns the port that is held everywhere.
+    /// Returns the port that is held everywhere; of a block, the first one.
     pub fn port(&self) -> u16 {
-        self.port
+        *self.ports.start()
     }
 
-    /// Returns the protocol.
+    /// Returns all ports: one, or as many in a row as the request's
+    /// [`block`](super::Request::block) says.
+    pub fn ports(&self) -> RangeInclusive<u16> {
+        self.ports.clone()
+    }
+
+    /// Returns the protocol; of several, the first one.
     pub fn protocol(&self) -> Protocol {
-        self.protocol
+        self.protocols.as_slice()[0]
     }
 
-    /// Returns the sockets, in the order of the addresses asked for.
+    /// Returns all protocols, in the order asked for.
+    pub fn protocols(&self) -> &[Protocol] {
+        self.protocols.as_slice()
+    }
+
+    /// Returns the sockets, in the order of the addresses asked for; of one
+    /// address in that of the protocols, and of those in that of the ports.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
@@ -265,28 +174,28 @@ impl Lease {
         self.members.iter().try_for_each(Member::activate)
     }
 
-    /// Gives one member back, and keeps the others: closes its socket, then
-    /// frees its place. Returns `false` if there is no such member.
+    /// Gives one address back, and keeps the others: closes its sockets, for
+    /// every protocol, then frees what they held. Returns `false` if there is no
+    /// such member.
     pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
-        let is_it =
-            |member: &Member| (member.endpoint.netns, member.endpoint.addr) == (netns, addr);
-        let Some(index) = self.members.iter().position(is_it) else {
-            return false;
-        };
-        drop(self.members.remove(index));
-        self.hold.release(netns, addr)
+        let before = self.members.len();
+        (self.members)
+            .retain(|member| (member.endpoint.netns, member.endpoint.addr) != (netns, addr));
+        self.members.len() < before && self.hold.release(netns, addr)
     }
 
     /// Separates the sockets from the hold, each to live as long as it is
-    /// needed. While the hold exists the allocator gives the port to nobody
-    /// else, whatever became of the sockets.
+    /// needed. A process that is given a listener can also shut it down and
+    /// connect it, from the listener's namespace:
+    /// [`accept_only`](super::Request::accept_only) is against that. While the hold exists the allocator gives the port to no
+    /// other request, whatever became of the sockets.
     pub fn split(self) -> (Vec<Member>, Hold) {
         (self.members, self.hold)
     }
 
     /// Gives everything back as a drop does, and also ends listening in copies
-    /// of the descriptors that somebody else may have, so that they own the
+    /// of the descriptors that another process may have, so that they own the
     /// port no longer.
     ///
     /// A copy of a UDP socket goes on owning its port until it is closed:

@@ -26,7 +26,7 @@
 //!     .on(&child, [Ipv4Addr::UNSPECIFIED.into()])
 //!     .ports(Ports::Range(33000..=33099))
 //!     .acquire()?;
-//! // Nobody can connect before the rules that go with the port are in place.
+//! // No client can connect before the rules that go with the port are in place.
 //! println!("leased port {}", lease.port());
 //! lease.activate()?;
 //!
@@ -43,7 +43,7 @@
 //! An [`Allocator`] keeps a table of what it has leased, so that two requests
 //! of one process never compete in the kernel, and a cursor per range, so that
 //! a port just given back is not the next to be given out. The table is keyed
-//! by namespace, protocol and address; a wildcard address stands for all of
+//! by namespace, protocol and address, and not by device; a wildcard address stands for all of
 //! its family, and the families are independent, because sockets are V6ONLY.
 //!
 //! # Privileges
@@ -61,146 +61,42 @@
 //!
 //! # Limits
 //!
-//! A link-local IPv6 address cannot be asked for, for want of its scope.
-//! Nothing keeps the superuser from `SO_REUSEPORT` tricks of his own, and a
+//! A link-local IPv6 address needs its device:
+//! [`Request::on_device`](Request::on_device). Who has a socket can use it in its
+//! namespace: a listener can be shut down and connected, against which there is
+//! [`Request::accept_only`](Request::accept_only), and a UDP socket can send.
+//! Nothing keeps the superuser from `SO_REUSEPORT` tricks, and a
 //! copy of a UDP socket that was handed on owns its port until it is closed.
 
 mod acquire;
+mod allocator;
+mod attempt;
 mod broker;
 mod cancel;
 mod dynamic;
 mod error;
 mod gate;
+mod holds;
 mod lease;
 mod opener;
+mod plan;
+mod protocol;
 mod range;
 mod request;
 mod socket;
 mod table;
 mod walk;
 
-use std::fmt;
-use std::net::IpAddr;
-use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::time::Duration;
-
 pub use acquire::Acquire;
-pub use broker::Broker;
+pub(crate) use allocator::fill_and_empty_table;
+pub use allocator::{Allocator, Leased};
+pub use broker::{Broker, Policy};
 pub use cancel::Cancel;
 pub use error::{Counts, Endpoint, Error, ErrorKind, Stage};
 pub use gate::{Fallback, Gate, GateState};
-pub use lease::{Hold, Lease, Member};
-pub use range::{Ports, Start};
-pub use request::{Budget, Request};
-
-use crate::executor::Executor;
-use crate::netns::NetnsId;
-use lease::Book;
-use table::Place;
-
-/// The protocol a port belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Protocol {
-    /// Owned from listen(2) on.
-    Tcp,
-    /// Owned from bind(2) on.
-    Udp,
-    /// As TCP. Many kernels have none: `EPROTONOSUPPORT`.
-    Sctp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-        })
-    }
-}
-
-/// Leases ports. Clones share one table.
-///
-/// It keeps its executor running, and no namespace alive.
-#[derive(Clone)]
-pub struct Allocator {
-    book: Arc<Book>,
-    executor: Executor,
-}
-
-/// One entry of an allocator's table: a port that is leased at one address of
-/// one namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub struct Leased {
-    /// The namespace.
-    pub netns: NetnsId,
-    /// The protocol.
-    pub protocol: Protocol,
-    /// The address.
-    pub addr: IpAddr,
-    /// The port.
-    pub port: u16,
-}
-
-impl Allocator {
-    /// Makes an allocator whose sockets are opened by the workers of
-    /// `executor`, and whose walks begin at a random place.
-    pub fn new(executor: &Executor) -> Allocator {
-        Allocator::starting_at(executor, Start::default())
-    }
-
-    /// Makes an allocator whose first walk over a range begins at `start`.
-    pub fn starting_at(executor: &Executor, start: Start) -> Allocator {
-        Allocator {
-            book: Book::new(start),
-            executor: executor.clone(),
-        }
-    }
-
-    /// Begins a request for one port.
-    pub fn request(&self, protocol: Protocol) -> Request {
-        Request::new(self.book.clone(), self.executor.clone(), protocol)
-    }
-
-    /// Returns what is leased at present, in order of namespace, protocol, port
-    /// and address.
-    pub fn leased(&self) -> Vec<Leased> {
-        let inner = self.book.inner.lock();
-        inner
-            .table
-            .leased()
-            .map(|(protocol, port, place)| Leased {
-                netns: place.netns,
-                protocol,
-                addr: place.addr,
-                port,
-            })
-            .collect()
-    }
-}
-
-impl fmt::Debug for Allocator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Allocator")
-            .field("leased", &self.leased().len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// What the benchmark of the table alone measures.
-pub(crate) fn fill_and_empty_table(netns: NetnsId, range: RangeInclusive<u16>) {
-    let book = Book::new(Start::Beginning);
-    let addr = IpAddr::from([0, 0, 0, 0]);
-    let places: Arc<[Place]> = [Place { netns, addr }].into();
-    let lease = |port| {
-        let hold = book.claim(Protocol::Tcp, port, &places, Duration::ZERO);
-        let hold = hold.expect("the table was empty");
-        hold.settle();
-        hold
-    };
-    let holds: Vec<Hold> = range.map(lease).collect();
-    drop(holds);
-}
+pub use holds::Hold;
+pub use lease::{Lease, Member};
+pub use plan::{Budget, Ports};
+pub use protocol::Protocol;
+pub use range::Start;
+pub use request::Request;

@@ -1,38 +1,15 @@
-//! Which ports a request may have, and where its walk begins.
+//! A range to walk over, and where its walks begin.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 
-use super::{Broker, Protocol};
-use crate::netns::{Netns, NetnsId};
+use super::protocol::Protocols;
+use crate::netns::NetnsId;
 
-/// Which ports a request may have.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Ports<'a> {
-    /// This one, reserved or not.
-    Exact(u16),
-    /// One of these, reserved or not.
-    Range(RangeInclusive<u16>),
-    /// One of the ports that a namespace gives to outgoing connections
-    /// (`ip_local_port_range`, or 49152-65535 where that cannot be read), other
-    /// than those that a member's namespace reserves
-    /// (`ip_local_reserved_ports`). Both are read anew for each request.
-    Dynamic {
-        /// The namespace whose range it is; it need not be a member.
-        of: &'a Netns,
-    },
-    /// As `Dynamic`, with the range of the namespace that a broker is in.
-    DynamicOfBroker {
-        /// The broker; it need not be a member.
-        of: &'a Broker,
-    },
-}
-
-/// Where the first walk over a range begins; later ones go on after the last
-/// lease.
+/// Where the first walk over a range begins; later ones go on after the port that
+/// the last one looked at, whether it got that or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
@@ -63,10 +40,12 @@ impl Span {
         self.reserved.iter().any(|hole| hole.contains(&port))
     }
 
-    /// Every port of the range once, from `first` on and around the end.
-    pub(crate) fn around(&self, first: u16) -> impl Iterator<Item = u16> + use<> {
+    /// Every port of the range with which a block of so many can begin, once, from
+    /// `first` on and around the end.
+    pub(crate) fn around(&self, first: u16, block: u16) -> impl Iterator<Item = u16> + use<> {
         let (low, high) = (*self.range.start(), *self.range.end());
-        (first..=high).chain(low..first)
+        let fits = move |port: &u16| high - port >= block - 1;
+        (first..=high).chain(low..first).filter(fits)
     }
 }
 
@@ -74,7 +53,7 @@ impl Span {
 #[derive(Default)]
 pub(crate) struct Cursors {
     start: Start,
-    cursors: HashMap<(Protocol, RangeInclusive<u16>), Cursor>,
+    cursors: HashMap<(Protocols, RangeInclusive<u16>), Cursor>,
 }
 
 #[derive(Clone, Copy)]
@@ -92,8 +71,8 @@ impl Cursors {
         }
     }
 
-    pub(crate) fn get(&self, protocol: Protocol, range: &RangeInclusive<u16>) -> Cursor {
-        let known = self.cursors.get(&(protocol, range.clone()));
+    pub(crate) fn get(&self, protocols: &Protocols, range: &RangeInclusive<u16>) -> Cursor {
+        let known = self.cursors.get(&(protocols.clone(), range.clone()));
         known.copied().unwrap_or_else(|| Cursor {
             next: match self.start {
                 Start::Beginning => *range.start(),
@@ -107,10 +86,10 @@ impl Cursors {
         })
     }
 
-    /// Moves the cursor past a port that was leased.
-    pub(crate) fn leased(
+    /// Moves the cursor past a port that was looked at.
+    pub(crate) fn pass(
         &mut self,
-        protocol: Protocol,
+        protocols: &Protocols,
         range: &RangeInclusive<u16>,
         port: u16,
         contended: Option<NetnsId>,
@@ -121,7 +100,8 @@ impl Cursors {
             port + 1
         };
         let cursor = Cursor { next, contended };
-        self.cursors.insert((protocol, range.clone()), cursor);
+        self.cursors
+            .insert((protocols.clone(), range.clone()), cursor);
     }
 }
 
@@ -139,12 +119,17 @@ pub(crate) fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::protocol::Protocol;
+
+    fn tcp() -> Protocols {
+        Protocols::new([Protocol::Tcp])
+    }
 
     #[test]
     fn walk_meets_every_port_once_from_anywhere() {
         let span = Span::new(65530..=65535);
         for first in 65530..=65535 {
-            let mut ports: Vec<u16> = span.around(first).collect();
+            let mut ports: Vec<u16> = span.around(first, 1).collect();
             assert_eq!(ports[0], first);
             ports.sort_unstable();
             assert_eq!(ports, (65530..=65535).collect::<Vec<_>>());
@@ -152,27 +137,28 @@ mod tests {
     }
 
     #[test]
-    fn cursor_goes_on_after_the_lease_and_around_the_end() {
+    fn cursor_goes_on_after_the_port_and_around_the_end() {
         let mut cursors = Cursors::new(Start::Beginning);
         let range = 100..=102;
-        assert_eq!(cursors.get(Protocol::Tcp, &range).next, 100);
-        cursors.leased(Protocol::Tcp, &range, 100, None);
-        assert_eq!(cursors.get(Protocol::Tcp, &range).next, 101);
-        assert_eq!(cursors.get(Protocol::Udp, &range).next, 100);
-        cursors.leased(Protocol::Tcp, &range, 102, None);
-        assert_eq!(cursors.get(Protocol::Tcp, &range).next, 100);
-        assert_eq!(cursors.get(Protocol::Tcp, &(100..=103)).next, 100);
+        assert_eq!(cursors.get(&tcp(), &range).next, 100);
+        cursors.pass(&tcp(), &range, 100, None);
+        assert_eq!(cursors.get(&tcp(), &range).next, 101);
+        assert_eq!(
+            cursors.get(&Protocols::new([Protocol::Udp]), &range).next,
+            100
+        );
+        cursors.pass(&tcp(), &range, 102, None);
+        assert_eq!(cursors.get(&tcp(), &range).next, 100);
+        assert_eq!(cursors.get(&tcp(), &(100..=103)).next, 100);
     }
 
     #[test]
     fn random_start_is_one_place_per_process_within_the_range() {
         let range = 1..=65535;
-        let first = Cursors::new(Start::Random).get(Protocol::Tcp, &range).next;
-        let second = Cursors::new(Start::Random).get(Protocol::Tcp, &range).next;
+        let first = Cursors::new(Start::Random).get(&tcp(), &range).next;
+        let second = Cursors::new(Start::Random).get(&tcp(), &range).next;
         assert_eq!(first, second);
-        let one = Cursors::new(Start::Random)
-            .get(Protocol::Tcp, &(7..=7))
-            .next;
+        let one = Cursors::new(Start::Random).get(&tcp(), &(7..=7)).next;
         assert_eq!(one, 7);
     }
 }

@@ -1,42 +1,23 @@
-//! What a port is wanted for, and the checks that need no system call.
+//! Saying what a port is wanted for, and asking for it.
 
-use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::acquire::Acquire;
+use super::broker::Broker;
 use super::cancel::Cancel;
-use super::lease::{Book, Lease};
-use super::opener::{Opener, Pinned};
-use super::table::overlap;
+use super::error::Error;
+use super::gate::Gate;
+use super::holds::Holds;
+use super::lease::Lease;
+use super::opener::{Opener, WorkerOpener};
+use super::plan::{Budget, Choice, Plan, Ports, Wanted};
+use super::protocol::{Protocol, Protocols};
+use super::socket::Device;
 use super::walk::Walk;
-use super::{Broker, Error, Gate, Ports, Protocol};
 use crate::executor::Executor;
 use crate::netns::Netns;
-
-/// How long a request goes on looking for a port of a range.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Budget {
-    /// Until each port has been tried once.
-    #[default]
-    WalkOnce,
-    /// Until this many ports have reached the kernel, and at most once over the
-    /// range.
-    Tries(u32),
-    /// Several times over the range.
-    Laps {
-        /// How many times.
-        laps: u32,
-        /// How long to rest in between, give or take a half, so that requests
-        /// that met once do not meet again.
-        pause: Duration,
-    },
-    /// Over and over, until then. It bounds the walk, not the wait for a
-    /// namespace's worker that is busy with a job.
-    Deadline(Instant),
-}
 
 /// A port to be leased: what for, where, which, and how hard to try.
 ///
@@ -44,45 +25,15 @@ pub enum Budget {
 /// before [`acquire`](Self::acquire) or [`acquire_async`](Self::acquire_async).
 #[must_use = "a request does nothing until it is acquired"]
 pub struct Request {
-    pub(super) book: Arc<Book>,
-    pub(super) executor: Executor,
-    pub(super) protocol: Protocol,
-    pub(super) wanted: Vec<Wanted>,
-    /// A namespace that was named without an address.
-    pub(super) addressless: Option<String>,
-    pub(super) choice: Option<Choice>,
-    pub(super) gate: Gate,
-    pub(super) budget: Budget,
-    pub(super) retry_for: Option<Duration>,
-    pub(super) cancel: Cancel,
-}
-
-/// A member before it has a socket.
-pub(super) struct Wanted {
-    pub(super) opener: Arc<dyn Opener>,
-    pub(super) addr: IpAddr,
-}
-
-/// [`Ports`], without the borrow.
-pub(super) enum Choice {
-    Exact(u16),
-    Range(RangeInclusive<u16>),
-    Dynamic { of: Arc<dyn Opener> },
+    plan: Plan,
+    executor: Executor,
 }
 
 impl Request {
-    pub(super) fn new(book: Arc<Book>, executor: Executor, protocol: Protocol) -> Self {
+    pub(super) fn new(holds: Arc<Holds>, executor: Executor, protocol: Protocol) -> Self {
         Request {
-            book,
+            plan: Plan::new(holds, protocol),
             executor,
-            protocol,
-            wanted: Vec::new(),
-            addressless: None,
-            choice: None,
-            gate: Gate::default(),
-            budget: Budget::default(),
-            retry_for: None,
-            cancel: Cancel::new(),
         }
     }
 
@@ -99,10 +50,94 @@ impl Request {
     }
 
     fn pinned(&self, netns: &Netns) -> Arc<dyn Opener> {
-        Arc::new(Pinned {
+        Arc::new(WorkerOpener {
             executor: self.executor.clone(),
             netns: netns.clone(),
         })
+    }
+
+    /// Adds one member for each address, tied to a device of the namespace
+    /// (`SO_BINDTODEVICE`): packets of other devices do not reach it, and a
+    /// link-local IPv6 address means the one on this device.
+    ///
+    /// The allocator's table does not look at devices: it leases one port of one
+    /// address once. A name that can be no device's makes the request senseless;
+    /// one that is missing is [`Stage::Option`](super::Stage::Option) with
+    /// `ENODEV`.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Udp)
+    ///     .on_device(&Netns::current()?, "eth0", ["fe80::1".parse()?])
+    ///     .ports(Ports::Exact(546))
+    ///     .acquire()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_device(
+        mut self,
+        netns: &Netns,
+        device: &str,
+        addrs: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        let Some(name) = Device::new(device) else {
+            self.plan.bad_device = Some(device.to_owned());
+            return self;
+        };
+        let before = self.plan.wanted.len();
+        self = self.on(netns, addrs);
+        for wanted in &mut self.plan.wanted[before..] {
+            wanted.device = Some(name);
+        }
+        self
+    }
+
+    /// Adds a member for 0.0.0.0 and one for ::, as far as the namespace has the
+    /// family: a kernel may be booted without IPv6, or a filter keep it from this
+    /// process. [`Lease::members`] tells which they are.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let request = ports.request(Protocol::Tcp).on_every_family(&Netns::current()?);
+    /// let lease = request.ports(Ports::Exact(8080)).acquire()?;
+    /// for member in lease.members() {
+    ///     println!("{}", member.local_addr());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_every_family(self, netns: &Netns) -> Self {
+        let opener = self.pinned(netns);
+        self.on_families_of(opener)
+    }
+
+    /// As [`on_every_family`](Self::on_every_family), in the namespace of a
+    /// broker.
+    pub fn on_every_family_of_broker(self, broker: &Broker) -> Self {
+        self.on_families_of(Arc::new(broker.clone()))
+    }
+
+    pub(super) fn on_families_of(mut self, opener: Arc<dyn Opener>) -> Self {
+        let before = self.plan.wanted.len();
+        let addrs = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        self = self.on_opener(opener, addrs);
+        for wanted in &mut self.plan.wanted[before..] {
+            wanted.if_family = true;
+        }
+        self
     }
 
     pub(super) fn on_opener(
@@ -110,20 +145,24 @@ impl Request {
         opener: Arc<dyn Opener>,
         addrs: impl IntoIterator<Item = IpAddr>,
     ) -> Self {
-        let before = self.wanted.len();
-        self.wanted.extend(addrs.into_iter().map(|addr| Wanted {
-            opener: opener.clone(),
-            addr: addr.to_canonical(),
-        }));
-        if self.wanted.len() == before {
-            self.addressless = Some(opener.label().to_owned());
+        let before = self.plan.wanted.len();
+        self.plan
+            .wanted
+            .extend(addrs.into_iter().map(|addr| Wanted {
+                opener: opener.clone(),
+                addr: addr.to_canonical(),
+                if_family: false,
+                device: None,
+            }));
+        if self.plan.wanted.len() == before {
+            self.plan.addressless = Some(opener.label().to_owned());
         }
         self
     }
 
     /// Says which ports will do.
     pub fn ports(mut self, ports: Ports<'_>) -> Self {
-        self.choice = Some(match ports {
+        self.plan.choice = Some(match ports {
             Ports::Exact(port) => Choice::Exact(port),
             Ports::Range(range) => Choice::Range(range),
             Ports::Dynamic { of } => Choice::Dynamic {
@@ -136,28 +175,168 @@ impl Request {
         self
     }
 
+    /// Asks for one number for all of these, in place of the protocol that the
+    /// request was made with: DNS and HTTP/3 want TCP and UDP.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Tcp)
+    ///     .protocols([Protocol::Tcp, Protocol::Udp])
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Range(33000..=33099))
+    ///     .acquire()?;
+    /// assert_eq!(lease.members().len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn protocols(mut self, protocols: impl IntoIterator<Item = Protocol>) -> Self {
+        self.plan.protocols = Protocols::new(protocols);
+        self
+    }
+
+    /// Asks for this many ports in a row, in place of one;
+    /// [`Lease::ports`] tells which they are.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// // As RTP and RTCP have them.
+    /// let lease = ports
+    ///     .request(Protocol::Udp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Range(33000..=33099))
+    ///     .block(2)
+    ///     .acquire()?;
+    /// assert_eq!(lease.ports().count(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn block(mut self, ports: u16) -> Self {
+        self.plan.block = ports;
+        self
+    }
+
+    /// Says whether recvmsg(2) on a UDP member tells the address that a datagram
+    /// was sent to (`IP_PKTINFO`, `IPV6_RECVPKTINFO`); it does unless this says
+    /// `false`. A reader that makes no room for it is told `MSG_CTRUNC`, so a
+    /// program that does not ask for it is better off without.
+    pub fn packet_info(mut self, yes: bool) -> Self {
+        self.plan.options.packet_info = yes;
+        self
+    }
+
+    /// Lets members be bound to addresses that their namespace does not have, or
+    /// not yet (`IP_FREEBIND`): one that is still tentative, or that a failover
+    /// will bring. Without it such an address is `EADDRNOTAVAIL`.
+    pub fn free_bind(mut self, yes: bool) -> Self {
+        self.plan.options.free_bind = yes;
+        self
+    }
+
+    /// Keeps TCP members from ever connecting, whichever process has them.
+    ///
+    /// A listener of the host that is handed to a process in a namespace without
+    /// a way out is one: that process can shut it down and connect it, to the
+    /// host's loopback for instance. With this option a locked filter
+    /// (`SO_LOCK_FILTER`) drops the answers to such an attempt. Connections that
+    /// the listener accepts inherit the filter, and work.
+    ///
+    /// It needs what [`Gate::Drop`] needs, `CAP_NET_ADMIN` over the member's
+    /// namespace, and [`activate`](Lease::activate) has to come before the socket
+    /// is handed on: what keeps clients away until then is not locked.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Tcp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Exact(8080))
+    ///     .accept_only(true)
+    ///     .acquire()?;
+    /// lease.activate()?;
+    /// // From here on the sockets may go to code that is not trusted.
+    /// let (members, hold) = lease.split();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn accept_only(mut self, yes: bool) -> Self {
+        self.plan.options.accept_only = yes;
+        self
+    }
+
+    /// Has `notice` called, on the thread that acquires, each time that the
+    /// request begins to wait before it tries again, with what it waits out.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::Ipv4Addr;
+    /// use std::time::Duration;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Tcp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::UNSPECIFIED.into()])
+    ///     .ports(Ports::Exact(8080))
+    ///     .retry_for(Duration::from_secs(60))
+    ///     .on_wait(|error| eprintln!("waiting: {error}"))
+    ///     .acquire()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_wait(mut self, notice: impl Fn(&Error) + Send + Sync + 'static) -> Self {
+        self.plan.on_wait = Some(Box::new(notice));
+        self
+    }
+
     /// Says what clients meet before the lease is activated.
     pub fn gate(mut self, gate: Gate) -> Self {
-        self.gate = gate;
+        self.plan.gate = gate;
         self
     }
 
     /// Says how long to go on looking for a port of a range.
     pub fn budget(mut self, budget: Budget) -> Self {
-        self.budget = budget;
+        self.plan.budget = budget;
         self
     }
 
-    /// Goes on trying an exact port while somebody else has it, for this long.
-    /// When the time has passed, the error is that of the last try.
+    /// Goes on trying an exact port while another program or lease has it, for this long.
+    /// When the time has passed, the error is that of the last try. So long it also
+    /// waits for an IPv6 address that is tentative (of a broker's members that
+    /// cannot be told), and at most so long for a broker that does not answer.
     pub fn retry_for(mut self, time: Duration) -> Self {
-        self.retry_for = Some(time);
+        self.plan.retry_for = Some(time);
         self
     }
 
     /// Lets another thread give this request up.
     pub fn cancel(mut self, cancel: &Cancel) -> Self {
-        self.cancel = cancel.clone();
+        self.plan.cancel = cancel.clone();
         self
     }
 
@@ -193,8 +372,8 @@ impl Request {
     /// # }
     /// ```
     pub fn acquire(self) -> Result<Lease, Error> {
-        self.check()?;
-        Walk::new(self).run()
+        self.plan.check()?;
+        Walk::new(self.plan).run()
     }
 
     /// Leases a port as [`acquire`](Self::acquire) does, without blocking the
@@ -207,84 +386,10 @@ impl Request {
     /// Nothing happens before the first poll. Dropping the future gives the
     /// request up: what it has so far is given back shortly after.
     pub fn acquire_async(self) -> Acquire {
-        Acquire::new(self)
+        Acquire::new(self.plan)
     }
-
-    /// Refuses what makes no sense.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        if let Some(label) = &self.addressless {
-            return Err(Error::invalid(format!(
-                "no address to hold the port on in netns `{label}`"
-            )));
-        }
-        if self.wanted.is_empty() {
-            return Err(Error::invalid(
-                "no members (say where to hold the port with `on`)",
-            ));
-        }
-        for (index, new) in self.wanted.iter().enumerate() {
-            for old in &self.wanted[..index] {
-                if old.opener.netns() != new.opener.netns() || !overlap(old.addr, new.addr) {
-                    continue;
-                }
-                let label = new.opener.label();
-                return Err(Error::invalid(if old.addr == new.addr {
-                    format!("{} in netns `{label}` is there twice", new.addr)
-                } else {
-                    format!(
-                        "{} and {} in netns `{label}` overlap: a wildcard covers every \
-                         address of its family",
-                        old.addr, new.addr
-                    )
-                }));
-            }
-        }
-        if self.protocol == Protocol::Udp && self.gate == Gate::Refuse {
-            return Err(Error::invalid(
-                "a udp socket cannot be bound and refuse (use `Gate::Drop`)",
-            ));
-        }
-        self.check_ports()
-    }
-
-    fn check_ports(&self) -> Result<(), Error> {
-        let exact = match &self.choice {
-            None => {
-                return Err(Error::invalid("no ports (say which will do with `ports`)"));
-            }
-            Some(Choice::Exact(0)) => {
-                return Err(Error::invalid(
-                    "port 0 is not a port (use `Ports::Range` or `Ports::Dynamic`)",
-                ));
-            }
-            Some(Choice::Range(range)) if range.start() > range.end() => {
-                return Err(Error::invalid(format!(
-                    "the range {}-{} is inverted",
-                    range.start(),
-                    range.end()
-                )));
-            }
-            Some(Choice::Range(range)) if *range.start() == 0 => {
-                return Err(Error::invalid(format!(
-                    "the range 0-{} begins with port 0, which is not a port",
-                    range.end()
-                )));
-            }
-            Some(choice) => matches!(choice, Choice::Exact(_)),
-        };
-        if exact && self.budget != Budget::WalkOnce {
-            return Err(Error::invalid(
-                "a budget is for ranges (use `retry_for` with an exact port)",
-            ));
-        }
-        if !exact && self.retry_for.is_some() {
-            return Err(Error::invalid(
-                "`retry_for` is for an exact port (use `budget` with a range)",
-            ));
-        }
-        if matches!(self.budget, Budget::Tries(0) | Budget::Laps { laps: 0, .. }) {
-            return Err(Error::invalid("the budget allows no try at all"));
-        }
-        Ok(())
+    #[cfg(test)]
+    pub(super) fn into_plan(self) -> Plan {
+        self.plan
     }
 }

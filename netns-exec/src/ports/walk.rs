@@ -2,91 +2,69 @@
 //!
 //! Unbound sockets come out of the namespaces in one round trip each, and the
 //! walk itself happens on the calling thread: it claims a port in the table,
-//! binds a socket in each namespace, and then listens on all of them. The first
-//! member that finds the port in use ends the attempt: what the others got is
-//! closed, the claim is dropped, and the next port is tried.
-//!
-//! The member that failed last goes first: while its binds fail, one socket
-//! serves for all of them, and no socket of another member is spent. When many
-//! fail in a row, the kernel is asked to choose.
+//! and attempts it. When that finds the port in use, the claim is dropped, and
+//! the next port is tried. When many fail in a row, the kernel is asked to
+//! choose.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::lease::{Hold, Lease, Member};
-use super::opener::Opener;
+use super::attempt::{Attempt, Attempts, Given};
+use super::cancel::Patience;
+use super::error::{Counts, Error};
+use super::holds::Hold;
+use super::lease::Lease;
+use super::opener::{OpenRequest, Opener};
+use super::plan::{Budget, Choice, Plan};
 use super::range::{Span, random};
-use super::request::{Budget, Choice, Request};
-use super::socket::{Bound, Fault, Fresh, Order, Owned, Spec, Supply};
-use super::table::{Claim, Place};
-use super::{Counts, Endpoint, Error};
+use super::table::{Binding, ClaimOutcome};
 
 /// After so many ports in use, one after the other, the kernel is asked. It
 /// takes about as long to ask as to try this many.
 const STREAK: u32 = 32;
 /// How often a lap asks the kernel. Its choice may be in use elsewhere.
 const QUESTIONS: u32 = 4;
-/// Most sockets that are kept ready for one member.
-const STOCK: usize = 16;
 /// How long to wait at a time for another request to decide about a port; a
 /// bound, so that a deadline or a cancellation is seen.
 const DECISION: Duration = Duration::from_millis(10);
 
 pub(super) struct Walk {
-    request: Request,
-    /// One for each namespace.
-    openers: Vec<Arc<dyn Opener>>,
-    /// In the order asked for.
-    seats: Vec<Seat>,
-    /// The same as `seats`, for the table.
-    places: Arc<[Place]>,
-    /// The seats in the order to try them.
-    order: Vec<usize>,
-    /// How many sockets to fetch for a member that has none left.
-    batch: usize,
+    plan: Plan,
+    /// For waits: `retry_for` counts from the beginning of the walk.
+    patience: Patience,
+    attempts: Attempts,
     counts: Counts,
-    /// The last failure of a port, in case there is no other port.
-    last: Option<Failure>,
     /// How many ports were in use, one after the other.
     streak: u32,
-}
-
-/// A member of the lease to be.
-struct Seat {
-    /// Index of the opener.
-    opener: usize,
-    endpoint: Endpoint,
-    spec: Spec,
-    /// Unbound sockets; they own nothing.
-    stock: Vec<Fresh>,
-}
-
-/// A member that failed.
-struct Failure {
-    seat: usize,
-    port: Option<u16>,
-    fault: Fault,
+    /// The port that was looked at last: where the next walk goes on, however
+    /// this one ends. Were it kept on success only, a budget smaller than a
+    /// stretch of ports in use would never let a request past them.
+    reached: Option<u16>,
 }
 
 /// What became of one port.
-enum Step {
+enum PortOutcome {
     Leased(Lease),
     /// Another lease of this allocator has it, here.
-    Taken(Place),
+    Taken(Binding),
     /// Another request is trying it.
     Pending,
-    /// Somebody has it; the failure is the last one.
-    InUse,
+    /// Another program has it, or this one of its block; the failure is the last
+    /// one.
+    InUse(u16),
     /// It needs a privilege; the failure is the last one.
     Denied,
+    /// A member's address cannot be bound yet; the failure is the last one.
+    Tentative,
 }
 
-/// What became of one port in the kernel.
-enum Attempt {
-    Owned(Vec<Owned>),
-    InUse,
-    Denied,
+/// What came of asking the kernel for a port.
+enum KernelChoice {
+    Leased(Lease),
+    /// It chose a port that cannot be had elsewhere.
+    Lost,
+    /// There is no point in asking again.
+    Useless,
 }
 
 /// Why a walk stops before its end.
@@ -103,96 +81,69 @@ impl From<Error> for Stop {
 }
 
 impl Walk {
-    /// Prepares a request that [`Request::check`] has passed.
-    pub(super) fn new(request: Request) -> Walk {
-        let mut openers: Vec<Arc<dyn Opener>> = Vec::new();
-        let mut seats: Vec<Seat> = Vec::with_capacity(request.wanted.len());
-        for wanted in &request.wanted {
-            let netns = wanted.opener.netns();
-            let known = openers.iter().position(|opener| opener.netns() == netns);
-            let opener = known.unwrap_or_else(|| {
-                openers.push(wanted.opener.clone());
-                openers.len() - 1
-            });
-            // One label for all members of a namespace.
-            let sibling = seats.iter().find(|seat| seat.opener == opener);
-            let label = sibling.map_or_else(
-                || Arc::from(wanted.opener.label()),
-                |seat| seat.endpoint.label.clone(),
-            );
-            seats.push(Seat {
-                opener,
-                endpoint: Endpoint {
-                    netns,
-                    label,
-                    protocol: request.protocol,
-                    addr: wanted.addr,
-                },
-                spec: Spec {
-                    protocol: request.protocol,
-                    addr: wanted.addr,
-                    gate: request.gate,
-                },
-                stock: Vec::new(),
-            });
-        }
-        let place = |seat: &Seat| Place {
-            netns: seat.endpoint.netns,
-            addr: seat.endpoint.addr,
+    /// Prepares a plan that [`Plan::check`] has passed.
+    pub(super) fn new(plan: Plan) -> Walk {
+        let retry_until = (plan.retry_for).and_then(|time| Instant::now().checked_add(time));
+        let patience = Patience {
+            cancel: plan.cancel.clone(),
+            deadline: match plan.budget {
+                Budget::Deadline(end) => Some(end),
+                _ => retry_until,
+            },
         };
         Walk {
-            places: seats.iter().map(place).collect(),
-            order: (0..seats.len()).collect(),
-            openers,
-            seats,
-            request,
-            batch: 1,
+            attempts: Attempts::new(&plan, patience.clone()),
+            patience,
+            plan,
             counts: Counts::default(),
-            last: None,
             streak: 0,
+            reached: None,
         }
     }
 
     pub(super) fn run(mut self) -> Result<Lease, Error> {
-        let outcome = match self.request.choice.take() {
+        let prepared = self.attempts.leave_out_missing_families();
+        let outcome = prepared.and_then(|()| match self.plan.choice.take() {
             Some(Choice::Exact(port)) => self.exact(port),
             Some(Choice::Range(range)) => self.range(&Span::new(range)),
             Some(Choice::Dynamic { of }) => self.dynamic(&*of).and_then(|span| self.range(&span)),
             None => unreachable!("a request without ports is refused"),
-        };
+        });
         outcome.map_err(|error| error.counted(self.counts))
     }
 
     /// Tries one port, once or for a while.
     fn exact(&mut self, port: u16) -> Result<Lease, Error> {
-        let started = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
             self.check_cancelled()?;
-            let error = match self.step(port, DECISION)? {
-                Step::Leased(lease) => return Ok(lease),
-                Step::Pending => continue,
-                Step::Denied => return Err(self.last_error()),
-                Step::InUse => self.last_error(),
-                Step::Taken(place) => {
-                    let is_there = |seat: &&Seat| seat.endpoint.netns == place.netns;
-                    let seat = self.seats.iter().find(is_there);
-                    let seat = seat.expect("the table answers about namespaces it was asked for");
-                    let leased = Endpoint {
-                        addr: place.addr,
-                        ..seat.endpoint.clone()
-                    };
-                    Error::already_leased(leased, port)
+            let error = match self.try_port(port, DECISION)? {
+                PortOutcome::Leased(lease) => return Ok(lease),
+                PortOutcome::Pending => continue,
+                PortOutcome::Denied => return Err(self.last_error()),
+                PortOutcome::InUse(_) | PortOutcome::Tentative => self.last_error(),
+                PortOutcome::Taken(binding) => {
+                    let leased = self.attempts.endpoint(binding);
+                    Error::already_leased(leased, port + binding.offset)
                 }
             };
-            let left = (self.request.retry_for).map(|time| time.saturating_sub(started.elapsed()));
-            match left {
-                Some(left) if !left.is_zero() => {
-                    self.request.cancel.sleep(about(pause).min(left));
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                }
-                _ => return Err(error),
+            let left = match self.plan.retry_for {
+                Some(_) => self.patience.bound(Duration::MAX),
+                None => Duration::ZERO,
+            };
+            if left.is_zero() {
+                return Err(error);
             }
+            self.notice(&error);
+            self.plan.cancel.sleep(about(pause).min(left));
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Tells the caller that the request waits, and what for.
+    fn notice(&self, error: &Error) {
+        if let Some(on_wait) = &self.plan.on_wait {
+            on_wait(error);
         }
     }
 
@@ -201,10 +152,8 @@ impl Walk {
     fn dynamic(&mut self, of: &dyn Opener) -> Result<Span, Error> {
         let mut range = None;
         let mut reserved = Vec::new();
-        for opener in 0..self.openers.len() {
-            let ports = self.restock(opener, true)?;
-            let ports = ports.expect("the settings were ordered");
-            if self.openers[opener].netns() == of.netns() {
+        for (netns, ports) in self.attempts.restock_with_settings()? {
+            if netns == of.netns() {
                 range = Some(ports.range);
             }
             reserved.extend(ports.reserved);
@@ -212,12 +161,12 @@ impl Walk {
         let range = match range {
             Some(range) => range,
             None => {
-                let order = Order {
+                let request = OpenRequest {
                     specs: Vec::new(),
                     local_ports: true,
                 };
-                let ports = of.open(&order)?.local_ports;
-                ports.expect("the settings were ordered").range
+                let ports = of.open(&request, &self.patience)?.local_ports;
+                ports.expect("the settings were asked for").range
             }
         };
         Ok(Span { range, reserved })
@@ -225,73 +174,87 @@ impl Walk {
 
     /// Walks over a range as often as the budget allows.
     fn range(&mut self, span: &Span) -> Result<Lease, Error> {
-        let protocol = self.request.protocol;
-        let cursor = {
-            let inner = self.request.book.inner.lock();
-            inner.cursors.get(protocol, &span.range)
-        };
+        let cursor = self.plan.holds.cursor(&self.plan.protocols, &span.range);
         if let Some(netns) = cursor.contended {
-            // Stable, so that the rest stays in the order asked for.
-            let seats = &self.seats;
-            (self.order).sort_by_key(|&seat| seats[seat].endpoint.netns != netns);
+            self.attempts.begin_with(netns);
         }
-        let mut laps = match self.request.budget {
+        let outcome = self.laps(span, cursor.next);
+        if let Some(port) = self.reached {
+            let contended = self.attempts.contended().or(cursor.contended);
+            let protocols = &self.plan.protocols;
+            (self.plan.holds).move_cursor(protocols, &span.range, port, contended);
+        }
+        let stop = match outcome {
+            Ok(lease) => return Ok(lease),
+            Err(stop) => stop,
+        };
+        let last = self.attempts.last_error();
+        let last = last.map(|error| error.counted(self.counts));
+        let protocols = &self.plan.protocols;
+        Err(match stop {
+            Stop::Tries => Error::exhausted(protocols, &span.range, last),
+            Stop::Deadline => Error::deadline(protocols, &span.range, last),
+            Stop::Failed(error) => error,
+        })
+    }
+
+    /// Goes over the range from `first` on, as often as the budget allows.
+    fn laps(&mut self, span: &Span, first: u16) -> Result<Lease, Stop> {
+        let mut laps = match self.plan.budget {
             Budget::WalkOnce | Budget::Tries(_) => 1,
             Budget::Laps { laps, .. } => laps,
             Budget::Deadline(_) => u32::MAX,
         };
         let mut rest = Duration::from_millis(1);
-        let stop = loop {
-            match self.lap(span, cursor.next) {
-                Ok(Some(lease)) => {
-                    let contended = (self.last.as_ref())
-                        .map(|last| self.seats[last.seat].endpoint.netns)
-                        .or(cursor.contended);
-                    let mut inner = self.request.book.inner.lock();
-                    inner
-                        .cursors
-                        .leased(protocol, &span.range, lease.port(), contended);
-                    return Ok(lease);
-                }
-                Ok(None) => {}
-                Err(stop) => break stop,
+        loop {
+            if let Some(lease) = self.lap(span, first)? {
+                self.reached = Some(lease.port());
+                return Ok(lease);
             }
             laps -= 1;
             if laps == 0 {
-                break Stop::Tries;
+                return Err(Stop::Tries);
             }
-            match self.request.budget {
-                Budget::Laps { pause, .. } => self.request.cancel.sleep(about(pause)),
+            if self.plan.on_wait.is_some() {
+                let protocols = &self.plan.protocols;
+                let last = self.attempts.last_error();
+                self.notice(&Error::exhausted(protocols, &span.range, last).counted(self.counts));
+            }
+            match self.plan.budget {
+                Budget::Laps { pause, .. } => self.plan.cancel.sleep(about(pause)),
                 Budget::Deadline(end) => {
                     let left = end.saturating_duration_since(Instant::now());
-                    self.request.cancel.sleep(about(rest).min(left));
+                    self.plan.cancel.sleep(about(rest).min(left));
                     rest = (rest * 2).min(Duration::from_millis(50));
                 }
                 Budget::WalkOnce | Budget::Tries(_) => {}
             }
-        };
-        let last = self.last.is_some().then(|| self.last_error());
-        Err(match stop {
-            Stop::Tries => Error::exhausted(protocol, &span.range, last),
-            Stop::Deadline => Error::deadline(protocol, &span.range, last),
-            Stop::Failed(error) => error,
-        })
+        }
     }
 
     /// Tries every port of the range once.
     fn lap(&mut self, span: &Span, first: u16) -> Result<Option<Lease>, Stop> {
         let mut undecided = Vec::new();
         let mut chosen_by_kernel = Vec::new();
-        let mut questions = match self.request.budget {
+        let block = self.plan.block;
+        let mut questions = match self.plan.budget {
             // Each try is one of the caller's.
             Budget::Tries(_) => 0,
+            // The kernel knows of no blocks.
+            _ if block > 1 => 0,
             _ => QUESTIONS,
         };
         self.streak = 0;
-        for port in span.around(first) {
+        // What a block must not contain: it is known to be in use.
+        let mut known = None;
+        for port in span.around(first, block) {
             self.check_budget()?;
-            if span.is_reserved(port) {
+            self.reached = Some(port);
+            if (0..block).any(|offset| span.is_reserved(port + offset)) {
                 self.counts.reserved += 1;
+                continue;
+            }
+            if known.is_some_and(|known| (port..=port + (block - 1)).contains(&known)) {
                 continue;
             }
             if self.streak >= STREAK && questions > 0 {
@@ -305,32 +268,48 @@ impl Walk {
                 questions -= 1;
                 if end - port >= STREAK as u16 {
                     match self.ask_kernel(port..=end, span, &mut chosen_by_kernel)? {
-                        Answer::Leased(lease) => return Ok(Some(lease)),
-                        Answer::Lost => {}
-                        Answer::Useless => questions = 0,
+                        KernelChoice::Leased(lease) => return Ok(Some(lease)),
+                        KernelChoice::Lost => {}
+                        KernelChoice::Useless => questions = 0,
                     }
                 }
             }
             if chosen_by_kernel.contains(&port) {
                 continue;
             }
-            match self.step(port, Duration::ZERO)? {
-                Step::Leased(lease) => return Ok(Some(lease)),
-                Step::Taken(_) => self.counts.leased += 1,
-                Step::Pending => undecided.push(port),
-                Step::InUse | Step::Denied => {}
+            match self.try_port(port, Duration::ZERO)? {
+                PortOutcome::Leased(lease) => return Ok(Some(lease)),
+                PortOutcome::Taken(_) => self.counts.leased += 1,
+                PortOutcome::Pending => undecided.push(port),
+                PortOutcome::InUse(port) => known = Some(port),
+                PortOutcome::Denied => {}
+                PortOutcome::Tentative => return self.lap_is_in_vain(),
             }
         }
-        // Other requests were trying these. We hold nothing while we wait for
-        // them, and they wait for nobody while they hold a claim.
-        for port in undecided {
+        self.lap_of_undecided(undecided)
+    }
+
+    /// No port will do as long as an address is tentative: with time left, the
+    /// next lap may have more luck.
+    fn lap_is_in_vain(&self) -> Result<Option<Lease>, Stop> {
+        match self.plan.budget {
+            Budget::Laps { .. } | Budget::Deadline(_) => Ok(None),
+            Budget::WalkOnce | Budget::Tries(_) => Err(self.last_error().into()),
+        }
+    }
+
+    /// Tries the ports that other requests were trying. We hold nothing while
+    /// we wait for those, and no request waits while it holds a claim.
+    fn lap_of_undecided(&mut self, ports: Vec<u16>) -> Result<Option<Lease>, Stop> {
+        for port in ports {
             loop {
                 self.check_budget()?;
-                match self.step(port, DECISION)? {
-                    Step::Leased(lease) => return Ok(Some(lease)),
-                    Step::Taken(_) => self.counts.leased += 1,
-                    Step::Pending => continue,
-                    Step::InUse | Step::Denied => {}
+                match self.try_port(port, DECISION)? {
+                    PortOutcome::Leased(lease) => return Ok(Some(lease)),
+                    PortOutcome::Taken(_) => self.counts.leased += 1,
+                    PortOutcome::Pending => continue,
+                    PortOutcome::InUse(_) | PortOutcome::Denied => {}
+                    PortOutcome::Tentative => return self.lap_is_in_vain(),
                 }
                 break;
             }
@@ -340,85 +319,42 @@ impl Walk {
 
     /// Tries one port; waits up to `patience` for another request to decide
     /// about it.
-    fn step(&mut self, port: u16, patience: Duration) -> Result<Step, Error> {
+    fn try_port(&mut self, port: u16, patience: Duration) -> Result<PortOutcome, Error> {
         // Before the claim: see `Opener::open`.
-        self.restock_all()?;
-        let protocol = self.request.protocol;
-        let claim = (self.request.book).claim(protocol, port, &self.places, patience);
+        self.attempts.restock_all()?;
+        let bindings = self.attempts.bindings();
+        let claim = (self.plan.holds).claim(port, bindings, patience);
         match claim {
             Ok(hold) => self.with_claim(hold, None),
-            Err(Claim::Leased(place)) => Ok(Step::Taken(place)),
-            Err(_) => Ok(Step::Pending),
+            Err(ClaimOutcome::Leased(binding)) => Ok(PortOutcome::Taken(binding)),
+            Err(_) => Ok(PortOutcome::Pending),
         }
     }
 
-    fn with_claim(&mut self, hold: Hold, given: Option<(usize, Bound)>) -> Result<Step, Error> {
-        let port = hold.port();
-        Ok(match self.attempt(port, given)? {
-            Attempt::Owned(sockets) => {
-                let members = sockets.into_iter().zip(&self.seats);
-                let members = members
-                    .map(|(socket, seat)| Member::new(seat.endpoint.clone(), port, socket))
-                    .collect();
-                Step::Leased(Lease::new(self.request.protocol, members, hold))
-            }
-            Attempt::InUse => Step::InUse,
-            Attempt::Denied => Step::Denied,
-        })
-    }
-
-    /// Takes the port in every namespace: binds everywhere, then listens
-    /// everywhere. `given` is a seat that is bound already. Whatever fails, all
-    /// sockets with a port are closed when this returns.
-    fn attempt(&mut self, port: u16, mut given: Option<(usize, Bound)>) -> Result<Attempt, Error> {
+    fn with_claim(&mut self, hold: Hold, given: Option<Given>) -> Result<PortOutcome, Error> {
         self.counts.tried += 1;
-        let mut bound: Vec<(usize, Bound)> = Vec::with_capacity(self.seats.len());
-        for place in 0..self.order.len() {
-            let seat = self.order[place];
-            if let Some(given) = given.take_if(|(index, _)| *index == seat) {
-                bound.push(given);
-                continue;
-            }
-            let fresh = self.seats[seat].stock.pop();
-            match fresh.expect("restocked before the claim").bind(port) {
-                Ok(socket) => bound.push((seat, socket)),
-                Err(unbound) => {
-                    self.seats[seat].stock.extend(unbound.fresh);
-                    return self.failed(place, port, unbound.fault);
-                }
-            }
+        let attempt = self.attempts.attempt(hold.port(), given)?;
+        if let Attempt::Owned(members) = attempt {
+            let (protocols, block) = (self.plan.protocols.clone(), self.plan.block);
+            let lease = Lease::new(protocols, block, members, hold);
+            return Ok(PortOutcome::Leased(lease));
         }
-        let mut owned: Vec<Option<Owned>> = Vec::new();
-        owned.resize_with(self.seats.len(), || None);
-        for (place, (seat, socket)) in bound.into_iter().enumerate() {
-            match socket.own() {
-                Ok(socket) => owned[seat] = Some(socket),
-                Err(fault) => return self.failed(place, port, fault),
+        drop(hold);
+        Ok(match attempt {
+            Attempt::InUse(port) => {
+                self.streak += 1;
+                PortOutcome::InUse(port)
             }
-        }
-        Ok(Attempt::Owned(owned.into_iter().flatten().collect()))
-    }
-
-    /// Sorts a failure of the `place`th seat to try.
-    fn failed(&mut self, place: usize, port: u16, fault: Fault) -> Result<Attempt, Error> {
-        let seat = self.order[place];
-        let in_use = fault.is_in_use();
-        let denied = fault.is_denied();
-        self.last = Some(Failure {
-            seat,
-            port: Some(port),
-            fault,
-        });
-        if in_use {
-            self.streak += 1;
-            self.order[..=place].rotate_right(1);
-            Ok(Attempt::InUse)
-        } else if denied {
-            self.counts.denied += 1;
-            Ok(Attempt::Denied)
-        } else {
-            Err(self.last_error())
-        }
+            Attempt::Denied => {
+                self.counts.denied += 1;
+                // So that a broker whose policy allows few of many ports is asked
+                // for one of a range.
+                self.streak += 1;
+                PortOutcome::Denied
+            }
+            Attempt::NoAddress if self.attempts.is_tentative()? => PortOutcome::Tentative,
+            _ => return Err(self.last_error()),
+        })
     }
 
     /// Lets the kernel choose a port for the most contended member.
@@ -427,94 +363,32 @@ impl Walk {
         stretch: RangeInclusive<u16>,
         span: &Span,
         chosen: &mut Vec<u16>,
-    ) -> Result<Answer, Stop> {
-        self.restock_all()?;
-        let seat = self.order[0];
-        let fresh = self.seats[seat].stock.pop();
-        let asked = fresh.expect("restocked").bind_any_of(&stretch);
-        let (bound, port) = match asked {
-            Ok(found) => found,
-            // The kernel cannot, or sees no free port. It looks at fewer ports
-            // than there are, so this proves nothing: go on walking.
-            Err(unbound) => {
-                self.seats[seat].stock.extend(unbound.fresh);
-                return Ok(Answer::Useless);
-            }
+    ) -> Result<KernelChoice, Stop> {
+        self.attempts.restock_all()?;
+        // It looks at fewer ports than there are, so that it finds none proves
+        // nothing: go on walking.
+        let Some((given, port)) = self.attempts.bind_any_of(&stretch) else {
+            return Ok(KernelChoice::Useless);
         };
         if span.is_reserved(port) || chosen.contains(&port) {
-            return Ok(Answer::Lost);
+            return Ok(KernelChoice::Lost);
         }
-        self.restock_all()?;
-        let protocol = self.request.protocol;
-        let claim = (self.request.book).claim(protocol, port, &self.places, Duration::ZERO);
+        self.attempts.restock_all()?;
+        let bindings = self.attempts.bindings();
+        let claim = (self.plan.holds).claim(port, bindings, Duration::ZERO);
         let Ok(hold) = claim else {
-            return Ok(Answer::Lost);
+            return Ok(KernelChoice::Lost);
         };
         chosen.push(port);
-        match self.with_claim(hold, Some((seat, bound)))? {
-            Step::Leased(lease) => Ok(Answer::Leased(lease)),
-            _ => Ok(Answer::Lost),
+        match self.with_claim(hold, Some(given))? {
+            PortOutcome::Leased(lease) => Ok(KernelChoice::Leased(lease)),
+            _ => Ok(KernelChoice::Lost),
         }
-    }
-
-    /// Makes sure that every seat has a socket.
-    fn restock_all(&mut self) -> Result<(), Error> {
-        if self.seats.iter().all(|seat| !seat.stock.is_empty()) {
-            return Ok(());
-        }
-        for opener in 0..self.openers.len() {
-            let mut seats = self.seats.iter().filter(|seat| seat.opener == opener);
-            if seats.any(|seat| seat.stock.is_empty()) {
-                self.restock(opener, false)?;
-            }
-        }
-        // A walk that spends many sockets makes few round trips.
-        self.batch = (self.batch * 2).min(STOCK);
-        Ok(())
-    }
-
-    /// Fetches sockets for the seats of one namespace that have none.
-    fn restock(
-        &mut self,
-        opener: usize,
-        local_ports: bool,
-    ) -> Result<Option<super::dynamic::LocalPorts>, Error> {
-        let empty: Vec<usize> = (0..self.seats.len())
-            .filter(|&seat| self.seats[seat].opener == opener && self.seats[seat].stock.is_empty())
-            .collect();
-        // One for each first, so that a limit on open files is hit only by
-        // those that can be done without.
-        let round = || empty.iter().copied();
-        let wanted: Vec<usize> = (0..self.batch).flat_map(|_| round()).collect();
-        let order = Order {
-            specs: wanted.iter().map(|&seat| self.seats[seat].spec).collect(),
-            local_ports,
-        };
-        let Supply {
-            sockets,
-            fault,
-            local_ports,
-        } = self.openers[opener].open(&order)?;
-        let got = sockets.len();
-        for (&seat, fresh) in wanted.iter().zip(sockets) {
-            self.seats[seat].stock.push(fresh);
-        }
-        if let Some(fault) = fault
-            && got < empty.len()
-        {
-            self.last = Some(Failure {
-                seat: wanted[got],
-                port: None,
-                fault,
-            });
-            return Err(self.last_error());
-        }
-        Ok(local_ports)
     }
 
     fn check_budget(&self) -> Result<(), Stop> {
         self.check_cancelled()?;
-        match self.request.budget {
+        match self.plan.budget {
             Budget::Tries(tries) if self.counts.tried >= tries => Err(Stop::Tries),
             Budget::Deadline(end) if Instant::now() >= end => Err(Stop::Deadline),
             _ => Ok(()),
@@ -522,27 +396,16 @@ impl Walk {
     }
 
     fn check_cancelled(&self) -> Result<(), Error> {
-        if self.request.cancel.is_cancelled() {
-            return Err(Error::cancelled(self.request.protocol));
+        if self.plan.cancel.is_cancelled() {
+            return Err(Error::cancelled(&self.plan.protocols));
         }
         Ok(())
     }
 
-    /// The last failure of a member, as an error of its own.
-    fn last_error(&mut self) -> Error {
-        let last = self.last.take().expect("called after a failure");
-        let endpoint = self.seats[last.seat].endpoint.clone();
-        Error::socket(endpoint, last.port, last.fault.stage, last.fault.cause).counted(self.counts)
+    fn last_error(&self) -> Error {
+        let last = self.attempts.last_error();
+        last.expect("called after a failure").counted(self.counts)
     }
-}
-
-/// What came of asking the kernel.
-enum Answer {
-    Leased(Lease),
-    /// It chose a port that cannot be had elsewhere.
-    Lost,
-    /// There is no point in asking again.
-    Useless,
 }
 
 /// `pause`, give or take a half.
@@ -555,11 +418,19 @@ fn about(pause: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    use std::net::{IpAddr, TcpListener};
+    use std::cell::RefCell;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::rc::Rc;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use crate::executor::Executor;
     use crate::netns::{Netns, NetnsId};
+    use crate::ports::lease::Member;
+    use crate::ports::opener::OpenReply;
+    use crate::ports::request::Request;
+    use crate::ports::socket::{Fault, hook};
     use crate::ports::{Allocator, ErrorKind, Gate, Ports, Protocol, Stage, Start};
 
     /// Opens sockets right here, and counts how often it is asked.
@@ -590,9 +461,13 @@ mod tests {
             self.netns.label()
         }
 
-        fn open(&self, order: &Order) -> Result<Supply, Error> {
+        fn open(&self, request: &OpenRequest, _: &Patience) -> Result<OpenReply, Error> {
             self.trips.fetch_add(1, Ordering::Relaxed);
-            Ok(order.fill())
+            Ok(request.fill())
+        }
+
+        fn is_tentative(&self, _: Ipv6Addr) -> Result<bool, Error> {
+            Ok(false)
         }
     }
 
@@ -623,7 +498,7 @@ mod tests {
     fn walk_over_busy_ports_takes_one_round_trip() {
         let here = Here::new();
         let _busy: Vec<_> = (20000..20050)
-            .map(|port| TcpListener::bind((addr(1), port)).expect("nobody is here"))
+            .map(|port| TcpListener::bind((addr(1), port)).expect("a free port"))
             .collect();
         // The second member is the contended one, and is soon tried first.
         let addrs = [addr(2), addr(1)];
@@ -639,16 +514,16 @@ mod tests {
     #[test]
     fn kernel_finds_the_port_that_a_walk_would_find_late() {
         let here = Here::new();
-        let range = super::super::dynamic::LocalPorts::read().range;
+        let range = crate::ports::dynamic::LocalPorts::read().range;
         let (low, high) = (*range.start(), range.start() + 300);
         assert!(
             high <= *range.end(),
             "this machine has a narrow range: {range:?}"
         );
         let busy: Vec<_> = (low..high)
-            .map(|port| TcpListener::bind((addr(3), port)).expect("nobody is here"))
+            .map(|port| TcpListener::bind((addr(3), port)).expect("a free port"))
             .collect();
-        let mut walk = Walk::new(request(&here, Protocol::Tcp, &[addr(3)], low..=high));
+        let mut walk = Walk::new(request(&here, Protocol::Tcp, &[addr(3)], low..=high).into_plan());
         let lease = walk.range(&Span::new(low..=high)).expect("one is free");
         assert_eq!(lease.port(), high);
         let tried = walk.counts.tried;
@@ -682,9 +557,10 @@ mod tests {
                 .ports(Ports::Range(20000..=20000))
                 .gate(Gate::Queue)
         };
-        let other = Walk::new(request());
-        let book = &other.request.book;
-        let claim = book.claim(Protocol::Tcp, 20000, &other.places, Duration::ZERO);
+        let other = Walk::new(request().into_plan());
+        let holds = &other.plan.holds;
+        let bindings = other.attempts.bindings();
+        let claim = holds.claim(20000, bindings, Duration::ZERO);
         let claim = claim.expect("an empty table");
         let waiting = std::thread::spawn({
             let request = request();
@@ -700,5 +576,121 @@ mod tests {
             .expect("no panic")
             .expect("the claim was given up");
         assert_eq!(lease.port(), 20000);
+    }
+
+    #[test]
+    fn port_that_binds_and_cannot_listen_is_passed_over_and_leaves_nothing() {
+        let here = Here::new();
+        let rivals = Rc::new(RefCell::new(Vec::new()));
+        hook::after_bind({
+            let rivals = rivals.clone();
+            // As fast as can be, and with SO_REUSEADDR, as std sets it.
+            move |at| {
+                if at.port() < 20003 {
+                    rivals.borrow_mut().extend(TcpListener::bind(at));
+                }
+            }
+        });
+        let addrs = [addr(6), addr(7)];
+        let request = || request(&here, Protocol::Tcp, &addrs, 20000..=20003);
+        let lease = request().acquire().expect("the last one is free");
+        assert_eq!(lease.port(), 20003);
+        assert_eq!(rivals.borrow().len(), 6);
+        drop(lease);
+        let error = request().ports(Ports::Range(20000..=20002)).acquire();
+        let error = error.expect_err("the rivals listen");
+        assert_eq!(error.stage(), Some(Stage::Bind));
+
+        rivals.borrow_mut().clear();
+        let error = request().ports(Ports::Exact(20000)).acquire();
+        let error = error.expect_err("a rival comes between");
+        assert_eq!(error.stage(), Some(Stage::Listen));
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+        // No socket of ours is left in the way of either address.
+        rivals.borrow_mut().clear();
+        for addr in addrs {
+            TcpListener::bind((addr, 20000)).expect("nothing is left");
+        }
+    }
+
+    #[test]
+    fn datagram_that_comes_right_after_the_bind_meets_the_filter() {
+        let here = Here::new();
+        let client = Rc::new(UdpSocket::bind((addr(8), 0)).expect("a free port"));
+        hook::after_bind({
+            let client = client.clone();
+            move |at| {
+                client.send_to(b"early", at).expect("loopback");
+            }
+        });
+        let request = request(&here, Protocol::Udp, &[addr(8)], 20000..=20000);
+        let lease = request
+            .gate(Gate::default())
+            .acquire()
+            .expect("a free port");
+        lease.activate().expect("the filter goes");
+        let at = lease.members()[0].local_addr();
+        client.send_to(b"late", at).expect("loopback");
+        let (mut members, _hold) = lease.split();
+        let socket = UdpSocket::from(OwnedFd::from(members.remove(0)));
+        let mut text = [0; 8];
+        let len = socket.recv(&mut text).expect("a datagram");
+        assert_eq!(&text[..len], b"late");
+    }
+
+    /// A kernel without IPv6.
+    struct OnlyV4(Arc<Here>);
+
+    impl Opener for OnlyV4 {
+        fn netns(&self) -> NetnsId {
+            self.0.netns()
+        }
+
+        fn label(&self) -> &str {
+            self.0.label()
+        }
+
+        fn open(&self, request: &OpenRequest, patience: &Patience) -> Result<OpenReply, Error> {
+            let mut request = request.clone();
+            let missing = request.specs.iter().position(|spec| spec.addr.is_ipv6());
+            request.specs.truncate(missing.unwrap_or(usize::MAX));
+            let mut reply = self.0.open(&request, patience)?;
+            if missing.is_some() {
+                let cause = std::io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+                reply.fault = Some(Fault {
+                    stage: Stage::Socket,
+                    cause,
+                });
+            }
+            Ok(reply)
+        }
+
+        fn is_tentative(&self, _: Ipv6Addr) -> Result<bool, Error> {
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn family_that_is_missing_is_left_out_where_it_was_not_named() {
+        let opener = Arc::new(OnlyV4(Here::new()));
+        let request = |protocols: &[Protocol]| {
+            let request = allocator().request(Protocol::Tcp);
+            request
+                .protocols(protocols.iter().copied())
+                .ports(Ports::Range(20000..=20050))
+                .gate(Gate::Queue)
+        };
+        let both = [Protocol::Tcp, Protocol::Udp];
+        for protocols in [&both[..1], &both] {
+            let lease = request(protocols).on_families_of(opener.clone()).acquire();
+            let lease = lease.expect("there is IPv4");
+            let addrs = lease.members().iter().map(Member::local_addr);
+            assert!(addrs.clone().all(|addr| addr.is_ipv4()));
+            assert_eq!(addrs.count(), protocols.len());
+        }
+        let named = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let error = request(&both).on_opener(opener, named).acquire();
+        let error = error.expect_err("it was named");
+        assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT));
     }
 }

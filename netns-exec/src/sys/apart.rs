@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{chdir, getpid};
+use nix::unistd::{Pid, chdir, getpid};
 
 use super::{bpf, caps, seccomp};
 
@@ -123,6 +123,49 @@ pub(crate) fn confine(
     prctl::set_no_new_privs()?;
     caps::keep_only(capabilities)?;
     seccomp::install(program).map(drop)
+}
+
+/// What a process made by [`fork_confined`] keeps.
+pub(crate) struct Confinement<'a> {
+    /// Its descriptors, in ascending order.
+    pub(crate) kept: &'a [RawFd],
+    /// Its capabilities, as far as it has them.
+    pub(crate) capabilities: u64,
+    /// Its system calls: none that a lock or an allocator waits or grows by.
+    pub(crate) allowed: &'a [Allowed],
+}
+
+/// Runs `serve` in a copy of this process that has confined itself first, with
+/// the copy's process id, and the reason why it could not where that is so. See
+/// [`fork`].
+///
+/// # Panics
+///
+/// When futex(2) is allowed.
+pub(crate) fn fork_confined(
+    confinement: &Confinement<'_>,
+    serve: impl FnOnce(Pid, io::Result<()>) -> i32,
+) -> io::Result<Child> {
+    let Confinement {
+        kept,
+        capabilities,
+        allowed,
+    } = *confinement;
+    assert!(
+        allowed
+            .iter()
+            .all(|allowed| allowed.call != libc::SYS_futex),
+        "a confined process cannot wait for a lock that no thread of it will open"
+    );
+    // Here, because the copy can allocate nothing.
+    let filter = program(allowed);
+    // SAFETY: `confine` makes system calls only. `serve` is called after it, when
+    // futex(2) and mmap(2) end the process: a lock that another thread held at the
+    // fork is found shut, and is the end; so no state that such a thread was in
+    // the middle of changing is ever seen. Where the copy could not be confined,
+    // its author (broker/server.rs) sends one message and returns; its tests run
+    // under an allocator that ends the copy at the first attempt.
+    unsafe { fork(|| serve(getpid(), confine(kept, capabilities, &filter))) }
 }
 
 fn close_range(first: u32, last: u32) -> io::Result<()> {

@@ -13,6 +13,18 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::{netns, thread};
 
+/// The number of descriptors that this process may have open, RLIMIT_NOFILE of
+/// getrlimit(2).
+pub(crate) fn descriptor_limit() -> Option<usize> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel writes two numbers to a live variable.
+    let rc = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    (rc == 0).then(|| usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
 /// Lets the children of `command` enter `target`, and change nothing else.
 ///
 /// A command cannot be rid of this again, so `target` lives as long as it does.

@@ -7,14 +7,12 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::ReceiveTimeout,
-};
-use nix::sys::time::TimeVal;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 /// Most descriptors in one message; the kernel would take 253 (`SCM_MAX_FD`).
 pub(crate) const MAX_FDS: usize = 64;
@@ -61,11 +59,16 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pair)
 }
 
-/// Makes [`receive`] end with `EAGAIN` when nothing came for so long.
-pub(crate) fn set_patience(socket: impl AsFd, patience: Duration) -> io::Result<()> {
-    let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
-    let time = TimeVal::new(seconds as _, patience.subsec_micros() as _);
-    setsockopt(&socket, ReceiveTimeout, &time).map_err(io::Error::from)
+/// Waits up to `time` for a message, and tells whether there is one, or the end.
+pub(crate) fn wait_for_message(socket: BorrowedFd<'_>, time: Duration) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket, PollFlags::POLLIN)];
+    // Rounded up, not to spin through the last millisecond.
+    let millis = u16::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+    match poll(&mut polled, PollTimeout::from(millis)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn header(iov: &mut libc::iovec) -> libc::msghdr {
@@ -204,6 +207,7 @@ mod tests {
     use std::fs::File;
     use std::io::Read;
     use std::iter;
+    use std::os::fd::AsFd;
 
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -259,10 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn silence_ends_when_patience_does() {
-        let (here, _there) = pair().expect("a pair");
-        set_patience(&here, Duration::from_millis(1)).expect("an option");
-        let error = receive_bytes(here.as_fd(), &mut [0; 4]).expect_err("the other end is silent");
-        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+    fn wait_ends_with_a_message_with_the_other_end_or_with_the_time() {
+        let (here, there) = pair().expect("a pair");
+        let wait = |time| wait_for_message(here.as_fd(), time).expect("a socket");
+        assert!(!wait(Duration::from_millis(1)));
+        send_zeroes(&there, b"1", 0).expect("there is room");
+        assert!(wait(Duration::from_secs(60)));
+        receive_bytes(here.as_fd(), &mut [0; 4]).expect("a message");
+        drop(there);
+        assert!(wait(Duration::from_secs(60)));
     }
 }

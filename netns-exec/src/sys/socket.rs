@@ -15,6 +15,8 @@ use super::bpf;
 
 /// From linux/in.h (Linux 6.3); neither libc nor nix has it.
 const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+/// From linux/in6.h (Linux 4.15); libc does not have it.
+const IPV6_FREEBIND: libc::c_int = 78;
 /// From linux/sctp.h.
 const SCTP_INITMSG: libc::c_int = 2;
 /// From linux/sctp.h.
@@ -117,12 +119,61 @@ pub(crate) fn set_packet_info(fd: impl AsFd, v6: bool) -> io::Result<()> {
     set.map_err(io::Error::from)
 }
 
+/// Stops what [`set_packet_info`] began.
+pub(crate) fn clear_packet_info(fd: impl AsFd, v6: bool) -> io::Result<()> {
+    let clear = if v6 {
+        setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &false)
+    } else {
+        setsockopt(&fd, sockopt::Ipv4PacketInfo, &false)
+    };
+    clear.map_err(io::Error::from)
+}
+
+/// Lets the socket be bound to an address that its namespace does not have, or
+/// not yet.
+pub(crate) fn set_free_bind(fd: impl AsFd, v6: bool) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    if v6 {
+        set(fd.as_fd(), libc::SOL_IPV6, IPV6_FREEBIND, &on)
+    } else {
+        set(fd.as_fd(), libc::SOL_IP, libc::IP_FREEBIND, &on)
+    }
+}
+
+/// Ties the socket to a device of its namespace; `name` ends with a zero.
+pub(crate) fn bind_to_device(fd: impl AsFd, name: &[u8; libc::IFNAMSIZ]) -> io::Result<()> {
+    set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name)
+}
+
 /// Makes the socket drop every packet: no handshake, no datagram.
 pub(crate) fn drop_packets(fd: impl AsFd) -> io::Result<()> {
-    // One instruction: accept zero bytes of the packet, which drops it.
-    let mut program = [bpf::ret(0)];
+    // Accept zero bytes of the packet, which drops it.
+    attach_filter(fd, &mut [bpf::ret(0)])
+}
+
+/// Makes a TCP socket drop every answer to a connection attempt of its own, for
+/// good: it can listen and accept, and never connect. The filter cannot be taken
+/// away any more, and connections inherit it.
+pub(crate) fn lock_to_accepting(fd: impl AsFd) -> io::Result<()> {
+    // In the word of a header that the flags are in, see tcp(7): a filter's packet
+    // begins there.
+    const FLAGS: u32 = 12;
+    const SYN_ACK: u32 = 0x0012_0000;
+    let mut program = [
+        bpf::load(FLAGS),
+        bpf::and(SYN_ACK),
+        bpf::jump(libc::BPF_JEQ, SYN_ACK, 0, 1),
+        bpf::ret(0),
+        bpf::ret(u32::MAX),
+    ];
+    attach_filter(&fd, &mut program)?;
+    let on: libc::c_int = 1;
+    set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_LOCK_FILTER, &on)
+}
+
+fn attach_filter(fd: impl AsFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
-        len: 1,
+        len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
     // The kernel copies the program during the call, while `program` lives.

@@ -17,24 +17,27 @@
 //!                                   socket ........-> bind, listen, accept
 //! ```
 //!
-//! The sockets come unbound, and whoever asked for them binds them: so each
+//! The sockets come unbound, and the client binds them: so each
 //! errno is the kernel's own, and one message serves a whole walk over a range.
 //! Two things are done by the broker itself: ports that take a privilege which
 //! only it has, and long stretches of ports in use.
 
 mod client;
-mod protocol;
+mod policy;
 mod server;
+mod wire;
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-pub(crate) use client::Client;
+use client::{Client, NoAnswer};
+pub use policy::Policy;
 
-use super::Error;
-use super::opener::Opener;
-use super::socket::{Order, Supply};
+use super::cancel::Patience;
+use super::error::Error;
+use super::opener::{OpenReply, OpenRequest, Opener};
 use crate::netns::NetnsId;
 use crate::sys::scm;
 
@@ -54,7 +57,15 @@ use crate::sys::scm;
 /// is made of. It shares no memory with the caller, and takes no signal but
 /// `SIGKILL`.
 ///
-/// A broker knows no leases. A port is held by whoever has its socket, and free
+/// # Trust
+///
+/// Who has a socket of the host can use it on the host: a listener can be shut
+/// down and connected, to the host's loopback for instance, though its owner is in
+/// a namespace without a way out. A client that is not trusted so far gets a
+/// [`Policy`], with [`accept_only`](Policy::accept_only) where the broker has
+/// `CAP_NET_ADMIN`; a UDP socket can always send.
+///
+/// A broker knows no leases. A port is held by the process that has its socket, and free
 /// once all copies are closed; so nothing leaks when either process dies. It
 /// ends when the last copy of the caller's end of the pair is closed, and no
 /// later than the last clone of this value in the process that spawned it.
@@ -100,9 +111,29 @@ impl Broker {
     /// [`ErrorKind::Broker`](super::ErrorKind::Broker), when the process cannot
     /// be made or cannot drop what it does not need.
     pub fn spawn() -> Result<Broker, Error> {
+        Broker::spawn_with(Policy::new())
+    }
+
+    /// As [`spawn`](Self::spawn), and the broker hands out what `policy` allows and
+    /// nothing else. A port that it does not allow is `EACCES`, as one that needs
+    /// a privilege is, and passed over in a range; an address or a protocol is
+    /// `EPERM`.
+    ///
+    /// Without a policy the sockets come unbound, and a client can bind them to
+    /// anything, or connect with them: then it has to be trusted as if it were in
+    /// the namespace. With one, the broker binds each of them itself, which takes
+    /// a message for each port; options that have to be set before a bind
+    /// ([`Request::free_bind`](super::Request::free_bind),
+    /// [`on_device`](super::Request::on_device),
+    /// [`accept_only`](super::Request::accept_only)) are `EOPNOTSUPP`.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_with(policy: Policy) -> Result<Broker, Error> {
         let start = || {
             let (ours, theirs) = scm::pair()?;
-            let child = server::start(theirs)?;
+            let child = server::start(theirs, policy)?;
             Client::connect(ours, Some(child))
         };
         match start() {
@@ -141,6 +172,34 @@ impl Broker {
         copy.map_err(|cause| Error::broker("cannot copy the socket of a broker", cause))
     }
 
+    /// Has this value and all its clones, and the requests that hold one, use
+    /// another broker of the same namespace from now on: where the old one was
+    /// killed, or is stopped for good. The old one ends, if it is this process's.
+    ///
+    /// A process that has left the namespace is handed `socket` from outside: it
+    /// comes from [`try_clone_socket`](Self::try_clone_socket) of a process that
+    /// spawned a broker there. Leases that exist are not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Broker`](super::ErrorKind::Broker), when there is no broker at
+    /// the other end, or it is in another namespace. The old one stays then.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::os::fd::OwnedFd;
+    /// use netns_exec::ports::{Broker, Error};
+    ///
+    /// fn broker_was_lost(broker: &Broker, from_outside: OwnedFd) -> Result<(), Error> {
+    ///     broker.replace(from_outside)
+    /// }
+    /// ```
+    pub fn replace(&self, socket: OwnedFd) -> Result<(), Error> {
+        let replaced = self.0.replace(socket);
+        replaced.map_err(|cause| Error::broker("cannot replace a broker", cause))
+    }
+
     /// Returns the id of the broker's network namespace.
     pub fn netns(&self) -> NetnsId {
         self.0.netns
@@ -149,7 +208,7 @@ impl Broker {
     /// Returns the broker's process id, as it was in the namespace of process
     /// ids where it was spawned.
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.0.pid()
     }
 }
 
@@ -162,18 +221,29 @@ impl Opener for Broker {
         &self.0.label
     }
 
-    fn open(&self, order: &Order) -> Result<Supply, Error> {
-        self.0.open(order).map_err(|cause| {
-            let attempt = format!("cannot get sockets from the broker, {}", self.0.label);
-            Error::broker(attempt, cause)
+    fn open(&self, request: &OpenRequest, patience: &Patience) -> Result<OpenReply, Error> {
+        self.0.open(request, patience).map_err(|no_answer| {
+            let pid = self.0.pid();
+            match no_answer {
+                NoAnswer::Failed(cause) => {
+                    let attempt = format!("cannot get sockets from the broker, pid {pid}");
+                    Error::broker(attempt, cause)
+                }
+                NoAnswer::GivenUp(why) => Error::given_up(why, format_args!("pid {pid}")),
+            }
         })
+    }
+
+    fn is_tentative(&self, _: Ipv6Addr) -> Result<bool, Error> {
+        // It can read no more than two files.
+        Ok(false)
     }
 }
 
 impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker")
-            .field("pid", &self.0.pid)
+            .field("pid", &self.0.pid())
             .field("netns", &self.0.netns)
             .finish()
     }

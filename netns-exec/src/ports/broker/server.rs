@@ -11,14 +11,13 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use libc::sock_filter;
-use nix::unistd::getpid;
-
-use super::protocol::{self, Hello, Malformed, Request};
-use crate::ports::Stage;
+use super::policy::Policy;
+use super::wire::{self, BrokerRequest, Hello, LIMITED, Malformed};
 use crate::ports::dynamic::{self, Files};
+use crate::ports::error::Stage;
+use crate::ports::gate::{Fallback, Gate};
 use crate::ports::socket::{Bound, Fault, Fresh, Spec};
-use crate::sys::apart::{self, Allowed, Child};
+use crate::sys::apart::{self, Allowed, Child, Confinement};
 use crate::sys::{caps, netns, scm};
 
 /// What a broker keeps if it has it: to bind ports below 1024, and to filter
@@ -29,8 +28,8 @@ const CAPABILITIES: u64 = caps::NET_BIND_SERVICE | caps::NET_ADMIN;
 struct Server {
     socket: OwnedFd,
     files: Files,
+    policy: Policy,
     hello: Hello,
-    filter: Vec<sock_filter>,
     buffers: Buffers,
     /// The number that the next request has, once there was a `Hello`.
     next: Option<u32>,
@@ -42,22 +41,28 @@ struct Buffers {
     reply: Vec<u8>,
     /// For the text of the port settings.
     text: Vec<u8>,
-    reserved: Box<protocol::Bitmap>,
-    sockets: Box<[Option<Fresh>; protocol::MAX_SPECS]>,
+    reserved: Box<wire::Bitmap>,
+    sockets: Box<[Option<Fresh>; wire::MAX_SPECS]>,
 }
 
 /// Starts a broker in the namespace of the calling thread, that serves the
 /// other end of `socket`.
-// The one place outside of `sys` that has to vouch for something: that the loop
-// below is what a forked copy may run.
-#[allow(unsafe_code)]
-pub(super) fn start(socket: OwnedFd) -> io::Result<Child> {
-    let mut server = Server::new(socket)?;
-    // SAFETY: `serve` makes system calls and no others, and neither allocates
-    // nor frees: its buffers are large enough from the start, its errors are
-    // bare errnos, and it only borrows the server. A test of the broker runs
-    // under an allocator that kills it at the first attempt.
-    unsafe { apart::fork(|| server.serve()) }
+pub(super) fn start(socket: OwnedFd, policy: Policy) -> io::Result<Child> {
+    let mut server = Server::new(socket, policy)?;
+    let files = server.files.iter().map(AsRawFd::as_raw_fd);
+    let mut kept: Vec<_> = files.chain([server.socket.as_raw_fd()]).collect();
+    kept.sort_unstable();
+    let allowed = allowed(server.socket.as_fd());
+    let confinement = Confinement {
+        kept: &kept,
+        capabilities: CAPABILITIES,
+        allowed: &allowed,
+    };
+    // It only borrows the server: to drop it would free memory.
+    apart::fork_confined(&confinement, |pid, confined| {
+        server.hello.pid = pid.as_raw().unsigned_abs();
+        server.serve(confined)
+    })
 }
 
 /// The calls that the loop is made of.
@@ -83,31 +88,32 @@ fn allowed(socket: BorrowedFd<'_>) -> [Allowed; 9] {
 }
 
 impl Server {
-    fn new(socket: OwnedFd) -> io::Result<Server> {
+    fn new(socket: OwnedFd, policy: Policy) -> io::Result<Server> {
+        let limited = if policy.is_limited() { LIMITED } else { 0 };
         Ok(Server {
             hello: Hello {
                 // Of the calling thread's namespace, where the pair was made.
                 netns: netns::id_by_socket(socket.as_fd())?,
                 pid: 0,
-                capabilities: caps::effective()? & CAPABILITIES,
+                capabilities: caps::effective()? & CAPABILITIES | limited,
             },
-            filter: apart::program(&allowed(socket.as_fd())),
             files: Files::open(),
+            policy,
             buffers: Buffers {
-                request: vec![0; protocol::MAX_REQUEST],
-                reply: Vec::with_capacity(protocol::MAX_REPLY),
+                request: vec![0; wire::MAX_REQUEST],
+                reply: Vec::with_capacity(wire::MAX_REPLY),
                 text: vec![0; dynamic::ROOM],
-                reserved: Box::new(protocol::NOTHING_RESERVED),
-                sockets: Box::new([const { None }; protocol::MAX_SPECS]),
+                reserved: Box::new(wire::NOTHING_RESERVED),
+                sockets: Box::new([const { None }; wire::MAX_SPECS]),
             },
             socket,
             next: None,
         })
     }
 
-    fn serve(&mut self) -> i32 {
-        self.hello.pid = getpid().as_raw().unsigned_abs();
-        let confined = self.confine();
+    /// Makes system calls and no others, and neither allocates nor frees: its
+    /// buffers are large enough from the start, and its errors are bare errnos.
+    fn serve(&mut self, confined: io::Result<()>) -> i32 {
         loop {
             let received = scm::receive_bytes(self.socket.as_fd(), &mut self.buffers.request);
             let Ok(received) = received else {
@@ -117,10 +123,10 @@ impl Server {
                 return libc::EXIT_SUCCESS;
             }
             if let Err(cause) = &confined {
-                // It is an answer to whatever was asked. Nobody hears it if
-                // even this cannot be sent.
-                let seq = protocol::seq_of(&self.buffers.request);
-                protocol::put_failed(seq, cause, &mut self.buffers.reply);
+                // The answer to any request. If even this cannot be sent, the
+                // client finds the line closed.
+                let seq = wire::seq_of(&self.buffers.request);
+                wire::put_failed(seq, cause, &mut self.buffers.reply);
                 let _ = self.buffers.send(self.socket.as_fd(), None);
                 return libc::EXIT_FAILURE;
             }
@@ -132,61 +138,54 @@ impl Server {
         }
     }
 
-    fn confine(&self) -> io::Result<()> {
-        let mut kept = [-1; 3];
-        let files = self.files.iter().map(AsRawFd::as_raw_fd);
-        let fds = files.chain([self.socket.as_raw_fd()]);
-        for (place, fd) in kept.iter_mut().zip(fds) {
-            *place = fd;
-        }
-        kept.sort_unstable();
-        let missing = kept.partition_point(|&fd| fd < 0);
-        apart::confine(kept.split_at(missing).1, CAPABILITIES, &self.filter)
-    }
-
     /// Serves one request; fails when the answer cannot be sent.
     fn answer(&mut self, received: scm::Received) -> io::Result<()> {
         let Server {
             socket,
             files,
             hello,
+            policy,
             buffers,
             next,
-            ..
         } = self;
         let message = buffers.request.get(..received.len).unwrap_or_default();
-        let seq = protocol::seq_of(message);
+        let seq = wire::seq_of(message);
         let request = if received.lost_fds {
             Err(Malformed::Descriptors)
         } else if received.is_cut {
             Err(Malformed::Oversized)
         } else {
-            protocol::decode_request(message)
+            wire::decode_request(message)
         };
         let request = request.and_then(|(seq, request)| match request {
-            Request::Hello => Ok(request),
+            BrokerRequest::Hello => Ok(request),
             _ if *next == Some(seq) => Ok(request),
             _ => Err(Malformed::Order),
         });
         match request {
             Ok(_) => *next = Some(seq.wrapping_add(1)),
             Err(reason) => {
-                protocol::put_malformed(seq, reason, &mut buffers.reply);
+                wire::put_malformed(seq, reason, &mut buffers.reply);
                 return buffers.send(socket.as_fd(), None);
             }
         }
         match request {
-            Ok(Request::Hello) => {
-                protocol::put_hello_reply(seq, hello, &mut buffers.reply);
+            Ok(BrokerRequest::Hello) => {
+                wire::put_hello_reply(seq, hello, &mut buffers.reply);
                 buffers.send(socket.as_fd(), None)
             }
-            Ok(Request::Vend { specs, local_ports }) => {
+            Ok(BrokerRequest::Vend { specs, local_ports }) => {
                 let mut fault = None;
-                for (place, spec) in buffers.sockets.iter_mut().zip(specs.iter()) {
-                    match Fresh::open(spec) {
-                        Ok(fresh) => *place = Some(fresh),
-                        Err(refused) => {
-                            fault = Some(refused);
+                for (socket, spec) in buffers.sockets.iter_mut().zip(specs.iter()) {
+                    let opened = match policy.is_limited() {
+                        false => Fresh::open(spec),
+                        // What is not bound could be bound to anything.
+                        true => Err(refused(Stage::Socket, libc::EPERM)),
+                    };
+                    match opened {
+                        Ok(fresh) => *socket = Some(fresh),
+                        Err(failed) => {
+                            fault = Some(failed);
                             break;
                         }
                     }
@@ -195,14 +194,14 @@ impl Server {
                 if local_ports {
                     buffers.reserved.fill(0);
                     for range in files.reserved(&mut buffers.text) {
-                        protocol::reserve(&mut buffers.reserved, range);
+                        wire::reserve(&mut buffers.reserved, range);
                     }
                 }
                 buffers.send_vended(socket.as_fd(), seq, fault, range)
             }
-            Ok(Request::Bind { spec, range }) => match bind_one_of(spec, range) {
+            Ok(BrokerRequest::Bind { spec, range }) => match bind_one_of(policy, spec, range) {
                 Ok((bound, port)) => {
-                    protocol::put_bound(seq, bound.gate(), port, &mut buffers.reply);
+                    wire::put_bound(seq, bound.gate(), port, &mut buffers.reply);
                     match buffers.send(socket.as_fd(), Some(&bound)) {
                         Err(cause) => {
                             let stage = Stage::Transfer;
@@ -224,7 +223,7 @@ impl Buffers {
     }
 
     fn send_unbound(&mut self, socket: BorrowedFd<'_>, seq: u32, fault: &Fault) -> io::Result<()> {
-        protocol::put_unbound(seq, fault, &mut self.reply);
+        wire::put_unbound(seq, fault, &mut self.reply);
         self.send(socket, None)
     }
 
@@ -239,8 +238,8 @@ impl Buffers {
     ) -> io::Result<()> {
         let local_ports = range.as_ref().map(|range| (range, &*self.reserved));
         let gates = self.sockets.iter().flatten().map(Fresh::gate);
-        protocol::put_vended(seq, gates, fault.as_ref(), local_ports, &mut self.reply);
-        let fds = self.sockets.iter().flatten().map(Fresh::fd);
+        wire::put_vended(seq, gates, fault.as_ref(), local_ports, &mut self.reply);
+        let fds = self.sockets.iter().flatten().filter_map(Fresh::fd);
         let Err(cause) = scm::send(socket, &self.reply, fds) else {
             return Ok(());
         };
@@ -249,17 +248,27 @@ impl Buffers {
             cause,
         };
         let none = self.sockets.iter().take(0).flatten().map(Fresh::gate);
-        protocol::put_vended(seq, none, Some(&fault), local_ports, &mut self.reply);
+        wire::put_vended(seq, none, Some(&fault), local_ports, &mut self.reply);
         self.send(socket, None)
     }
 }
 
 /// Walks over a range as a client would, which would take a message for each
 /// port.
-fn bind_one_of(spec: Spec, range: RangeInclusive<u16>) -> Result<(Bound, u16), Fault> {
+fn bind_one_of(
+    policy: &Policy,
+    spec: Spec,
+    range: RangeInclusive<u16>,
+) -> Result<(Bound, u16), Fault> {
+    let spec = allowed_spec(policy, spec)?;
     let mut spare = None;
-    let mut last = None;
+    // For a range without ports, which no request has.
+    let mut last = refused(Stage::Bind, libc::EADDRINUSE);
     for port in range {
+        if !policy.allows_port(port) {
+            last = refused(Stage::Bind, libc::EACCES);
+            continue;
+        }
         let fresh = match spare.take() {
             Some(fresh) => fresh,
             None => Fresh::open(spec)?,
@@ -268,14 +277,34 @@ fn bind_one_of(spec: Spec, range: RangeInclusive<u16>) -> Result<(Bound, u16), F
             Ok(bound) => return Ok((bound, port)),
             Err(unbound) if unbound.fault.is_in_use() || unbound.fault.is_denied() => {
                 spare = unbound.fresh;
-                last = Some(unbound.fault);
+                last = unbound.fault;
             }
             Err(unbound) => return Err(unbound.fault),
         }
     }
-    Err(last.unwrap_or(Fault {
-        stage: Stage::Bind,
-        // For a range without ports, which no request has.
-        cause: io::Error::from_raw_os_error(libc::EADDRINUSE),
-    }))
+    Err(last)
+}
+
+/// What a policy makes of what a client wants.
+fn allowed_spec(policy: &Policy, mut spec: Spec) -> Result<Spec, Fault> {
+    if !policy.allows_protocol(spec.protocol) || !policy.allows_addr(spec.addr) {
+        return Err(refused(Stage::Bind, libc::EPERM));
+    }
+    if policy.has_accept_only() {
+        spec.options.accept_only = true;
+        spec.gate = match spec.gate {
+            Gate::Drop { otherwise } => match otherwise {
+                Fallback::Fail => return Err(refused(Stage::Filter, libc::EPERM)),
+                Fallback::Queue => Gate::Queue,
+                Fallback::Refuse => Gate::Refuse,
+            },
+            gate => gate,
+        };
+    }
+    Ok(spec)
+}
+
+fn refused(stage: Stage, errno: i32) -> Fault {
+    let cause = io::Error::from_raw_os_error(errno);
+    Fault { stage, cause }
 }
