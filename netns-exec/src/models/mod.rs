@@ -27,10 +27,17 @@
 //! | guard of `begin_park`, of `notify`         | `executor::job_in_the_queue_finds_a_worker_that_is_about_to_park` |
 //! | guard of `push`, of `take`                 | `executor::sender_waits_for_room_until_a_job_is_taken` |
 //! | guard of `leave`                           | `executor::queued_job_meets_a_worker_that_leaves_for_being_idle` |
-//! | guard of `pass_on`                         | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
+//! | guard of `cover_queue`                         | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
 //! | guard of `park_spare`                      | `executor::parked_spare_is_called_again`         |
 //! | guard of `wake_all`                        | `executor::call_meets_retirement`                |
 //! | `queue_all`: look after the last push      | `executor::batch_in_the_queue_finds_a_worker_that_is_about_to_park` |
+//! | `Tally::job_over`, AcqRel                  | `scope::scope_sees_what_all_of_its_jobs_did`     |
+//! | `rescue`: count the spare that is called   | `executor::parked_spare_is_called_again`         |
+//! | `carry_out`: give up the orphans           | `executor::jobs_are_given_up_when_a_stand_in_cannot_be_born` |
+//! | `leave`: a successor for what is queued    | `executor::successor_of_a_spoiled_worker_serves_what_is_queued` |
+//! | `unpin`: wake                              | `executor::worker_that_is_unpinned_ends_for_being_idle` |
+//! | `started`: have those look that wait for room | `executor::caller_that_waits_for_room_goes_on_when_the_worker_is_there_without_it` |
+//! | `Threads::join`: wait for other joiners    | `executor::both_of_two_joiners_wait_for_the_thread` |
 //! | `queue_all`: look before it waits for room | `executor::batch_wakes_its_worker_before_it_waits_for_room` |
 //!
 //! Not noticed: the guard of `worker_blocks`, the Release of `Serving::set_flag`
