@@ -94,7 +94,8 @@ fn without_a_header_every_line_is_a_namespace() {
     );
     for line in lines {
         let first = line.split_whitespace().next().expect("an id");
-        assert!(first.parse::<u64>().is_ok(), "{line}");
+        // One of another mount namespace may not be opened.
+        assert!(first == "?" || first.parse::<u64>().is_ok(), "{line}");
     }
 }
 
@@ -161,6 +162,6 @@ fn capability_that_is_missing_is_named_with_the_processes() {
         let said = text(&shown.stderr);
         assert!(said.contains("CAP_SYS_PTRACE: run as root"), "{said}");
         assert!(said.contains("of 1 ("), "{said}");
-        assert!(!said.contains("1 processes"), "{said}");
+        assert!(!said.contains(": 1 processes"), "{said}");
     }
 }

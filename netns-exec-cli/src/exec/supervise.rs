@@ -218,7 +218,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// The stream of our own that a command's goes to.
-    fn target(&self, stream: Stream) -> Stream {
+    fn destination(&self, stream: Stream) -> Stream {
         match self.plan.form.json {
             true => Stream::Stdout,
             false => stream,
@@ -226,7 +226,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn has_room(&self, stream: Stream) -> bool {
-        self.plan.form.group || self.outputs.has_room(self.target(stream))
+        self.plan.form.group || self.outputs.has_room(self.destination(stream))
     }
 
     /// Deals with the signals that came.
@@ -296,25 +296,25 @@ impl<'a> Supervisor<'a> {
     }
 
     fn read(&mut self, index: usize, stream: Stream) -> Result<(), Failure> {
-        let target = self.target(stream);
+        let destination = self.destination(stream);
         let Supervised { command, spools } = &mut self.running[index];
         let lines = command.read(stream);
         if lines.is_empty() {
             return Ok(());
         }
         if self.plan.form.group {
-            let kept = spools[target.index()].push(&lines);
+            let kept = spools[destination.index()].push(&lines);
             return kept.map_err(|error| Failure::io("cannot keep output", error));
         }
         self.tally.output();
-        self.outputs.push(target, lines);
+        self.outputs.push(destination, lines);
         Ok(())
     }
 
     /// Lets commands know that their reader has gone.
     fn close_broken(&mut self) {
         for stream in Stream::BOTH {
-            if self.outputs.is_broken(self.target(stream)) {
+            if self.outputs.is_broken(self.destination(stream)) {
                 for each in &mut self.running {
                     each.command.close(stream);
                 }
