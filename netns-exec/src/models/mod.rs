@@ -24,12 +24,12 @@
 //! | lane: post, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: done, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: let go, Release; claim, Acquire      | `lane::caller_has_read_its_result_before_the_next_one_takes_the_lane` |
-//! | guard of `begin_park`, of `notify`         | `executor::job_in_the_queue_finds_a_worker_that_is_about_to_park` |
-//! | guard of `push`, of `take`                 | `executor::sender_waits_for_room_until_a_job_is_taken` |
-//! | guard of `leave`                           | `executor::queued_job_meets_a_worker_that_leaves_for_being_idle` |
-//! | guard of `cover_queue`                         | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
-//! | guard of `park_spare`                      | `executor::parked_spare_is_called_again`         |
-//! | guard of `wake_all`                        | `executor::call_meets_retirement`                |
+//! | fence of `begin_park`, of `notify`         | `executor::job_in_the_queue_finds_a_worker_that_is_about_to_park` |
+//! | fence of `push`, of `take`                 | `executor::sender_waits_for_room_until_a_job_is_taken` |
+//! | fence of `leave`                           | `executor::queued_job_meets_a_worker_that_leaves_for_being_idle` |
+//! | fence of `cover_queue`                     | `executor::job_in_the_queue_is_not_left_behind_a_call_that_waits_for_it` |
+//! | fence of `park_spare`                      | `executor::parked_spare_is_called_again`         |
+//! | fence of `wake_all`                        | `executor::call_meets_retirement`                |
 //! | `queue_all`: look after the last push      | `executor::batch_in_the_queue_finds_a_worker_that_is_about_to_park` |
 //! | `Tally::job_over`, AcqRel                  | `scope::scope_sees_what_all_of_its_jobs_did`     |
 //! | `rescue`: count the spare that is called   | `executor::parked_spare_is_called_again`         |
@@ -40,12 +40,12 @@
 //! | `Threads::join`: wait for other joiners    | `executor::both_of_two_joiners_wait_for_the_thread` |
 //! | `queue_all`: look before it waits for room | `executor::batch_wakes_its_worker_before_it_waits_for_room` |
 //!
-//! Not noticed: the guard of `worker_blocks`, the Release of `Serving::set_flag`
+//! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
 //! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
 //! users need: no cell is read because of them alone.
 //!
 //! Loom makes no difference between an access of sequential consistency and such a
-//! guard, so the protocols use fences, and nothing stronger than AcqRel beside them.
+//! fence, so the protocols use fences, and nothing stronger than AcqRel beside them.
 
 mod executor;
 mod job;
