@@ -127,6 +127,7 @@ pub(crate) struct Door {
     counters: Arc<Counters>,
     /// The thread must run nothing any more.
     spoiled: bool,
+    tripwire: Tripwire,
 }
 
 impl Door {
@@ -135,6 +136,7 @@ impl Door {
             guard,
             counters,
             spoiled: false,
+            tripwire: Tripwire::here(),
         }
     }
 
@@ -148,7 +150,7 @@ impl Door {
     #[inline]
     pub(crate) fn call<T>(&mut self, f: impl FnOnce() -> T) -> Outcome<T> {
         Counters::bump(&self.counters.started);
-        self.guard.before_job();
+        self.before_job();
         // The caller gets the payload and decides; nothing of `f` is seen again.
         let result = catch_unwind(AssertUnwindSafe(f));
         let verdict = self.after_job();
@@ -193,12 +195,20 @@ impl Door {
 
     /// Runs `f` as a job's closure is run, with no caller to be told.
     fn look_after<R>(&mut self, f: impl FnOnce() -> R) -> (Option<R>, ThreadState) {
-        self.guard.before_job();
+        self.before_job();
         let result = catch_unwind(AssertUnwindSafe(f));
         let result = result.map_err(discard).ok();
         let verdict = self.after_job();
         self.spoiled |= !matches!(verdict, ThreadState::Clean);
         (result, verdict)
+    }
+
+    #[inline]
+    fn before_job(&mut self) {
+        if !self.spoiled {
+            self.tripwire.check();
+        }
+        self.guard.before_job();
     }
 
     #[inline]
@@ -215,6 +225,34 @@ impl Door {
     pub(crate) fn before_park(&mut self) -> bool {
         self.spoiled |= !matches!(self.guard.before_park(), ThreadState::Clean);
         !self.spoiled
+    }
+}
+
+/// Ends a debug build in which user code is about to run in another namespace than the
+/// worker's: what invariant 1 says cannot be.
+struct Tripwire {
+    #[cfg(all(debug_assertions, not(loom)))]
+    home: Option<std::path::PathBuf>,
+}
+
+impl Tripwire {
+    fn here() -> Tripwire {
+        Tripwire {
+            #[cfg(all(debug_assertions, not(loom)))]
+            home: crate::sys::task::netns_link_of_this_thread(),
+        }
+    }
+
+    #[inline]
+    fn check(&self) {
+        #[cfg(all(debug_assertions, not(loom)))]
+        if let Some(home) = &self.home
+            && let Some(here) = crate::sys::task::netns_link_of_this_thread()
+            && here != *home
+        {
+            eprintln!("netns-exec: user code of {home:?} was about to run in {here:?}");
+            std::process::abort();
+        }
     }
 }
 

@@ -206,6 +206,12 @@ impl TaskDir {
     }
 }
 
+/// What names the calling thread's network namespace; `None` without `/proc`.
+#[cfg(debug_assertions)]
+pub(crate) fn netns_link_of_this_thread() -> Option<std::path::PathBuf> {
+    std::fs::read_link("/proc/thread-self/ns/net").ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
