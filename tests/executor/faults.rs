@@ -1,10 +1,11 @@
 //! What happens when the kernel refuses: privileges, threads, descriptors.
 
+use std::os::fd::AsRawFd;
 use std::thread;
 
 use netns_exec::{Error, Executor, Guard, Netns, TrySpawnError};
 use netns_exec_tests::{
-    Alone, Gate, alone, eventually, fresh, handed_over, here, to_hand_over, within,
+    Alone, Gate, Held, alone, eventually, fresh, handed_over, here, tids, to_hand_over, within,
 };
 use nix::libc::{EAGAIN, EMFILE, EPERM};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -27,6 +28,11 @@ impl Limit {
     /// No thread can be created: there is one at least already.
     fn threads() -> Limit {
         Limit::new(Resource::RLIMIT_NPROC, 1)
+    }
+
+    /// As many threads as there are, and no more.
+    fn more_threads() -> Limit {
+        Limit::new(Resource::RLIMIT_NPROC, tids().len().try_into().unwrap())
     }
 
     /// No descriptor can be opened.
@@ -229,4 +235,54 @@ fn sealed_worker_starts_and_serves_without_a_descriptor() {
     let answer = executor.run(&netns, || 42);
     drop(limit);
     assert_eq!(answer.unwrap(), 42);
+}
+
+#[test]
+fn idle_workers_are_given_up_for_others_at_the_limit_of_threads() {
+    alone!(Alone::OrdinaryUserAsRoot);
+    let (a, b, c) = (fresh(), fresh(), fresh());
+    let executor = Executor::new().unwrap();
+    for netns in [&a, &b] {
+        executor.run(netns, || ()).unwrap();
+    }
+    let held = Held::new(&executor, &b);
+    let _limit = Limit::more_threads();
+    // The idle one of A makes room, and the busy one of B does not.
+    assert_eq!(executor.run(&c, here).unwrap(), c.id());
+    let served: Vec<_> = executor
+        .stats()
+        .per_netns
+        .iter()
+        .map(|netns| netns.id)
+        .collect();
+    assert!(
+        !served.contains(&a.id()) && served.contains(&b.id()),
+        "{served:?}"
+    );
+    let held_too = Held::new(&executor, &c);
+    let error = executor.run(&a, here).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(EAGAIN), "none is idle: {error}");
+    // A stand-in for a worker that waits is worth an idle worker as well.
+    held_too.end();
+    let (inner, own) = (executor.clone(), b.clone());
+    held.end();
+    let nested = executor.run(&b, move || inner.spawn(&own, here).unwrap().join());
+    assert_eq!(nested.unwrap().unwrap(), b.id());
+}
+
+#[test]
+fn idle_workers_are_given_up_for_others_at_the_limit_of_files() {
+    alone!(Alone::AsIs);
+    let (a, b) = (fresh(), fresh());
+    // Each worker takes two descriptors.
+    let executor = Executor::builder().guard(Guard::Off).build().unwrap();
+    executor.run(&a, || ()).unwrap();
+    // The next number that is free, which the limit is to be.
+    let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+    let limit = Limit::new(Resource::RLIMIT_NOFILE, next.try_into().unwrap());
+    let ran = executor.run(&b, || 5);
+    drop(limit);
+    assert_eq!(ran.unwrap(), 5);
+    assert_eq!(executor.run(&b, here).unwrap(), b.id());
+    assert_eq!(executor.stats().workers, 1);
 }

@@ -36,13 +36,13 @@
 //! | `carry_out`: give up the orphans           | `executor::jobs_are_given_up_when_a_stand_in_cannot_be_born` |
 //! | `leave`: a successor for what is queued    | `executor::successor_of_a_spoiled_worker_serves_what_is_queued` |
 //! | `unpin`: wake                              | `executor::worker_that_is_unpinned_ends_for_being_idle` |
-//! | `started`: have those look that wait for room | `executor::caller_that_waits_for_room_goes_on_when_the_worker_is_there_without_it` |
 //! | `Threads::join`: wait for other joiners    | `executor::both_of_two_joiners_wait_for_the_thread` |
 //! | `queue_all`: look before it waits for room | `executor::batch_wakes_its_worker_before_it_waits_for_room` |
 //!
 //! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
 //! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
-//! users need: no cell is read because of them alone.
+//! users need: no cell is read because of them alone. Nor that `started` has those
+//! look that wait for room: the worker's first park does so as well, later.
 //!
 //! Loom makes no difference between an access of sequential consistency and such a
 //! fence, so the protocols use fences, and nothing stronger than AcqRel beside them.
