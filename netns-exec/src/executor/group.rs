@@ -627,12 +627,15 @@ impl Group {
                 return true;
             }
         }
-        if self.is_pinned() || !self.lanes.iter().any(Lane::is_parked) {
+        let idles = |lane: &Lane| lane.is_parked() || lane.is_awake_and_free();
+        if self.is_pinned() || !self.lanes.iter().any(idles) {
             return false;
         }
         self.evictions.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        self.lanes.iter().any(Lane::wake)
+        // One that is awake looks before it parks.
+        self.lanes.iter().any(Lane::wake);
+        true
     }
 
     pub(crate) fn idle_since(&self) -> u64 {
