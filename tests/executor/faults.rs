@@ -246,6 +246,8 @@ fn idle_workers_are_given_up_for_others_at_the_limit_of_threads() {
         executor.run(netns, || ()).unwrap();
     }
     let held = Held::new(&executor, &b);
+    // A thread that still ends would make room.
+    settle();
     let _limit = Limit::more_threads();
     // The idle one of A makes room, and the busy one of B does not.
     assert_eq!(executor.run(&c, here).unwrap(), c.id());

@@ -8,7 +8,7 @@ use std::io;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::group::{Group, Member, Role, Start, Todo};
 use super::registry::Registry;
@@ -51,6 +51,7 @@ pub(crate) fn carry_out(
 pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     const AT_ONCE: usize = 8;
     const LIMIT: Duration = Duration::from_secs(1);
+    const BECOMES_IDLE: Duration = Duration::from_millis(20);
     let has_run_out = matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOSPC)
@@ -58,8 +59,17 @@ pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     if !has_run_out || cfg!(loom) {
         return false;
     }
-    let ends_before = registry.pool().threads.ends();
-    registry.evict(AT_ONCE) > 0 && registry.pool().threads.wait_for_end(ends_before, LIMIT)
+    let threads = &registry.pool().threads;
+    let ends_before = threads.ends();
+    // A worker that has just ended its job is not idle yet.
+    let deadline = Instant::now() + BECOMES_IDLE;
+    while registry.evict(AT_ONCE) == 0 {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(BECOMES_IDLE / 20);
+    }
+    threads.wait_for_end(ends_before, LIMIT)
 }
 
 /// Has the home thread start a worker, and waits for it if it is needed.
