@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Attempts, Given};
-use super::cancel::Patience;
+use super::cancel::{GivenUp, Patience};
 use super::error::{Counts, Error};
 use super::holds::Hold;
 use super::lease::Lease;
@@ -32,6 +32,8 @@ pub(super) struct Walk {
     plan: Plan,
     /// For waits: `retry_for` counts from the beginning of the walk.
     patience: Patience,
+    /// The deadline had passed before the walk began.
+    is_late: bool,
     attempts: Attempts,
     counts: Counts,
     /// How many ports were in use, one after the other.
@@ -93,6 +95,7 @@ impl Walk {
         };
         Walk {
             attempts: Attempts::new(&plan, patience.clone()),
+            is_late: patience.check() == Err(GivenUp::Deadline),
             patience,
             plan,
             counts: Counts::default(),
@@ -142,6 +145,7 @@ impl Walk {
 
     /// Tells the caller that the request waits, and what for.
     fn notice(&self, error: &Error) {
+        tracing::debug!(%error, "a request for a port waits");
         if let Some(on_wait) = &self.plan.on_wait {
             on_wait(error);
         }
@@ -215,7 +219,7 @@ impl Walk {
             if laps == 0 {
                 return Err(Stop::Tries);
             }
-            if self.plan.on_wait.is_some() {
+            if self.plan.on_wait.is_some() || tracing::enabled!(tracing::Level::DEBUG) {
                 let protocols = &self.plan.protocols;
                 let last = self.attempts.last_error();
                 self.notice(&Error::exhausted(protocols, &span.range, last).counted(self.counts));
@@ -390,7 +394,14 @@ impl Walk {
         self.check_cancelled()?;
         match self.plan.budget {
             Budget::Tries(tries) if self.counts.tried >= tries => Err(Stop::Tries),
-            Budget::Deadline(end) if Instant::now() >= end => Err(Stop::Deadline),
+            // With a deadline that was in time a port is looked at, however long it
+            // took to get there: or short ones would never get past the first.
+            Budget::Deadline(end) if Instant::now() >= end => {
+                match self.is_late || self.reached.is_some() {
+                    true => Err(Stop::Deadline),
+                    false => Ok(()),
+                }
+            }
             _ => Ok(()),
         }
     }
