@@ -118,6 +118,21 @@ fn deadline_reaches_a_request_that_waits_for_a_stopped_broker() {
 }
 
 #[test]
+fn short_time_is_enough_for_a_broker_that_runs() {
+    let w = World::new();
+    let exact = || w.request().retry_for(Duration::ZERO).acquire();
+    let range = || {
+        let request = w.request().ports(Ports::Range(33000..=33009));
+        let end = Instant::now() + Duration::from_micros(20);
+        request.budget(Budget::Deadline(end)).acquire()
+    };
+    for _ in 0..20 {
+        exact().expect("it is tried once, whatever the time");
+        range().expect("a port is looked at, and it is free");
+    }
+}
+
+#[test]
 fn dropped_future_stops_waiting_for_a_stopped_broker() {
     let w = World::new();
     drop(w.request().acquire().unwrap());

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Attempts, Given};
-use super::cancel::{GivenUp, Patience};
+use super::cancel::Patience;
 use super::error::{Counts, Error};
 use super::holds::Hold;
 use super::lease::Lease;
@@ -24,6 +24,9 @@ use super::table::{Binding, ClaimOutcome};
 const STREAK: u32 = 32;
 /// How often a lap asks the kernel. Its choice may be in use elsewhere.
 const QUESTIONS: u32 = 4;
+/// The least that a broker is waited for, by a walk whose deadline was in time: one
+/// that runs answers in far less, and a short deadline still gets a port looked at.
+const GRACE: Duration = Duration::from_millis(100);
 /// How long to wait at a time for another request to decide about a port; a
 /// bound, so that a deadline or a cancellation is seen.
 const DECISION: Duration = Duration::from_millis(10);
@@ -93,9 +96,15 @@ impl Walk {
                 _ => retry_until,
             },
         };
+        let is_late = matches!(plan.budget, Budget::Deadline(end) if Instant::now() >= end);
+        let mut for_brokers = patience.clone();
+        if !is_late {
+            let least = Instant::now() + GRACE;
+            for_brokers.deadline = patience.deadline.map(|end| end.max(least));
+        }
         Walk {
-            attempts: Attempts::new(&plan, patience.clone()),
-            is_late: patience.check() == Err(GivenUp::Deadline),
+            attempts: Attempts::new(&plan, for_brokers),
+            is_late,
             patience,
             plan,
             counts: Counts::default(),
