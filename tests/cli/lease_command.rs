@@ -3,6 +3,7 @@
 // As the tests of the library: see tests/clippy.toml.
 #![allow(clippy::disallowed_methods)]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -11,6 +12,7 @@ use netns_exec::Executor;
 use netns_exec::ports::Protocol;
 use netns_exec_tests::ports::{V4, rival, taken};
 use netns_exec_tests::{TempNetns, eventually};
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -241,6 +243,46 @@ fn hold_waits_for_a_busy_port_and_says_so_once() {
     let args = ["--tcp", "33000", "--on", &on];
     let output = lease(&args).output().expect("the program was built");
     assert_fails(&output, 1, &["in use"]);
+}
+
+#[test]
+fn wait_is_shown_on_a_terminal_and_cleared_after() {
+    let (host, on) = host();
+    let executor = Executor::new().expect("an executor");
+    let busy = rival(&executor, &host, Tcp, V4, 33000);
+    let pty = openpty(None, None).expect("a terminal");
+    let args = [
+        "--tcp",
+        "33000",
+        "--on",
+        &on,
+        "--retry-for",
+        "60",
+        "--",
+        "true",
+    ];
+    let mut child = (lease(&args).env("TERM", "xterm").stderr(pty.slave))
+        .spawn()
+        .expect("it was built");
+    let mut screen = File::from(pty.master);
+    let mut shown = String::new();
+    let mut read_on = |shown: &mut String| {
+        let mut buffer = [0; 4096];
+        // EIO when the last process on it has gone.
+        let len = screen.read(&mut buffer).unwrap_or(0);
+        shown.push_str(&String::from_utf8_lossy(&buffer[..len]));
+        len > 0
+    };
+    // Drawn again and again, on one line.
+    while shown.matches("waiting: cannot bind").count() < 2 {
+        assert!(read_on(&mut shown), "{shown:?}");
+    }
+    assert!(!shown.contains('\n'), "{shown:?}");
+    drop(busy);
+    while read_on(&mut shown) {}
+    assert!(child.wait().expect("a child").success());
+    let last = shown.rsplit('\r').find(|part| !part.trim().is_empty());
+    assert!(last.is_some_and(|last| last.contains("33000")), "{shown:?}");
 }
 
 #[test]

@@ -137,3 +137,22 @@ fn activated_refusing_gate_still_lets_no_rival_in() {
     }
     w.connect(&w.host, SocketAddr::new(V4, 33000)).unwrap();
 }
+
+#[test]
+fn deadline_that_was_in_time_looks_at_a_port_and_one_that_was_late_at_none() {
+    let w = World::new();
+    let ask = |left| {
+        let request = w.ports.request(Tcp).on(&w.host, [V4]);
+        let request = request.ports(Ports::Range(33000..=33009));
+        let deadline = Instant::now() + left;
+        request.budget(Budget::Deadline(deadline)).acquire()
+    };
+    let late = ask(Duration::ZERO).expect_err("its time has passed");
+    assert!(late.is_timed_out(), "{late}");
+    assert_eq!(late.counts().tried, 0);
+    // Over by the time that there is a socket: the worker has to be started.
+    let _busy: Vec<_> = (33000..33009).map(|port| w.rival(&w.host, port)).collect();
+    w.executor.retire(&w.host).unwrap();
+    let short = || ask(Duration::from_micros(20));
+    persist(1000, short).expect("each looks at one, and the tenth is free");
+}

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use netns_exec::ports::{
     Allocator, Broker, ErrorKind, Fallback, Gate, GateState, Policy, Ports, Protocol, Request,
-    Stage,
+    Stage, Start,
 };
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::ports::{V4, V4_ANY, netns, refused, rival};
@@ -33,7 +33,7 @@ impl World {
         let spawned = executor.run(&host, || Broker::spawn_with(policy));
         World {
             broker: spawned.unwrap().unwrap(),
-            ports: Allocator::new(&executor),
+            ports: Allocator::starting_at(&executor, Start::Beginning),
             executor,
             host,
         }

@@ -78,7 +78,8 @@ impl Member {
         Ok(())
     }
 
-    /// Makes a second descriptor of the same socket, to be handed on.
+    /// Makes a second descriptor of the same socket, to be handed on; of what can be
+    /// done with it there, see [`Lease::split`].
     ///
     /// # Errors
     ///

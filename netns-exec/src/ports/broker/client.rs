@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::wire::{self, BrokerReply, Hello, LIMITED, Malformed};
+use super::wire::{self, BrokerReply, Hello, LIMITED, Malformed, WITHOUT_V6};
 use crate::netns::NetnsId;
 use crate::ports::cancel::{GivenUp, Patience};
 use crate::ports::error::Stage;
@@ -177,8 +177,19 @@ impl Client {
         if request.local_ports {
             self.vend(&[], true, patience, &mut opened)?;
         }
-        let fresh = |&spec: &Spec| Fresh::to_be_bound_by(self.patient(patience), spec);
-        opened.sockets = request.specs.iter().map(fresh).collect();
+        let is_without_v6 = self.capabilities.load(Ordering::Relaxed) & WITHOUT_V6 != 0;
+        for &spec in &request.specs {
+            if is_without_v6 && spec.addr.is_ipv6() {
+                // As the broker would say it, only earlier.
+                opened.fault = Some(Fault {
+                    stage: Stage::Socket,
+                    cause: io::Error::from_raw_os_error(libc::EAFNOSUPPORT),
+                });
+                break;
+            }
+            let fresh = Fresh::to_be_bound_by(self.patient(patience), spec);
+            opened.sockets.push(fresh);
+        }
         Ok(opened)
     }
 
@@ -431,11 +442,12 @@ mod tests {
     fn client_of(
         answer: impl Fn(u32, &mut Vec<u8>) -> Vec<OwnedFd> + Send + 'static,
     ) -> Arc<Client> {
-        client_of_one_in(here(), answer)
+        client_of_one(here(), 0, answer)
     }
 
-    fn client_of_one_in(
+    fn client_of_one(
         netns: u64,
+        capabilities: u64,
         answer: impl Fn(u32, &mut Vec<u8>) -> Vec<OwnedFd> + Send + 'static,
     ) -> Arc<Client> {
         let (ours, theirs) = scm::pair().expect("a pair");
@@ -454,7 +466,7 @@ mod tests {
                         let hello = wire::Hello {
                             netns,
                             pid: 1,
-                            capabilities: 0,
+                            capabilities,
                         };
                         wire::put_hello_reply(seq, &hello, &mut reply);
                         Vec::new()
@@ -520,8 +532,22 @@ mod tests {
     }
 
     #[test]
+    fn broker_with_a_policy_is_not_asked_for_what_it_refuses_or_lacks() {
+        let no_answer = |_, _: &mut Vec<u8>| -> Vec<OwnedFd> { panic!("it was asked") };
+        let client = client_of_one(here(), LIMITED | WITHOUT_V6, no_answer);
+        let v6 = Spec {
+            addr: "::1".parse().expect("an address"),
+            ..TCP
+        };
+        let opened = open(&client, &[TCP, TCP, v6]).expect("no message");
+        assert_eq!(opened.sockets.len(), 2);
+        assert!(opened.sockets.iter().all(|fresh| fresh.fd().is_none()));
+        assert!(opened.fault.expect("no IPv6").is_family_missing());
+    }
+
+    #[test]
     fn socket_of_another_namespace_is_not_taken() {
-        let client = client_of_one_in(here() + 1, answer_with(|| fresh(TCP)));
+        let client = client_of_one(here() + 1, 0, answer_with(|| fresh(TCP)));
         let (stage, text) = fault(&client);
         assert_eq!(stage, Stage::Transfer);
         assert!(text.contains("another namespace"), "{text}");

@@ -12,13 +12,13 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::policy::Policy;
-use super::wire::{self, BrokerRequest, Hello, LIMITED, Malformed};
+use super::wire::{self, BrokerRequest, Hello, LIMITED, Malformed, WITHOUT_V6};
 use crate::ports::dynamic::{self, Files};
 use crate::ports::error::Stage;
 use crate::ports::gate::{Fallback, Gate};
 use crate::ports::socket::{Bound, Fault, Fresh, Spec};
 use crate::sys::apart::{self, Allowed, Child, Confinement};
-use crate::sys::{caps, netns, scm};
+use crate::sys::{self, caps, netns, scm};
 
 /// What a broker keeps if it has it: to bind ports below 1024, and to filter
 /// the packets of TCP sockets.
@@ -89,13 +89,20 @@ fn allowed(socket: BorrowedFd<'_>) -> [Allowed; 9] {
 
 impl Server {
     fn new(socket: OwnedFd, policy: Policy) -> io::Result<Server> {
-        let limited = if policy.is_limited() { LIMITED } else { 0 };
+        let mut features = 0;
+        if policy.is_limited() {
+            features |= LIMITED;
+        }
+        let v6 = sys::socket::open(libc::AF_INET6, libc::SOCK_DGRAM, 0);
+        if v6.is_err_and(|error| error.raw_os_error() == Some(libc::EAFNOSUPPORT)) {
+            features |= WITHOUT_V6;
+        }
         Ok(Server {
             hello: Hello {
                 // Of the calling thread's namespace, where the pair was made.
                 netns: netns::id_by_socket(socket.as_fd())?,
                 pid: 0,
-                capabilities: caps::effective()? & CAPABILITIES | limited,
+                capabilities: caps::effective()? & CAPABILITIES | features,
             },
             files: Files::open(),
             policy,

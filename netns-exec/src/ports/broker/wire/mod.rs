@@ -19,8 +19,8 @@ mod tests;
 
 pub(super) use frame::{Malformed, seq_of};
 pub(super) use reply::{
-    Bitmap, BrokerReply, Hello, LIMITED, MAX_REPLY, NOTHING_RESERVED, decode_reply, put_bound,
-    put_failed, put_hello_reply, put_malformed, put_unbound, put_vended, reserve,
+    Bitmap, BrokerReply, Hello, LIMITED, MAX_REPLY, NOTHING_RESERVED, WITHOUT_V6, decode_reply,
+    put_bound, put_failed, put_hello_reply, put_malformed, put_unbound, put_vended, reserve,
 };
 pub(super) use request::{
     BrokerRequest, MAX_REQUEST, MAX_SPECS, decode_request, put_bind, put_hello, put_vend,

@@ -21,6 +21,9 @@ pub(in crate::ports::broker) const MAX_REPLY: usize = HEAD + MAX_SPECS + FAULT +
 /// bound. The kernel has no such capability.
 pub(in crate::ports::broker) const LIMITED: u64 = 1 << 63;
 
+/// Stands there, too: the kernel, or a filter on the broker, has no IPv6.
+pub(in crate::ports::broker) const WITHOUT_V6: u64 = 1 << 62;
+
 /// One bit for each port that is reserved.
 pub(in crate::ports::broker) type Bitmap = [u8; BITMAP];
 
@@ -43,7 +46,7 @@ pub(in crate::ports::broker) struct Hello {
     pub(in crate::ports::broker) netns: u64,
     /// Its process id, as it sees itself.
     pub(in crate::ports::broker) pid: u32,
-    /// Its effective capabilities, and [`LIMITED`].
+    /// Its effective capabilities, [`LIMITED`] and [`WITHOUT_V6`].
     pub(in crate::ports::broker) capabilities: u64,
 }
 
