@@ -15,6 +15,7 @@ use netns_exec_tests::{GUARDS, Gate, Held, eventually, fresh, here, panic_of, ti
 use nix::sched::{CloneFlags, setns};
 
 type Act = Arc<dyn Fn() + Send + Sync>;
+type Place = fn(&Executor, &Netns, Act);
 
 /// Acts when it is dropped.
 struct OnDrop(Act);
@@ -36,7 +37,7 @@ impl Wake for OnWake {
 
 /// Where a worker meets user code beside a job's closure. Each sends a job, and
 /// returns when the user code has run, or is about to before any later job.
-const PLACES: [(&str, fn(&Executor, &Netns, Act)); 6] = [
+const PLACES: [(&str, Place); 6] = [
     ("capture of a cancelled job", |executor, netns, act| {
         let held = Held::new(executor, netns);
         let capture = OnDrop(act);

@@ -24,6 +24,7 @@ use crate::sys;
 /// # Ok::<(), netns_exec::Error>(())
 /// ```
 #[must_use = "a builder does nothing before `build`"]
+#[derive(Default)]
 pub struct Builder {
     config: Config,
     guard: Guard,
@@ -35,16 +36,6 @@ pub struct Builder {
 const MAX_PER_NETNS: usize = 1 << 16;
 const MAX_DEPTH: usize = 1 << 20;
 const MAX_STACK: usize = 1 << 40;
-
-impl Default for Builder {
-    fn default() -> Builder {
-        Builder {
-            config: Config::default(),
-            guard: Guard::default(),
-            prewarm: Vec::new(),
-        }
-    }
-}
 
 impl Builder {
     /// Sets how many workers serve one namespace at the same time. Default: 1.
