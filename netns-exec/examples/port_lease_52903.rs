@@ -22,6 +22,8 @@
 //!
 //! Without privileges it starts itself again in a user namespace of its own.
 
+#![allow(clippy::disallowed_methods)]
+
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;

@@ -660,7 +660,7 @@ mod tests {
                 assert!(matches!(call(&lane, || text.clone()), Outcome::Returned(t) if t == text));
                 let large = [n; 40];
                 assert!(matches!(call(&lane, || large), Outcome::Returned(back) if back == large));
-                let moved = vec![n; 3];
+                let moved = String::from("abc");
                 assert!(matches!(
                     call(&lane, move || moved.len()),
                     Outcome::Returned(3)
