@@ -12,6 +12,7 @@
 
 mod check;
 mod detect;
+mod filter;
 mod off;
 mod seal;
 
