@@ -9,12 +9,20 @@
 //! On x86-64 there are 2^28 places, but on many arm64 kernels only 2^18, so a
 //! whole libc (some 400 pages) would break one child in 650 there. So:
 //!
-//! - clone(2) is refused to the two functions of libc that do it (`clone`, on
-//!   which `pthread_create` is built, and `syscall`), a range that is hit only
-//!   by a child that has the very same libc at the very same address, and to
-//!   the executable, which is somewhere else altogether than any libc;
+//! - clone(2) for a thread, unshare(2) and close_range(2) for a descriptor table
+//!   or a working directory of the thread's own are refused to the functions of
+//!   libc that make these calls (`clone`, on which `pthread_create` is built,
+//!   `syscall`, `unshare` ...), ranges that are hit only by a child that has the
+//!   very same libc at the very same address, and to the executable, which is
+//!   somewhere else altogether than any libc;
 //! - clone3(2) and io_uring_setup(2) are answered with `ENOSYS` to all objects
 //!   that are loaded: a child that is hit falls back.
+//!
+//! *Refused* is an errno, or a notification to the thread that counts refusals
+//! (see [`ear`](super::ear)). That one can tell the worker from its children,
+//! which the filter cannot, and so lets children do what they ask for. It is also
+//! told of setns(2) and of unshare(2) for namespaces: those fail by themselves,
+//! for want of `CAP_SYS_ADMIN`, but uncounted.
 //!
 //! An executable linked at a fixed address shares its addresses with every
 //! other one, so it counts only when it is all there is (static linking).
@@ -29,8 +37,8 @@ use crate::sys::bpf::{self, AUDIT_ARCH, and, arg_low, jump, load, ret};
 /// Where the code lies that the filter is about.
 #[derive(Debug)]
 pub(super) struct Code {
-    /// What is known to call clone(2), and the executable.
-    pub(super) cloners: Vec<Range<u64>>,
+    /// What is known to make the calls that are refused, and the executable.
+    pub(super) callers: Vec<Range<u64>>,
     /// All there is.
     pub(super) objects: Vec<Range<u64>>,
 }
@@ -38,7 +46,8 @@ pub(super) struct Code {
 impl Code {
     pub(super) fn of_this_process() -> Code {
         /// Longer than any libc's `clone` and `syscall`, which are written in
-        /// assembly; what lies behind them does not clone.
+        /// assembly, and than the stubs around its other calls; what lies behind
+        /// them makes none of these calls.
         const FUNCTION: u64 = 256;
 
         let objects = sys::text::objects();
@@ -47,7 +56,7 @@ impl Code {
         let executable = objects.first().filter(counts);
         let entries = sys::text::libc_entries();
         Code {
-            cloners: (entries.into_iter())
+            callers: (entries.into_iter())
                 .map(|entry| entry..entry + FUNCTION)
                 .chain(
                     executable
@@ -70,37 +79,105 @@ const MAX_RANGES: usize = 256;
 /// same numbers for the calls in question.
 const X32_BIT: u32 = 0x4000_0000;
 
-/// Assembles the filter: `clone` for a thread is refused to code in `cloners`,
-/// and clone3 and io_uring_setup do not exist for code in `objects`.
+/// How a call is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// With `EPERM`, by the kernel.
+    Errno,
+    /// By the thread that holds the filter's listener.
+    Notify,
+}
+
+/// What gives a thread files, or a working directory and umask, of its own.
+const UNSHARED_STATE: libc::c_int = libc::CLONE_FILES | libc::CLONE_FS;
+
+/// What gives a thread a namespace of its own. Not the user namespace, which no
+/// thread of several can have, and of which the kernel's `EINVAL` tells more.
+const NAMESPACES: libc::c_int = libc::CLONE_NEWNET
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWCGROUP
+    | 0x80; // CLONE_NEWTIME, which libc lacks: in clone(2) it is part of the signal.
+
+/// `CLOSE_RANGE_UNSHARE`, see linux/close_range.h.
+const CLOSE_RANGE_UNSHARE: u32 = 1 << 1;
+
+/// Assembles the filter: a thread, and state of the thread's own, are refused to
+/// code in `callers`, and clone3 and io_uring_setup do not exist for code in
+/// `objects`.
 ///
 /// Calls of another architecture pass: only a child comes to make any. The
 /// numbers are looked at first, so that the kernel can tell ahead of time that
 /// all other calls pass, and does not run the program for them (Linux 5.11).
-pub(super) fn program(cloners: &[Range<u64>], objects: &[Range<u64>]) -> Vec<sock_filter> {
-    let not_permitted = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+pub(super) fn program(
+    callers: &[Range<u64>],
+    objects: &[Range<u64>],
+    refusal: Refusal,
+) -> Vec<sock_filter> {
+    let (refused, unshared) = match refusal {
+        Refusal::Errno => (libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, UNSHARED_STATE),
+        Refusal::Notify => (libc::SECCOMP_RET_USER_NOTIF, UNSHARED_STATE | NAMESPACES),
+    };
     let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-
-    let mut clone = vec![
-        load(arg_low(0)),
-        jump(libc::BPF_JSET, libc::CLONE_THREAD as u32, 1, 0),
-        ret(libc::SECCOMP_RET_ALLOW),
+    let if_set = |argument, bits| {
+        vec![
+            load(arg_low(argument)),
+            jump(libc::BPF_JSET, bits, 1, 0),
+            ret(libc::SECCOMP_RET_ALLOW),
+        ]
+    };
+    // What decides beside the number; all of it that does not return goes on to
+    // the callers.
+    let mut conditions = vec![
+        (libc::SYS_clone, if_set(0, libc::CLONE_THREAD as u32)),
+        (libc::SYS_unshare, if_set(0, unshared as u32)),
+        (libc::SYS_close_range, if_set(2, CLOSE_RANGE_UNSHARE)),
     ];
-    answer_in(cloners, not_permitted, &mut clone);
+    if refusal == Refusal::Notify {
+        conditions.push((libc::SYS_setns, Vec::new()));
+    }
+
+    /// Instructions of a condition, with the jump behind it.
+    const CONDITION: usize = 4;
+
+    let mut body = Vec::new();
+    let mut targets = Vec::new();
+    let count = conditions.len();
+    for (at, (call, condition)) in conditions.into_iter().enumerate() {
+        targets.push((call, body.len()));
+        body.extend(condition);
+        // To the end of the conditions, which are all made equally long.
+        let over = count * CONDITION - body.len() - 1;
+        body.push(jump(libc::BPF_JA, over as u32, 0, 0));
+        body.resize((at + 1) * CONDITION, ret(libc::SECCOMP_RET_ALLOW));
+    }
+    answer_in(callers, refused, &mut body);
+    for call in [libc::SYS_clone3, libc::SYS_io_uring_setup] {
+        targets.push((call, body.len()));
+    }
+    answer_in(objects, no_such_call, &mut body);
 
     let mut program = vec![
         load(bpf::ARCH),
-        jump(libc::BPF_JEQ, AUDIT_ARCH, 0, 5),
+        jump(libc::BPF_JEQ, AUDIT_ARCH, 1, 0),
+        ret(libc::SECCOMP_RET_ALLOW),
         load(bpf::NR),
         and(!X32_BIT),
-        jump(libc::BPF_JEQ, number(libc::SYS_clone), 4, 0),
-        jump(libc::BPF_JEQ, number(libc::SYS_clone3), 2, 0),
-        jump(libc::BPF_JEQ, number(libc::SYS_io_uring_setup), 1, 0),
-        ret(libc::SECCOMP_RET_ALLOW),
-        // Conditional jumps reach no further than 255 instructions.
-        jump(libc::BPF_JA, clone.len() as u32, 0, 0),
     ];
-    program.append(&mut clone);
-    answer_in(objects, no_such_call, &mut program);
+    let mut left = targets.len();
+    for (call, at) in targets {
+        left -= 1;
+        // Conditional jumps reach no further than 255 instructions.
+        let over = left * 2 + 1 + at;
+        program.extend([
+            jump(libc::BPF_JEQ, number(call), 0, 1),
+            jump(libc::BPF_JA, over as u32, 0, 0),
+        ]);
+    }
+    program.push(ret(libc::SECCOMP_RET_ALLOW));
+    program.append(&mut body);
     program
 }
 
@@ -175,10 +252,12 @@ mod tests {
         arch: u32,
         nr: u32,
         ip: u64,
-        flags: u64,
+        args: [u64; 3],
     }
 
+    const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
     const ARG0: u32 = arg_low(0);
+    const ARG2: u32 = arg_low(2);
 
     /// What the kernel would make of `program`.
     fn run(program: &[sock_filter], call: &Call) -> u32 {
@@ -187,7 +266,8 @@ mod tests {
             bpf::ARCH => call.arch,
             bpf::IP_LOW => call.ip as u32,
             bpf::IP_HIGH => (call.ip >> 32) as u32,
-            ARG0 => call.flags as u32,
+            ARG0 => call.args[0] as u32,
+            ARG2 => call.args[2] as u32,
             _ => panic!("nothing else is read"),
         };
         let (mut a, mut pc) = (0_u32, 0);
@@ -214,7 +294,7 @@ mod tests {
             arch: AUDIT_ARCH,
             nr: number(libc::SYS_clone),
             ip,
-            flags: (libc::CLONE_THREAD | libc::CLONE_VM) as u64,
+            args: [(libc::CLONE_THREAD | libc::CLONE_VM) as u64, 0, 0],
         }
     }
 
@@ -235,7 +315,7 @@ mod tests {
 
     #[test]
     fn ranges_end_where_they_should() {
-        let program = program(&RANGES, &[]);
+        let program = program(&RANGES, &[], Refusal::Errno);
         let inside = [
             0x7f12_0000_1000,
             0x7f12_0000_2fff,
@@ -270,13 +350,13 @@ mod tests {
 
     #[test]
     fn only_threads_are_refused() {
-        let program = program(&RANGES, &RANGES);
+        let program = program(&RANGES, &RANGES, Refusal::Errno);
         let ip = RANGES[0].start;
         assert_eq!(run(&program, &thread_at(ip)), EPERM);
         // vfork(2) and posix_spawn(3).
         let flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD) as u64;
         let process = Call {
-            flags,
+            args: [flags, 0, 0],
             ..thread_at(ip)
         };
         assert_eq!(run(&program, &process), ALLOW);
@@ -286,7 +366,7 @@ mod tests {
     #[test]
     fn what_cannot_be_looked_into_does_not_exist() {
         let ours = RANGES[1].start;
-        let program = program(&RANGES[..1], &RANGES);
+        let program = program(&RANGES[..1], &RANGES, Refusal::Errno);
         for nr in [libc::SYS_clone3, libc::SYS_io_uring_setup] {
             assert_eq!(run(&program, &call_at(nr, ours)), ENOSYS);
             assert_eq!(run(&program, &call_at(nr, 0x4000)), ALLOW);
@@ -295,9 +375,50 @@ mod tests {
     }
 
     #[test]
+    fn state_of_the_threads_own_is_refused() {
+        let ip = RANGES[0].start;
+        let call = |nr, args| Call {
+            args,
+            ..call_at(nr, ip)
+        };
+        let unshare = |flags: libc::c_int| call(libc::SYS_unshare, [flags as u64, 0, 0]);
+        let close = |flags| call(libc::SYS_close_range, [3, u64::MAX, flags]);
+        let setns = call(libc::SYS_setns, [3, 0, 0]);
+        for (refusal, answer, of_moves) in [
+            (Refusal::Errno, EPERM, ALLOW),
+            (Refusal::Notify, NOTIFY, NOTIFY),
+        ] {
+            let program = program(&RANGES, &RANGES, refusal);
+            let run = |call: &Call| run(&program, call);
+            for flags in [libc::CLONE_FILES, libc::CLONE_FS] {
+                assert_eq!(run(&unshare(flags)), answer);
+                assert_eq!(run(&unshare(flags | libc::CLONE_NEWUTS)), answer);
+            }
+            for flags in [libc::CLONE_NEWNET, libc::CLONE_NEWNS, 0x80] {
+                assert_eq!(run(&unshare(flags)), of_moves);
+            }
+            assert_eq!(run(&setns), of_moves);
+            assert_eq!(run(&unshare(0)), ALLOW);
+            assert_eq!(run(&unshare(libc::CLONE_NEWUSER)), ALLOW);
+            assert_eq!(run(&close(1 << 1)), answer);
+            assert_eq!(run(&close(1 << 1 | 1 << 2)), answer);
+            assert_eq!(run(&close(1 << 2)), ALLOW);
+            assert_eq!(run(&thread_at(ip)), answer);
+            assert_eq!(run(&call_at(libc::SYS_clone3, ip)), ENOSYS);
+            assert_eq!(
+                run(&Call {
+                    ip: 0x4000,
+                    ..setns
+                }),
+                ALLOW
+            );
+        }
+    }
+
+    #[test]
     fn programs_of_another_architecture_are_let_be() {
         const I386: u32 = 0x4000_0003;
-        let program = program(&RANGES, &RANGES);
+        let program = program(&RANGES, &RANGES, Refusal::Errno);
         let call = Call {
             arch: I386,
             ..thread_at(RANGES[0].start)
@@ -307,7 +428,7 @@ mod tests {
 
     #[test]
     fn x32_is_not_another_architecture() {
-        let program = program(&RANGES, &RANGES);
+        let program = program(&RANGES, &RANGES, Refusal::Errno);
         let mut call = thread_at(RANGES[0].start);
         call.nr |= X32_BIT;
         assert_eq!(run(&program, &call), EPERM);
@@ -319,7 +440,7 @@ mod tests {
             .map(|at| 0x7f00_0000_0000 + at * 0x10_0000)
             .map(|start| start..start + 0x8000)
             .collect();
-        let program = program(&objects, &objects);
+        let program = program(&objects, &objects, Refusal::Errno);
         assert!(program.len() <= 4096, "{}", program.len());
         for range in objects {
             assert_eq!(run(&program, &thread_at(range.start)), EPERM);
@@ -336,12 +457,12 @@ mod tests {
         };
         let here = Code::of_this_process as *const () as u64;
         for address in sys::text::libc_entries() {
-            assert!(holds(&code.cloners, address));
+            assert!(holds(&code.callers, address));
         }
         // Other programs lie where an executable does that is not PIE.
         let objects = sys::text::objects();
         let counts = !objects[0].fixed || objects.len() == 1;
         assert_eq!(holds(&code.objects, here), counts);
-        assert_eq!(holds(&code.cloners, here), counts);
+        assert_eq!(holds(&code.callers, here), counts);
     }
 }

@@ -12,17 +12,17 @@
 
 mod check;
 mod detect;
+mod ear;
 mod filter;
 mod off;
 mod seal;
 
-use std::any::Any;
 use std::io;
 use std::rc::Rc;
 
 pub(crate) use check::NetnsCheck;
 
-use crate::error::{Error, LeftThread, Result};
+use crate::error::{Error, LeftThread, Refused, Result};
 use crate::home::roster::Registration;
 use crate::sys;
 
@@ -170,10 +170,6 @@ pub enum Guard {
     Off,
 }
 
-/// What a panic over a refusal of [`Guard::Seal`] is explained with.
-pub(crate) const CURE: &str = "a sealed job can neither create threads or io_urings nor use \
-     CAP_SYS_ADMIN: start thread pools at home with `Builder::prewarm`, or choose `Guard::Detect`";
-
 /// How a guard is kept: what an executor has of it.
 trait Mechanism: Sized {
     /// What each worker has of it.
@@ -205,11 +201,9 @@ trait OnThread {
     /// can take it out.
     fn netns_check(&self) -> Option<Rc<NetnsCheck>>;
 
-    /// Tells whether a job's panic reads as if something that this guard
-    /// refused was the reason.
-    fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        let _ = payload;
-        false
+    /// What was refused to the thread since the job began.
+    fn refused(&self) -> Refused {
+        Refused::default()
     }
 }
 
@@ -266,9 +260,9 @@ macro_rules! mechanisms {
                 }
             }
 
-            fn explains(&self, payload: &(dyn Any + Send)) -> bool {
+            fn refused(&self) -> Refused {
                 match self {
-                    $(Installed::$guard(guard) => guard.explains(payload),)*
+                    $(Installed::$guard(guard) => guard.refused(),)*
                 }
             }
         }
@@ -372,10 +366,9 @@ impl ThreadGuard {
         }
     }
 
-    /// Tells whether a job's panic reads as if something that this guard
-    /// refused was the reason.
-    pub(crate) fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        self.installed.explains(payload)
+    /// What this guard refused since the job began.
+    pub(crate) fn refused(&self) -> Refused {
+        self.installed.refused()
     }
 }
 

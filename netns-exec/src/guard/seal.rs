@@ -1,23 +1,28 @@
 //! `Guard::Seal`: the thread can neither move nor breed.
 //!
 //! Moving takes `CAP_SYS_ADMIN`, which the thread gives up. Breeding takes
-//! clone(2), which a seccomp filter refuses.
+//! clone(2), which a seccomp filter refuses, and so does what would give the thread
+//! files or a working directory of its own. What the filter refuses to whom is said
+//! at [`filter`](super::filter), and how it is counted at [`ear`](super::ear).
 //!
-//! What the filter refuses to whom is said at [`filter`](super::filter).
 //! Whether `pthread_create` is covered is not taken for granted but tried, on a
 //! thread that ends afterwards; a libc that is built in another way (musl hides
-//! its clone) gets clone(2) refused for all objects as well.
+//! its clone) gets these calls refused for all objects as well.
+//!
+//! Objects may be loaded later. A worker that starts then has a filter of its own.
 
-use std::any::Any;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 
 use libc::sock_filter;
+use parking_lot::Mutex;
 
-use super::filter::{Code, program};
+use super::ear::{self, Listened};
+use super::filter::{Code, Refusal, program};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Refused, Result};
 use crate::home::Home;
 use crate::home::roster::Registration;
 use crate::sys;
@@ -30,29 +35,62 @@ const REFUSED: i32 = if cfg!(target_env = "musl") {
     libc::EPERM
 };
 
-/// A filter that was tried.
-#[derive(Clone)]
+/// Filters that were tried.
 pub(super) struct Seal {
-    program: Vec<sock_filter>,
+    /// Refused to all objects, not only to the functions that are known.
+    wide: bool,
+    /// Whether a thread here can have its refusals counted.
+    counts: bool,
+    programs: Mutex<Arc<Programs>>,
+}
+
+struct Programs {
+    /// Of the objects that the programs know.
+    generation: u64,
+    /// Refuses by errno.
+    plain: Vec<sock_filter>,
+    /// Has it counted.
+    counting: Vec<sock_filter>,
+}
+
+impl Programs {
+    fn assemble(wide: bool) -> Programs {
+        // First: what is loaded in between is looked for once more.
+        let generation = sys::text::generation();
+        let code = Code::of_this_process();
+        let callers = if wide { &code.objects } else { &code.callers };
+        let assemble = |refusal| program(callers, &code.objects, refusal);
+        Programs {
+            generation,
+            plain: assemble(Refusal::Errno),
+            counting: assemble(Refusal::Notify),
+        }
+    }
 }
 
 /// What is known of a thread that has been sealed.
 pub(super) struct Sealed {
-    /// It had `CAP_SYS_ADMIN` before, so that its not having it is our doing.
-    gave_up_admin: bool,
+    listened: Option<Listened>,
+    /// What the jobs before this one were refused.
+    before: Refused,
 }
 
 impl Mechanism for Seal {
     type OnThread = Sealed;
 
     fn prepare() -> Result<Seal> {
-        let code = Code::of_this_process();
-        for cloners in [&code.cloners, &code.objects] {
-            let seal = Seal {
-                program: program(cloners, &code.objects),
-            };
-            if seal.holds()? {
-                return Ok(seal);
+        for wide in [false, true] {
+            let programs = Arc::new(Programs::assemble(wide));
+            let tried = Arc::clone(&programs);
+            let holds = (Home::get()?.visit(move || tried.attempt())).map_err(|cause| {
+                Error::kernel("cannot start a thread to try the seal on", cause)
+            })?;
+            if let Some(Holds { counts }) = holds? {
+                return Ok(Seal {
+                    wide,
+                    counts,
+                    programs: Mutex::new(programs),
+                });
             }
         }
         Err(Error::new(
@@ -63,33 +101,56 @@ impl Mechanism for Seal {
     }
 
     fn describe(&self) -> &'static str {
-        "seccomp, capset"
+        if self.counts {
+            "seccomp with notification, capset"
+        } else {
+            "seccomp, capset"
+        }
     }
 
     fn install(&self) -> io::Result<Sealed> {
-        let gave_up_admin = sys::caps::has_sys_admin()?;
+        let programs = self.programs();
         // In this order: with the capability, no NO_NEW_PRIVS is needed.
-        sys::seccomp::install(&self.program)?;
+        let counting = self.counts.then_some(&programs.counting);
+        let listened = counting.and_then(|program| ear::install(program));
+        if listened.is_none() {
+            sys::seccomp::install(&programs.plain)?;
+        }
         sys::caps::drop_sys_admin()?;
-        Ok(Sealed { gave_up_admin })
+        Ok(Sealed {
+            listened,
+            before: Refused::default(),
+        })
     }
 }
 
 impl Seal {
-    /// Tries the seal on a thread of its own: `false` when that thread could
-    /// create another one in spite of it.
-    fn holds(&self) -> Result<bool> {
-        let seal = self.clone();
-        (Home::get()?.visit(move || seal.attempt()))
-            .map_err(|cause| Error::kernel("cannot start a thread to try the seal on", cause))?
+    /// The programs for the objects that are loaded now.
+    fn programs(&self) -> Arc<Programs> {
+        let known = Arc::clone(&self.programs.lock());
+        if known.generation == sys::text::generation() {
+            return known;
+        }
+        let fresh = Arc::new(Programs::assemble(self.wide));
+        *self.programs.lock() = Arc::clone(&fresh);
+        fresh
     }
+}
 
-    /// Seals the calling thread, and does what is forbidden then.
+/// The seal holds.
+struct Holds {
+    /// And what it refuses can be counted.
+    counts: bool,
+}
+
+impl Programs {
+    /// Seals the calling thread, which ends afterwards, and does what is forbidden then;
+    /// `None` when it could create a thread in spite of it.
     #[expect(
         clippy::disallowed_methods,
         reason = "asks whether the seal of this thread, made for it, refuses one"
     )]
-    fn attempt(&self) -> Result<bool> {
+    fn attempt(&self) -> Result<Option<Holds>> {
         let failed = |cause: io::Error| {
             let hint = match cause.raw_os_error() {
                 Some(libc::EINVAL | libc::ENOSYS) => "needs a kernel with CONFIG_SECCOMP_FILTER",
@@ -101,7 +162,8 @@ impl Seal {
             Error::kernel("cannot seal workers", cause).hint(hint)
         };
         let here = sys::netns::of_this_thread().map_err(failed)?;
-        self.install().map_err(failed)?;
+        sys::seccomp::install(&self.plain).map_err(failed)?;
+        sys::caps::drop_sys_admin().map_err(failed)?;
 
         match sys::netns::enter(&here) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
@@ -115,17 +177,26 @@ impl Seal {
             }
         }
         match thread::Builder::new().spawn(|| {}) {
-            Err(error) if error.raw_os_error() == Some(REFUSED) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(REFUSED) => Ok(Some(Holds {
+                counts: sys::seccomp::install_with_listener(&self.counting).is_ok(),
+            })),
             Err(error) => Err(failed(error)),
             Ok(thread) => {
                 thread.join().expect("an empty closure does not panic");
-                Ok(false)
+                Ok(None)
             }
         }
     }
 }
 
 impl OnThread for Sealed {
+    #[inline]
+    fn before_job(&mut self, _worker: &Registration) {
+        if let Some(listened) = &self.listened {
+            self.before = listened.refused();
+        }
+    }
+
     /// There is nothing that the job can have done.
     #[inline]
     fn after_job(&mut self, _worker: &Registration) -> ThreadState {
@@ -136,39 +207,10 @@ impl OnThread for Sealed {
         None
     }
 
-    /// All there is to go by is its text. `EPERM` from a thread that lost
-    /// `CAP_SYS_ADMIN` here, and otherwise has what the process has, is taken
-    /// for ours; from one that never had it only when it speaks of threads.
-    /// `ENOSYS` is what the filter says and current kernels hardly ever do.
-    fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        let text = if let Some(text) = payload.downcast_ref::<&str>() {
-            (*text).to_owned()
-        } else if let Some(text) = payload.downcast_ref::<String>() {
-            text.clone()
-        } else if let Some(error) = payload.downcast_ref::<io::Error>() {
-            format!("{error:?}")
-        } else if let Some(error) = payload.downcast_ref::<Error>() {
-            error.to_string()
-        } else {
-            return false;
-        };
-        let holds = |errno: i32, name: &str| {
-            // How io::Error shows itself to people and to programmers, and how
-            // the Errno of nix and rustix does.
-            [
-                &format!("(os error {errno})"),
-                &format!("code: {errno},"),
-                name,
-            ]
-            .iter()
-            .any(|marker| text.contains(*marker))
-        };
-        let of_threads = ["thread", "pool", "runtime", "spawn"]
-            .iter()
-            .any(|word| text.contains(word));
-        let refused = holds(libc::EPERM, "EPERM") || text.contains("peration not permitted");
-        refused && (self.gave_up_admin || of_threads)
-            || holds(libc::ENOSYS, "ENOSYS")
-            || of_threads && holds(REFUSED, "EPERM")
+    fn refused(&self) -> Refused {
+        let listened = self.listened.as_ref();
+        listened.map_or_else(Refused::default, |listened| {
+            listened.refused() - self.before
+        })
     }
 }

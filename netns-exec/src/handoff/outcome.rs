@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, Kind, LeftThread};
+use crate::error::{Error, Kind, LeftThread, Refused};
 use crate::guard::{ThreadGuard, ThreadState};
 
 /// What a panic was raised with.
@@ -21,7 +21,8 @@ pub(crate) type Payload = Box<dyn Any + Send>;
 /// How a job ended.
 pub(crate) enum Outcome<T> {
     Returned(T),
-    Panicked(Payload),
+    /// And so often was it refused what it asked for.
+    Panicked(Payload, Refused),
     /// It never ran.
     Aborted(Error),
     /// It ended one way or the other, and did what the guard forbids.
@@ -49,7 +50,9 @@ impl<T> Outcome<T> {
     pub(crate) fn into_join_result(self, pack: Pack<T>) -> Result<T, Error> {
         match self {
             Outcome::Returned(value) => Ok(value),
-            Outcome::Panicked(panic) => Err(Error::panicked("job panicked", panic)),
+            Outcome::Panicked(panic, refused) => {
+                Err(Error::panicked("job panicked", panic).beside(refused))
+            }
             Outcome::Aborted(error) => Err(error),
             Outcome::Violated(violation) => Err(violation.into_error(pack)),
         }
@@ -58,7 +61,7 @@ impl<T> Outcome<T> {
     /// What the caller that waited for the job is given: its panic goes on there.
     pub(crate) fn into_run_result(self) -> Result<T, Error> {
         match self {
-            Outcome::Panicked(panic) => resume_unwind(panic),
+            Outcome::Panicked(panic, _) => resume_unwind(panic),
             other => other.into_join_result(|_| None),
         }
     }
@@ -162,7 +165,7 @@ impl Door {
             ThreadState::Clean => {
                 return match result {
                     Ok(value) => Outcome::Returned(value),
-                    Err(panic) => Outcome::Panicked(panic),
+                    Err(panic) => Outcome::Panicked(panic, self.refused()),
                 };
             }
             ThreadState::Escaped => Finding::Escaped,
@@ -171,6 +174,20 @@ impl Door {
         };
         self.spoiled = true;
         Outcome::Violated(Box::new(Violation { finding, result }))
+    }
+
+    /// What the guard refused to the job that has just panicked; the log tells of it.
+    #[cold]
+    fn refused(&mut self) -> Refused {
+        let refused = self.guard.refused();
+        if !refused.is_none() {
+            let Refused { threads, moves } = refused;
+            self.report(|| {
+                let cure = refused.hint();
+                tracing::warn!(threads, moves, %cure, "job panicked that was refused something");
+            });
+        }
+        refused
     }
 
     /// Runs what is no job's closure, such as a drop or a waker: `what` says which.

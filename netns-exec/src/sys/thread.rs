@@ -1,8 +1,11 @@
 //! What belongs to one thread: its signal mask, its CPUs, its id.
+#![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::{Pid, getpid, gettid};
@@ -38,6 +41,30 @@ pub(crate) fn block_signals() -> io::Result<SigSet> {
 /// Puts back what [`block_signals`] returned.
 pub(crate) fn restore_signals(mask: &SigSet) -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None).map_err(io::Error::from)
+}
+
+/// Gives the calling thread a descriptor table of its own, with nothing in it but a
+/// copy of `fd`, which is returned. The table that it shared is as before.
+///
+/// To be called by a thread that owns no other descriptor.
+pub(crate) fn keep_one_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
+    /// `CLOSE_RANGE_UNSHARE`, see linux/close_range.h.
+    const UNSHARE: libc::c_uint = 1 << 1;
+
+    let kept = libc::c_uint::try_from(fd).map_err(|_| Errno::EBADF)?;
+    let close = |first: libc::c_uint, last: libc::c_uint, flags: libc::c_uint| {
+        // SAFETY: the call takes three integers, and closes what the calling thread
+        // alone has: the first one that is made unshares, and the caller says that
+        // it owns nothing in the table.
+        let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+        Errno::result(rc).map(drop)
+    };
+    close(kept + 1, libc::c_uint::MAX, UNSHARE)?;
+    if kept > 0 {
+        close(0, kept - 1, 0)?;
+    }
+    // SAFETY: a number in this thread's own table, where nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Lets the calling thread run wherever the process's main thread may.

@@ -1,7 +1,6 @@
 //! Each mechanism on raw threads and real namespaces. They stay in the crate
 //! because a guard can be installed on a thread without an executor only here.
 
-use std::any::Any;
 use std::fs;
 use std::process::Command;
 use std::sync::Barrier;
