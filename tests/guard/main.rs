@@ -3,6 +3,7 @@
 mod abuse;
 mod escapes;
 mod rayon;
+mod refusals;
 mod tokio;
 
 use netns_exec::{Executor, Guard};
