@@ -311,8 +311,9 @@ impl Error {
         matches!(self.inner.kind, Kind::TimedOut)
     }
 
-    /// Tells whether the job left its thread in another namespace; that thread
-    /// runs nothing any more.
+    /// Tells whether the job left its thread in another namespace, or with files, a
+    /// working directory, a user or capabilities that the process has not; that
+    /// thread runs nothing any more.
     pub fn is_escaped(&self) -> bool {
         matches!(self.inner.kind, Kind::Escaped)
     }

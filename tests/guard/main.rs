@@ -4,6 +4,7 @@ mod abuse;
 mod escapes;
 mod rayon;
 mod refusals;
+mod state;
 mod tokio;
 
 use netns_exec::{Executor, Guard};

@@ -1,11 +1,16 @@
-//! Whether a thread is still in the namespace that it entered.
+//! Whether a thread is still what it was: in the namespace that it entered, and
+//! otherwise like the home thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
+use nix::unistd::{Gid, Uid, getegid, geteuid};
+
 use super::ThreadState;
+use crate::home::Home;
 use crate::sys;
-use crate::sys::task::{NsLink, NsProbe};
+use crate::sys::task::{NsLink, NsProbe, OTHER_NAMESPACES};
+use crate::sys::thread::Shared;
 
 /// Compares the namespace that a thread is in with the one that it was in when
 /// this was made, on that thread.
@@ -45,5 +50,95 @@ impl NetnsCheck {
             Ok(_) => ThreadState::Escaped,
             Err(error) => ThreadState::Unknown(error),
         }
+    }
+}
+
+/// The thread that workers share their files with; `prepare` finds it out.
+#[derive(Clone, Copy)]
+pub(super) struct HomeTid(u32);
+
+impl HomeTid {
+    pub(super) fn get() -> crate::error::Result<HomeTid> {
+        if cfg!(loom) {
+            return Ok(HomeTid(sys::thread::tid()));
+        }
+        Ok(HomeTid(Home::get()?.call(sys::thread::tid)))
+    }
+}
+
+/// Compares what a thread has beside its network namespace with what it had when this
+/// was made, on that thread: what the next job there would take for the process's.
+pub(super) struct StateCheck {
+    me: u32,
+    home: u32,
+    /// What it shares with home. Less where kcmp(2) cannot be had: a table of its own
+    /// is then not seen.
+    shared: Vec<Shared>,
+    credentials: Credentials,
+    namespaces: [Option<NsLink>; OTHER_NAMESPACES.len()],
+}
+
+#[derive(PartialEq, Eq)]
+struct Credentials {
+    user: Uid,
+    group: Gid,
+    capabilities: u64,
+}
+
+impl Credentials {
+    fn of_this_thread() -> io::Result<Credentials> {
+        Ok(Credentials {
+            user: geteuid(),
+            group: getegid(),
+            capabilities: sys::caps::effective()?,
+        })
+    }
+}
+
+impl StateCheck {
+    pub(super) fn of_this_thread(HomeTid(home): HomeTid) -> io::Result<StateCheck> {
+        let me = sys::thread::tid();
+        let shared = [Shared::Files, Shared::Fs].into_iter();
+        Ok(StateCheck {
+            me,
+            home,
+            shared: shared
+                .filter(|what| matches!(sys::thread::share(me, home, *what), Ok(true)))
+                .collect(),
+            credentials: Credentials::of_this_thread()?,
+            namespaces: OTHER_NAMESPACES.map(sys::task::other_namespace),
+        })
+    }
+
+    /// Looks at what costs little: files, working directory, user, capabilities.
+    #[inline]
+    pub(super) fn look(&self) -> ThreadState {
+        for &what in &self.shared {
+            match sys::thread::share(self.me, self.home, what) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return ThreadState::Altered(match what {
+                        Shared::Files => "a descriptor table of its own",
+                        Shared::Fs => "a working directory of its own",
+                    });
+                }
+                Err(error) => return ThreadState::Unknown(error),
+            }
+        }
+        match Credentials::of_this_thread() {
+            Ok(credentials) if credentials == self.credentials => ThreadState::Clean,
+            Ok(_) => ThreadState::Altered("another user, group or set of capabilities"),
+            Err(error) => ThreadState::Unknown(error),
+        }
+    }
+
+    /// Looks at its other namespaces as well.
+    pub(super) fn look_closely(&self) -> ThreadState {
+        for (path, before) in OTHER_NAMESPACES.into_iter().zip(&self.namespaces) {
+            if before.is_some() && sys::task::other_namespace(path) != *before {
+                return ThreadState::Altered("a mount, UTS, IPC or other namespace of its own");
+            }
+        }
+        self.look()
     }
 }

@@ -17,6 +17,7 @@ mod filter;
 mod off;
 mod seal;
 
+use std::ffi::CString;
 use std::io;
 use std::rc::Rc;
 
@@ -197,6 +198,12 @@ trait OnThread {
     /// Looks at what the job has done to its thread.
     fn after_job(&mut self, worker: &Registration) -> ThreadState;
 
+    /// Looks, when the worker has nothing to do, at what is too dear to look at after
+    /// each job.
+    fn when_idle(&mut self) -> ThreadState {
+        ThreadState::Clean
+    }
+
     /// What tells whether the thread is in its namespace; `None` when no job
     /// can take it out.
     fn netns_check(&self) -> Option<Rc<NetnsCheck>>;
@@ -251,6 +258,12 @@ macro_rules! mechanisms {
             fn after_job(&mut self, worker: &Registration) -> ThreadState {
                 match self {
                     $(Installed::$guard(guard) => guard.after_job(worker),)*
+                }
+            }
+
+            fn when_idle(&mut self) -> ThreadState {
+                match self {
+                    $(Installed::$guard(guard) => guard.when_idle(),)*
                 }
             }
 
@@ -313,6 +326,7 @@ impl Policy {
         })?;
         Ok(ThreadGuard {
             installed,
+            name: sys::thread::name().unwrap_or_default(),
             registration,
         })
     }
@@ -321,6 +335,8 @@ impl Policy {
 /// The guard on one worker's thread; lives there.
 pub(crate) struct ThreadGuard {
     installed: Installed,
+    /// What the thread was called when it was born.
+    name: CString,
     registration: Registration,
 }
 
@@ -330,6 +346,8 @@ pub(crate) enum ThreadState {
     Clean,
     /// The thread is not where it belongs.
     Escaped,
+    /// It is, but has something that the process has not: what.
+    Altered(&'static str),
     /// Threads of the job are alive in the namespace.
     LeftThreads(Vec<LeftThread>),
     /// `/proc` could not be read, so nothing is known.
@@ -358,10 +376,12 @@ impl ThreadGuard {
     /// Puts right, before the worker sleeps, what a job may have changed.
     ///
     /// A job that unblocked signals would make its worker the one that runs
-    /// the process's handlers, in the wrong namespace.
+    /// the process's handlers, in the wrong namespace. What cannot be put right ends
+    /// the worker.
     pub(crate) fn before_park(&mut self) -> ThreadState {
+        sys::thread::set_name(&self.name);
         match sys::thread::block_signals() {
-            Ok(_) => ThreadState::Clean,
+            Ok(_) => self.installed.when_idle(),
             Err(error) => ThreadState::Unknown(error),
         }
     }

@@ -37,6 +37,8 @@ pub(crate) struct Violation<T> {
 
 pub(crate) enum Finding {
     Escaped,
+    /// The thread has something that the process has not: what.
+    Altered(&'static str),
     LeftThreads(Vec<LeftThread>),
     /// Where the job left its thread could not be found out.
     Unknown(io::Error),
@@ -77,6 +79,11 @@ impl<T> Violation<T> {
             .hint(
                 "a job must not call setns(2) or unshare(2); run it in the other namespace instead",
             ),
+            Finding::Altered(with) => Error::new(
+                Kind::Escaped,
+                format!("job left its thread with {with}; the thread has been retired"),
+            )
+            .hint("what a job changes for its thread alone, the next one would find: use a thread of your own"),
             Finding::Unknown(cause) => Error::new(
                 Kind::Escaped,
                 "cannot tell whether the job left its thread in place; the thread has been retired",
@@ -169,6 +176,7 @@ impl Door {
                 };
             }
             ThreadState::Escaped => Finding::Escaped,
+            ThreadState::Altered(with) => Finding::Altered(with),
             ThreadState::Unknown(cause) => Finding::Unknown(cause),
             ThreadState::LeftThreads(threads) => Finding::LeftThreads(threads),
         };

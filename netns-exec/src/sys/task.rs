@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -26,21 +26,37 @@ pub(crate) struct NsLink {
 impl NsLink {
     #[inline]
     fn read(dir: &OwnedFd, path: &CStr) -> io::Result<NsLink> {
+        NsLink::read_at(dir.as_raw_fd(), path)
+    }
+
+    #[inline]
+    fn read_at(dir: RawFd, path: &CStr) -> io::Result<NsLink> {
         let mut text = [0; 32];
         // Not nix's: that one allocates, and this is done after every job.
         // SAFETY: `path` ends with a nul, and the kernel writes at most
         // `text.len()` bytes.
-        let length = unsafe {
-            libc::readlinkat(
-                dir.as_raw_fd(),
-                path.as_ptr(),
-                text.as_mut_ptr().cast(),
-                text.len(),
-            )
-        };
+        let length =
+            unsafe { libc::readlinkat(dir, path.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
         let length = Errno::result(length)?.unsigned_abs();
         Ok(NsLink { text, length })
     }
+}
+
+/// The namespaces of a thread beside its network namespace.
+pub(crate) const OTHER_NAMESPACES: [&CStr; 7] = [
+    c"/proc/thread-self/ns/mnt",
+    c"/proc/thread-self/ns/uts",
+    c"/proc/thread-self/ns/ipc",
+    c"/proc/thread-self/ns/cgroup",
+    c"/proc/thread-self/ns/user",
+    c"/proc/thread-self/ns/pid_for_children",
+    c"/proc/thread-self/ns/time_for_children",
+];
+
+/// The calling thread's namespace at one of [`OTHER_NAMESPACES`]; `None` where this
+/// kernel has none of the kind, or `/proc` does not show it.
+pub(crate) fn other_namespace(path: &CStr) -> Option<NsLink> {
+    NsLink::read_at(libc::AT_FDCWD, path).ok()
 }
 
 /// A look at the network namespace of one thread that stays cheap: the link is

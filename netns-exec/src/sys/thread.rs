@@ -1,18 +1,31 @@
 //! What belongs to one thread: its signal mask, its CPUs, its id.
 #![allow(unsafe_code)]
 
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::{Pid, getpid, gettid};
 
 /// The calling thread's id, as `ps -L` shows it.
 pub(crate) fn tid() -> u32 {
     gettid().as_raw().unsigned_abs()
+}
+
+/// The calling thread's name, as `ps -L` shows it.
+pub(crate) fn name() -> io::Result<CString> {
+    prctl::get_name().map_err(io::Error::from)
+}
+
+/// Names the calling thread. A name has no more than 15 bytes; the rest is cut.
+pub(crate) fn set_name(name: &CStr) {
+    // It takes any text, and no privilege.
+    let _ = prctl::set_name(name);
 }
 
 /// What a thread's own fault raises. When that is blocked the kernel ends the
@@ -65,6 +78,27 @@ pub(crate) fn keep_one_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: a number in this thread's own table, where nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What threads of a process share unless one asked for its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shared {
+    /// The descriptor table: `KCMP_FILES`, see linux/kcmp.h.
+    Files = 2,
+    /// Working directory, root and umask: `KCMP_FS`.
+    Fs = 3,
+}
+
+/// Tells whether the threads `a` and `b` of this process share `what`: kcmp(2).
+///
+/// # Errors
+///
+/// `ENOSYS` and `EPERM` where a kernel or a container has no such call, `ESRCH` when
+/// one has ended.
+pub(crate) fn share(a: u32, b: u32, what: Shared) -> io::Result<bool> {
+    // SAFETY: the call takes integers.
+    let rc = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as libc::c_int, 0, 0) };
+    Ok(Errno::result(rc)? == 0)
 }
 
 /// Lets the calling thread run wherever the process's main thread may.

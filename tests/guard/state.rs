@@ -1,0 +1,111 @@
+//! What a job leaves on its thread beside threads and namespaces of the network, and
+//! that the next job finds none of it.
+
+use std::fs;
+use std::io;
+use std::thread;
+
+use netns_exec::{Executor, Guard, Netns};
+use netns_exec_tests::{eventually, fresh, here};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Pid, getpid, gettid};
+
+fn executor(guard: Guard) -> Executor {
+    let executor = Executor::builder()
+        .guard(guard)
+        .workers_per_netns(1)
+        .build();
+    executor.expect("root may have every guard")
+}
+
+fn tid() -> Pid {
+    gettid()
+}
+
+/// A job that leaves its thread altered: its caller is told, and nothing else runs there.
+#[track_caller]
+fn assert_retired(guard: Guard, leave: impl FnOnce() + Send, word: &str) {
+    let (executor, netns) = (executor(guard), fresh());
+    let worker = executor.run(&netns, tid).unwrap();
+    let error = executor.run(&netns, leave).expect_err("it is told");
+    assert!(error.is_escaped(), "{guard:?}: {error}");
+    assert!(error.to_string().contains(word), "{guard:?}: {error}");
+    let next = executor.run(&netns, || (here(), tid())).unwrap();
+    assert_eq!(next.0, netns.id());
+    assert_ne!(next.1, worker, "{guard:?}: {word}");
+}
+
+#[test]
+fn descriptor_table_or_working_directory_of_its_own_retires_the_worker() {
+    for guard in [Guard::Detect, Guard::Off] {
+        let files = || unshare(CloneFlags::CLONE_FILES).unwrap();
+        assert_retired(guard, files, "descriptor table");
+        let fs = || unshare(CloneFlags::CLONE_FS).unwrap();
+        assert_retired(guard, fs, "working directory");
+    }
+}
+
+#[test]
+fn namespace_of_another_kind_retires_the_worker() {
+    for kind in [
+        CloneFlags::CLONE_NEWUTS,
+        CloneFlags::CLONE_NEWIPC,
+        CloneFlags::CLONE_NEWCGROUP,
+    ] {
+        assert_retired(Guard::Detect, move || unshare(kind).unwrap(), "namespace");
+        // `Off` looks for these when the worker idles.
+        let (executor, netns) = (executor(Guard::Off), fresh());
+        let worker = executor.run(&netns, tid).unwrap();
+        executor.run(&netns, || unshare(kind).unwrap()).unwrap();
+        eventually("the worker is retired", || executor.stats().workers == 0);
+        assert_ne!(executor.run(&netns, tid).unwrap(), worker);
+    }
+}
+
+#[test]
+fn user_or_capabilities_of_its_own_retire_the_worker() {
+    assert_retired(Guard::Off, netns_exec_tests::drop_sys_admin, "capabilities");
+    // `Detect` looks for these when the worker idles.
+    let (executor, netns) = (executor(Guard::Detect), fresh());
+    executor
+        .run(&netns, netns_exec_tests::drop_sys_admin)
+        .unwrap();
+    eventually("the worker is retired", || executor.stats().workers == 0);
+}
+
+fn name_of(netns: &Netns, executor: &Executor) -> String {
+    let read = || fs::read_to_string(format!("/proc/self/task/{}/comm", tid()));
+    executor.run(netns, read).unwrap().unwrap()
+}
+
+#[test]
+fn name_that_a_job_gave_its_thread_is_taken_back_when_the_worker_idles() {
+    for guard in [Guard::Seal, Guard::Detect, Guard::Off] {
+        let (executor, netns) = (executor(guard), fresh());
+        let before = name_of(&netns, &executor);
+        let rename = || -> io::Result<Pid> {
+            let tid = tid();
+            fs::write(format!("/proc/self/task/{tid}/comm"), "of-a-job")?;
+            Ok(tid)
+        };
+        let worker = executor.run(&netns, rename).unwrap().unwrap();
+        eventually("the name is back", || {
+            let path = format!("/proc/{}/task/{worker}/comm", getpid());
+            fs::read_to_string(path).unwrap() == before
+        });
+        assert_eq!(executor.run(&netns, tid).unwrap(), worker);
+    }
+}
+
+#[test]
+fn threads_that_share_everything_are_left_alone() {
+    for guard in [Guard::Detect, Guard::Off] {
+        let (executor, netns) = (executor(guard), fresh());
+        let worker = executor.run(&netns, tid).unwrap();
+        for _ in 0..20 {
+            let job = || thread::scope(|scope| scope.spawn(tid).join().unwrap());
+            executor.run(&netns, job).unwrap();
+        }
+        assert_eq!(executor.run(&netns, tid).unwrap(), worker);
+    }
+}
