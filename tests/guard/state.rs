@@ -1,8 +1,10 @@
 //! What a job leaves on its thread beside threads and namespaces of the network, and
 //! that the next job finds none of it.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
+use std::sync::mpsc;
 use std::thread;
 
 use netns_exec::{Executor, Guard, Netns};
@@ -108,4 +110,41 @@ fn threads_that_share_everything_are_left_alone() {
         }
         assert_eq!(executor.run(&netns, tid).unwrap(), worker);
     }
+}
+
+/// Stops the destructors of a thread's thread-locals until the test goes on.
+struct Lingers(mpsc::Sender<()>, mpsc::Receiver<()>);
+
+impl Drop for Lingers {
+    fn drop(&mut self) {
+        self.0.send(()).expect("the test waits");
+        let _ = self.1.recv();
+    }
+}
+
+thread_local! {
+    static LINGERS: RefCell<Option<Lingers>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn job_is_not_blamed_for_a_worker_whose_thread_locals_are_being_destroyed() {
+    let (netns, leaving, detecting) = (fresh(), executor(Guard::Off), executor(Guard::Detect));
+    let ((sender, destroying), (end, ended)) = (mpsc::channel(), mpsc::channel());
+    let lingers = Lingers(sender, ended);
+    leaving
+        .run(&netns, move || LINGERS.set(Some(lingers)))
+        .unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| leaving.shutdown(None).unwrap());
+        destroying.recv().expect("its worker leaves");
+        let job = || thread::scope(|scope| scope.spawn(tid).join().unwrap());
+        let result = detecting.run(&netns, job).map(drop);
+        let strays = detecting.audit().map(|audit| {
+            let ours = |stray: &netns_exec::audit::Thread| stray.netns_id() == Some(netns.id());
+            audit.strays().filter(|stray| ours(stray)).count()
+        });
+        drop(end);
+        result.expect("its own thread has ended");
+        assert_eq!(strays.unwrap(), 0);
+    });
 }

@@ -74,25 +74,9 @@ pub(super) struct StateCheck {
     /// What it shares with home. Less where kcmp(2) cannot be had: a table of its own
     /// is then not seen.
     shared: Vec<Shared>,
-    credentials: Credentials,
-    namespaces: [Option<NsLink>; OTHER_NAMESPACES.len()],
-}
-
-#[derive(PartialEq, Eq)]
-struct Credentials {
-    user: Uid,
-    group: Gid,
     capabilities: u64,
-}
-
-impl Credentials {
-    fn of_this_thread() -> io::Result<Credentials> {
-        Ok(Credentials {
-            user: geteuid(),
-            group: getegid(),
-            capabilities: sys::caps::effective()?,
-        })
-    }
+    ids: (Uid, Gid),
+    namespaces: [Option<NsLink>; OTHER_NAMESPACES.len()],
 }
 
 impl StateCheck {
@@ -105,12 +89,14 @@ impl StateCheck {
             shared: shared
                 .filter(|what| matches!(sys::thread::share(me, home, *what), Ok(true)))
                 .collect(),
-            credentials: Credentials::of_this_thread()?,
+            capabilities: sys::caps::effective()?,
+            ids: (geteuid(), getegid()),
             namespaces: OTHER_NAMESPACES.map(sys::task::other_namespace),
         })
     }
 
-    /// Looks at what costs little: files, working directory, user, capabilities.
+    /// Looks at what does most harm: files, working directory, capabilities. (Root
+    /// that becomes another user loses its capabilities, see capabilities(7).)
     #[inline]
     pub(super) fn look(&self) -> ThreadState {
         for &what in &self.shared {
@@ -125,19 +111,22 @@ impl StateCheck {
                 Err(error) => return ThreadState::Unknown(error),
             }
         }
-        match Credentials::of_this_thread() {
-            Ok(credentials) if credentials == self.credentials => ThreadState::Clean,
-            Ok(_) => ThreadState::Altered("another user, group or set of capabilities"),
+        match sys::caps::effective() {
+            Ok(capabilities) if capabilities == self.capabilities => ThreadState::Clean,
+            Ok(_) => ThreadState::Altered("other capabilities"),
             Err(error) => ThreadState::Unknown(error),
         }
     }
 
-    /// Looks at its other namespaces as well.
+    /// Looks at the rest as well, which takes about ten times as long.
     pub(super) fn look_closely(&self) -> ThreadState {
         for (path, before) in OTHER_NAMESPACES.into_iter().zip(&self.namespaces) {
             if before.is_some() && sys::task::other_namespace(path) != *before {
                 return ThreadState::Altered("a mount, UTS, IPC or other namespace of its own");
             }
+        }
+        if (geteuid(), getegid()) != self.ids {
+            return ThreadState::Altered("another user or group");
         }
         self.look()
     }

@@ -284,10 +284,11 @@ impl Detector {
                     link == self.netns_check.entered()
                 };
                 if astray
-                    && let Some(started) = self.tasks.alive_since(tid)?
-                    && !roster::is_reported(tid, started)
+                    && let Some(stat) = self.tasks.stat(tid)?
+                    && !stat.is_io_worker
+                    && !roster::is_reported(tid, stat.started)
                 {
-                    if mine { &mut known } else { &mut unclear }.push((tid, started));
+                    if mine { &mut known } else { &mut unclear }.push((tid, stat.started));
                 }
             }
             if known.is_empty() && unclear.is_empty() {
