@@ -63,7 +63,8 @@ fn sealed_job_that_panics_over_a_refusal_is_told_the_cure() {
     let (netns, elsewhere) = (fresh(), fresh());
     let executor = executor(Guard::Seal, 1);
     let worker = executor.run(&netns, tid).unwrap();
-    let attempts: [(&str, Box<dyn Fn() + Send + Sync>); 3] = [
+    type Attempt = Box<dyn Fn() + Send + Sync>;
+    let attempts: [(&str, Attempt); 3] = [
         (
             "setns(2)",
             Box::new(move || setns(&elsewhere, NET).unwrap()),

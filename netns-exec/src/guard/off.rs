@@ -19,7 +19,7 @@ pub(super) struct Checked {
 }
 
 impl Mechanism for Off {
-    type OnThread = Checked;
+    type OnThread = Box<Checked>;
 
     fn prepare() -> Result<Off> {
         Ok(Off {
@@ -31,15 +31,15 @@ impl Mechanism for Off {
         "own namespace only"
     }
 
-    fn install(&self) -> io::Result<Checked> {
-        Ok(Checked {
+    fn install(&self) -> io::Result<Box<Checked>> {
+        Ok(Box::new(Checked {
             netns: Rc::new(NetnsCheck::of_this_thread()?),
             state: StateCheck::of_this_thread(self.home)?,
-        })
+        }))
     }
 }
 
-impl OnThread for Checked {
+impl OnThread for Box<Checked> {
     #[inline]
     fn after_job(&mut self, _worker: &Registration) -> ThreadState {
         match self.netns.state() {
