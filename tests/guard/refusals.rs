@@ -1,18 +1,23 @@
 //! What a job is told of what the seal refused to it, and what it is not told: the
 //! refusals are counted, and no text is read.
 
+use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::net::UdpSocket;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 use std::thread;
 
 use netns_exec::{CommandExt, Error, Executor, Guard, Netns};
 use netns_exec_tests::{Alone, alone, eventually, fresh};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use tracing::field::Field;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 const CURE: &str = "Builder::prewarm";
 
@@ -188,5 +193,65 @@ fn refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker() {
         assert!(error.is_refused(), "{error}");
         other.shutdown(None).unwrap();
         eventually("the thread ends", || threads_named("netns-guard") == 0);
+    }
+}
+
+/// Writes down the fields of each event at the level of a warning.
+struct Warnings;
+
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() == Level::WARN
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = String::new();
+        event.record(&mut |field: &Field, value: &dyn Debug| {
+            line += &format!("{field}={value:?} ");
+        });
+        WARNINGS.lock().unwrap().push(line);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure() {
+    let test = "log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure";
+    if !alone(test, Alone::AsIs) {
+        return;
+    }
+    tracing::subscriber::set_global_default(Warnings).unwrap();
+    let (executor, netns) = (sealed(), fresh());
+    let job = || {
+        for _ in 0..2 {
+            assert!(thread::Builder::new().spawn(|| ()).is_err());
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    };
+    let ran = catch_unwind(AssertUnwindSafe(|| executor.run(&netns, job)));
+    assert!(ran.is_err());
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        executor.run(&netns, || panic!("EPERM"))
+    }));
+    assert!(ran.is_err());
+    let warnings = WARNINGS.lock().unwrap();
+    let [line] = &warnings[..] else {
+        panic!("one warning, of the first job: {warnings:#?}");
+    };
+    for word in ["threads=2", "moves=1", CURE, "Guard::Detect"] {
+        assert!(line.contains(word), "no {word} in: {line}");
     }
 }
