@@ -95,25 +95,39 @@ impl StateCheck {
         })
     }
 
-    /// Looks at what does most harm: files, working directory, capabilities. (Root
-    /// that becomes another user loses its capabilities, see capabilities(7).)
+    /// Looks at the descriptor table: what does most harm. The next job would return
+    /// sockets whose numbers mean other files at its caller.
     #[inline]
+    pub(super) fn look_at_files(&self) -> ThreadState {
+        self.look_at(Shared::Files, "a descriptor table of its own")
+    }
+
+    /// Looks at files, working directory and capabilities. (Root that becomes another
+    /// user loses these, see capabilities(7).)
     pub(super) fn look(&self) -> ThreadState {
-        for &what in &self.shared {
-            match sys::thread::share(self.me, self.home, what) {
-                Ok(true) => {}
-                Ok(false) => {
-                    return ThreadState::Altered(match what {
-                        Shared::Files => "a descriptor table of its own",
-                        Shared::Fs => "a working directory of its own",
-                    });
-                }
-                Err(error) => return ThreadState::Unknown(error),
-            }
+        match self.look_at_files() {
+            ThreadState::Clean => {}
+            state => return state,
+        }
+        match self.look_at(Shared::Fs, "a working directory of its own") {
+            ThreadState::Clean => {}
+            state => return state,
         }
         match sys::caps::effective() {
             Ok(capabilities) if capabilities == self.capabilities => ThreadState::Clean,
             Ok(_) => ThreadState::Altered("other capabilities"),
+            Err(error) => ThreadState::Unknown(error),
+        }
+    }
+
+    #[inline]
+    fn look_at(&self, what: Shared, of_its_own: &'static str) -> ThreadState {
+        if !self.shared.contains(&what) {
+            return ThreadState::Clean;
+        }
+        match sys::thread::share(self.me, self.home, what) {
+            Ok(true) => ThreadState::Clean,
+            Ok(false) => ThreadState::Altered(of_its_own),
             Err(error) => ThreadState::Unknown(error),
         }
     }

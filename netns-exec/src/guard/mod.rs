@@ -47,7 +47,7 @@ use crate::sys;
 /// |---|---|---|---|
 /// | a job moves its thread | refused: `EPERM` | found after the job | found after the job |
 /// | a job creates threads | refused: `EPERM` | allowed; found when one is left | allowed |
-/// | a job takes files (`CLONE_FILES`) or a working directory (`CLONE_FS`) of its own | refused: `EPERM` | found after the job | found after the job |
+/// | a job takes files (`CLONE_FILES`) or a working directory (`CLONE_FS`) of its own | refused: `EPERM` | found after the job | files: found after the job |
 /// | `CAP_SYS_ADMIN` in a job | gone | kept | kept |
 /// | cost of each job | nothing | some nanoseconds, or a look into `/proc` | a look into `/proc`, and kcmp(2) |
 /// | descriptors for each worker | none | 2 | 2 |
@@ -65,10 +65,11 @@ use crate::sys;
 /// | | `Seal` | `Detect` | `Off` |
 /// |---|---|---|---|
 /// | signal mask, name | put back when the worker idles | the same | the same |
-/// | descriptor table, working directory and umask by unshare(2) | refused | seen after the job | seen after the job |
+/// | descriptor table by unshare(2) | refused | seen after the job | seen after the job |
 /// | descriptor table by close_range(2) with `CLOSE_RANGE_UNSHARE` | refused | seen after the job or, where perf events serve, when the worker idles | seen after the job |
+/// | working directory and umask by unshare(2) | refused | seen after the job | seen when the worker idles |
 /// | mount, UTS, IPC, cgroup, PID or time namespace | refused | seen after the job or, without perf events, when the worker idles | seen when the worker idles |
-/// | capabilities | not looked at | as by close_range(2) | seen after the job |
+/// | capabilities | not looked at | as by close_range(2) | seen when the worker idles |
 /// | user and group, by the system call for one thread | not looked at | seen when the worker idles | seen when the worker idles |
 /// | nice value, scheduling policy, CPUs, timer slack, keyrings, securebits, thread-locals | not looked at | the same | the same |
 /// | what belongs to the process (working directory, umask, limits, environment) | not looked at | the same | the same |
@@ -218,13 +219,12 @@ pub enum Guard {
     /// thread that other code moved into the namespace by itself may be blamed
     /// on a job. Without the perf event this goes for all threads.
     Detect,
-    /// Neither refuses nor looks for threads; only the worker's own place and state
-    /// are checked after each job.
+    /// Neither refuses nor looks for threads; only the worker's own place and its
+    /// descriptor table are checked after each job.
     ///
     /// For those who know what their jobs do, and must create threads that
     /// outlive them in the namespace. The check is one readlink(2) of a kept
-    /// descriptor, two kcmp(2) and a capget(2): about 1.3 microseconds, or twelve
-    /// times a getppid(2).
+    /// descriptor and one kcmp(2): about a microsecond, or eight times a getppid(2).
     Off,
 }
 

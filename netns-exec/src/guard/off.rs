@@ -43,7 +43,7 @@ impl OnThread for Box<Checked> {
     #[inline]
     fn after_job(&mut self, _worker: &Registration) -> ThreadState {
         match self.netns.state() {
-            ThreadState::Clean => self.state.look(),
+            ThreadState::Clean => self.state.look_at_files(),
             state => state,
         }
     }
