@@ -4,6 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::ops::Sub;
 
 use parking_lot::Mutex;
 
@@ -39,6 +40,11 @@ struct Inner {
     hint: Option<Cow<'static, str>>,
     /// What the job left. In a mutex because it is `Send` only.
     left: Option<Mutex<Left>>,
+    /// What the payload of its panic says, if that is text: to show an error takes
+    /// no lock.
+    panic_text: Option<String>,
+    /// The guard refused the job something.
+    is_refused: bool,
 }
 
 /// What a job that ended in an error has left.
@@ -54,6 +60,44 @@ enum Left {
 pub(crate) struct LeftThread {
     pub(crate) tid: u32,
     pub(crate) name: String,
+}
+
+/// How often the seal refused something to a thread, as counted for certain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) threads: u32,
+    /// Changes of the thread's namespaces, or files or a working directory of its own.
+    pub(crate) moves: u32,
+}
+
+impl Sub for Refused {
+    type Output = Refused;
+
+    fn sub(self, before: Refused) -> Refused {
+        Refused {
+            threads: self.threads.wrapping_sub(before.threads),
+            moves: self.moves.wrapping_sub(before.moves),
+        }
+    }
+}
+
+impl Refused {
+    pub(crate) fn is_none(self) -> bool {
+        self == Refused::default()
+    }
+
+    /// What was refused, and the cure.
+    pub(crate) fn hint(self) -> Cow<'static, str> {
+        const THREADS: &str = "the guard refused this job threads: start pools at home with \
+             `Builder::prewarm`, or choose `Guard::Detect`";
+        const MOVES: &str = "the guard refused this job setns(2) or unshare(2): run what belongs \
+             in another namespace there, or choose `Guard::Detect`";
+        match self {
+            Refused { moves: 0, .. } => THREADS.into(),
+            Refused { threads: 0, .. } => MOVES.into(),
+            _ => format!("{THREADS}; {MOVES}").into(),
+        }
+    }
 }
 
 /// Private so that it can grow; callers use the predicates.
@@ -82,8 +126,6 @@ pub(crate) enum Kind {
     Escaped,
     /// A job left threads behind in its namespace.
     LeftThreads,
-    /// The guard refused what the job attempted.
-    Refused,
 }
 
 impl Error {
@@ -95,6 +137,8 @@ impl Error {
                 cause: None,
                 hint: None,
                 left: None,
+                panic_text: None,
+                is_refused: false,
             }),
         }
     }
@@ -144,7 +188,23 @@ impl Error {
     }
 
     pub(crate) fn with_panic(mut self, payload: Box<dyn Any + Send>) -> Self {
+        let text = (payload
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned()))
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .or_else(|| payload.downcast_ref::<Error>().map(Error::to_string));
+        self.inner.panic_text = text;
         self.inner.left = Some(Mutex::new(Left::Panic(payload)));
+        self
+    }
+
+    /// Adds what the guard refused to the job, which this error may or may not be
+    /// about.
+    pub(crate) fn beside(mut self, refused: Refused) -> Self {
+        if !refused.is_none() {
+            self.inner.is_refused = true;
+            self = self.hint(refused.hint());
+        }
         self
     }
 
@@ -178,7 +238,6 @@ impl Error {
             Kind::TimedOut => Kind::TimedOut,
             Kind::Escaped => Kind::Escaped,
             Kind::LeftThreads => Kind::LeftThreads,
-            Kind::Refused => Kind::Refused,
             Kind::Panic => Kind::Panic,
             Kind::Kernel => Kind::Kernel,
         };
@@ -193,6 +252,8 @@ impl Error {
                 }),
                 hint: self.inner.hint.clone(),
                 left: None,
+                panic_text: self.inner.panic_text.clone(),
+                is_refused: self.inner.is_refused,
             }),
         }
     }
@@ -250,8 +311,9 @@ impl Error {
         matches!(self.inner.kind, Kind::TimedOut)
     }
 
-    /// Tells whether the job left its thread in another namespace; that thread
-    /// runs nothing any more.
+    /// Tells whether the job left its thread in another namespace, or with files, a
+    /// working directory, a user or capabilities that the process has not; that
+    /// thread runs nothing any more.
     pub fn is_escaped(&self) -> bool {
         matches!(self.inner.kind, Kind::Escaped)
     }
@@ -262,10 +324,15 @@ impl Error {
         matches!(self.inner.kind, Kind::LeftThreads)
     }
 
-    /// Tells whether the guard refused what the job attempted
-    /// ([`Guard::Seal`](crate::Guard::Seal)).
+    /// Tells whether the guard refused something to the job before it panicked
+    /// ([`Guard::Seal`](crate::Guard::Seal)): a thread, or a change of its namespaces.
+    ///
+    /// This stands beside the panic ([`is_panic`](Error::is_panic) is true as well),
+    /// whose reason it may be. It is never guessed: the guard counts what it refuses,
+    /// and where it cannot, this is `false`. A job that got `EPERM` from anything else
+    /// was refused nothing.
     pub fn is_refused(&self) -> bool {
-        matches!(self.inner.kind, Kind::Refused)
+        self.inner.is_refused
     }
 
     /// The errno, where the kernel refused.
@@ -326,21 +393,24 @@ pub fn reason(cause: &io::Error) -> String {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.inner.attempt)?;
-        if let Some(left) = &self.inner.left
-            && let Left::Panic(payload) = &*left.lock()
-        {
-            let text = (payload.downcast_ref::<&str>().copied())
-                .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-            if let Some(text) = text {
-                write!(f, ": {text}")?;
+        let inner = &self.inner;
+        f.write_str(&inner.attempt)?;
+        if let Some(text) = &inner.panic_text {
+            write!(f, ": {text}")?;
+        }
+        let reason = inner.cause.as_ref().map(reason);
+        if let Some(reason) = &reason {
+            write!(f, ": {reason}")?;
+        }
+        if let Some(hint) = &inner.hint {
+            // A panic or a cause that quotes another error may have given it.
+            let is_given = [&inner.panic_text, &reason]
+                .into_iter()
+                .flatten()
+                .any(|text| text.contains(&**hint));
+            if !is_given {
+                write!(f, " ({hint})")?;
             }
-        }
-        if let Some(cause) = &self.inner.cause {
-            write!(f, ": {}", reason(cause))?;
-        }
-        if let Some(hint) = &self.inner.hint {
-            write!(f, " ({hint})")?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What becomes of a job that moves its thread or leaves threads behind, and of
 //! the jobs after it, under each guard.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -62,26 +63,36 @@ fn sealed_job_that_panics_over_a_refusal_is_told_the_cure() {
     let (netns, elsewhere) = (fresh(), fresh());
     let executor = executor(Guard::Seal, 1);
     let worker = executor.run(&netns, tid).unwrap();
-    let attempts: [Box<dyn Fn() + Send + Sync>; 3] = [
-        Box::new(move || setns(&elsewhere, NET).unwrap()),
-        Box::new(|| unshare(NET).unwrap()),
-        Box::new(|| thread::spawn(|| ()).join().unwrap()),
+    type Attempt = Box<dyn Fn() + Send + Sync>;
+    let attempts: [(&str, Attempt); 3] = [
+        (
+            "setns(2)",
+            Box::new(move || setns(&elsewhere, NET).unwrap()),
+        ),
+        ("setns(2)", Box::new(|| unshare(NET).unwrap())),
+        (
+            "Builder::prewarm",
+            Box::new(|| thread::spawn(|| ()).join().unwrap()),
+        ),
     ];
-    for attempt in attempts {
+    for (cure, attempt) in attempts {
         let attempt = Arc::new(attempt);
         let shipped = Arc::clone(&attempt);
-        let joined = executor.spawn(&netns, move || shipped()).unwrap().join();
-        let ran = executor.run(&netns, || attempt());
-        for error in [joined.unwrap_err(), ran.unwrap_err()] {
-            assert!(error.is_refused(), "{error}");
-            assert!(!error.is_panic() && !error.is_escaped(), "{error}");
-            let text = error.to_string();
-            assert!(text.contains("Builder::prewarm"), "{text}");
-            assert!(text.contains("Guard::Detect"), "{text}");
-            let payload = error.into_panic().expect("it did panic");
-            let words = payload.downcast_ref::<String>().expect("formatted");
-            assert!(text.contains(words.as_str()), "{text} lacks {words}");
-        }
+        let error = (executor.spawn(&netns, move || shipped()).unwrap())
+            .join()
+            .unwrap_err();
+        assert!(error.is_refused() && error.is_panic(), "{error}");
+        assert!(!error.is_escaped(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(cure), "{text}");
+        assert!(text.contains("Guard::Detect"), "{text}");
+        let payload = error.into_panic().expect("it did panic");
+        let words = payload.downcast_ref::<String>().expect("formatted");
+        assert!(text.contains(words.as_str()), "{text} lacks {words}");
+
+        let ran = catch_unwind(AssertUnwindSafe(|| executor.run(&netns, || attempt())));
+        let panic = ran.expect_err("`run` goes on with the job's panic");
+        assert_eq!(panic.downcast_ref::<String>(), Some(words));
     }
     // What was refused did no harm.
     assert_eq!(executor.run(&netns, tid).unwrap(), worker);

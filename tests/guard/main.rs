@@ -3,6 +3,8 @@
 mod abuse;
 mod escapes;
 mod rayon;
+mod refusals;
+mod state;
 mod tokio;
 
 use netns_exec::{Executor, Guard};

@@ -1,6 +1,7 @@
 //! A tokio runtime that the whole process shares, first touched inside a job.
 //! It is made once, so every test is a process of its own.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use netns_exec::{Executor, Guard, NetnsId};
@@ -32,12 +33,12 @@ fn sealed_job_is_refused_tokios_threads_and_told_the_cure() {
     let (executor, netns) = (Executor::new().unwrap(), fresh());
     assert_eq!(executor.guard(), Guard::Seal);
     let joined = executor.spawn(&netns, place_of_a_task).unwrap().join();
-    let ran = executor.run(&netns, place_of_a_task);
-    for error in [joined.unwrap_err(), ran.unwrap_err()] {
-        assert!(error.is_refused(), "{error}");
-        assert!(error.to_string().contains("Builder::prewarm"), "{error}");
-        assert!(error.into_panic().is_ok(), "tokio panics");
-    }
+    let error = joined.unwrap_err();
+    assert!(error.is_refused() && error.is_panic(), "{error}");
+    assert!(error.to_string().contains("Builder::prewarm"), "{error}");
+    assert!(error.into_panic().is_ok(), "tokio panics");
+    let ran = catch_unwind(AssertUnwindSafe(|| executor.run(&netns, place_of_a_task)));
+    assert!(ran.is_err(), "and `run` with it");
     assert_eq!(executor.run(&netns, here).unwrap(), netns.id());
     // Nothing is broken for threads at home, which may make it still.
     assert_eq!(place_of_a_task(), here());

@@ -519,16 +519,16 @@ mod tests {
 
     #[test]
     fn name_of_a_worker_alone_proves_nothing() {
-        let nothing = |registration| {
-            drop(registration);
+        let nothing = |registration: Registration| {
+            registration.take_back();
             None
         };
         with_thread_elsewhere("ns:blue/0", nothing, |tid| {
             assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
             assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
         });
-        let block = |registration| {
-            drop(registration);
+        let block = |registration: Registration| {
+            registration.take_back();
             sys::thread::block_signals().expect("always possible");
             None
         };

@@ -125,12 +125,13 @@ impl Executor {
     ///   threads, `EMFILE` at the limit of open files. `f` has not run.
     /// * [`is_shut_down`](Error::is_shut_down): the executor takes no more jobs.
     ///   `f` has not run.
-    /// * [`is_escaped`](Error::is_escaped), [`is_left_threads`](Error::is_left_threads),
-    ///   [`is_refused`](Error::is_refused): `f` did what the [`Guard`] forbids.
+    /// * [`is_escaped`](Error::is_escaped), [`is_left_threads`](Error::is_left_threads):
+    ///   `f` did what the [`Guard`] forbids.
     ///
     /// # Panics
     ///
-    /// With `f`'s panic. The worker goes on.
+    /// With `f`'s panic. The worker goes on. If the guard refused `f` something, that
+    /// and the cure are in the log.
     ///
     /// # Examples
     ///

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::check::{HomeTid, StateCheck};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
 use crate::error::{Error, LeftThread, Result};
 use crate::home::Home;
@@ -38,6 +39,7 @@ pub(super) struct Detect {
     /// The home namespace, which the home thread never leaves.
     home: NsLink,
     recording: Recording,
+    home_tid: HomeTid,
 }
 
 /// How much of what a thread does the kernel records for us.
@@ -75,7 +77,8 @@ impl Mechanism for Detect {
             Error::kernel("cannot watch the threads of workers", cause)
                 .hint("/proc must be mounted, and show this process")
         };
-        (Home::get()?.visit(|| Detect::with(Recording::best())))
+        let home = HomeTid::get()?;
+        (Home::get()?.visit(move || Detect::with(Recording::best(), home)))
             .and_then(|detect| detect)
             .map_err(failed)
     }
@@ -100,6 +103,7 @@ impl Mechanism for Detect {
             is_home: netns_check.entered() == self.home,
             home: self.home,
             netns_check,
+            state: StateCheck::of_this_thread(self.home_tid)?,
             recorder,
             tasks: Arc::clone(&self.tasks),
         }))
@@ -108,7 +112,7 @@ impl Mechanism for Detect {
 
 impl Detect {
     /// To be called on a thread in the home namespace.
-    pub(super) fn with(recording: Recording) -> io::Result<Detect> {
+    pub(super) fn with(recording: Recording, home_tid: HomeTid) -> io::Result<Detect> {
         let tasks = TaskDir::open()?;
         let home = NsProbe::of_this_thread()?.read()?;
         // What will be needed later must be known to work.
@@ -117,6 +121,7 @@ impl Detect {
             tasks: Arc::new(tasks),
             home,
             recording,
+            home_tid,
         })
     }
 }
@@ -124,6 +129,7 @@ impl Detect {
 /// Finds out what the jobs of one worker did.
 pub(super) struct Detector {
     netns_check: Rc<NetnsCheck>,
+    state: StateCheck,
     recorder: Option<Recorder>,
     tasks: Arc<TaskDir>,
     home: NsLink,
@@ -158,6 +164,10 @@ impl OnThread for Box<Detector> {
         self.inspect(worker, true)
     }
 
+    fn when_idle(&mut self) -> ThreadState {
+        self.state.look_closely()
+    }
+
     fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
         Some(Rc::clone(&self.netns_check))
     }
@@ -176,6 +186,14 @@ impl Detector {
             match self.netns_check.state() {
                 ThreadState::Clean => {}
                 state => return state,
+            }
+            let state = match self.recorder {
+                // Of whatever kind: it was recorded.
+                Some(ref recorder) if recorder.sees_namespaces() => self.state.look_closely(),
+                _ => self.state.look(),
+            };
+            if !matches!(state, ThreadState::Clean) {
+                return state;
             }
         }
         let mut threads = suspicion.threads || suspected;
@@ -266,10 +284,11 @@ impl Detector {
                     link == self.netns_check.entered()
                 };
                 if astray
-                    && let Some(started) = self.tasks.alive_since(tid)?
-                    && !roster::is_reported(tid, started)
+                    && let Some(stat) = self.tasks.stat(tid)?
+                    && !stat.is_io_worker
+                    && !roster::is_reported(tid, stat.started)
                 {
-                    if mine { &mut known } else { &mut unclear }.push((tid, started));
+                    if mine { &mut known } else { &mut unclear }.push((tid, stat.started));
                 }
             }
             if known.is_empty() && unclear.is_empty() {

@@ -6,22 +6,24 @@
 //! worker exists. Each worker then installs its own [`ThreadGuard`], on its own
 //! thread once it has entered its namespace, and asks it after every job.
 //!
-//! How each is kept is a [`Mechanism`], one a file: [`seal`], [`detect`],
-//! [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
+//! How each is kept is a [`Mechanism`], one a file: [`seal`] (with its [`filter`]
+//! and the [`ear`] that counts what it refuses), [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
 //! `mechanisms!` below.
 
 mod check;
 mod detect;
+mod ear;
+mod filter;
 mod off;
 mod seal;
 
-use std::any::Any;
+use std::ffi::CString;
 use std::io;
 use std::rc::Rc;
 
 pub(crate) use check::NetnsCheck;
 
-use crate::error::{Error, LeftThread, Result};
+use crate::error::{Error, LeftThread, Refused, Result};
 use crate::home::roster::Registration;
 use crate::sys;
 
@@ -45,13 +47,37 @@ use crate::sys;
 /// |---|---|---|---|
 /// | a job moves its thread | refused: `EPERM` | found after the job | found after the job |
 /// | a job creates threads | refused: `EPERM` | allowed; found when one is left | allowed |
+/// | a job takes files (`CLONE_FILES`) or a working directory (`CLONE_FS`) of its own | refused: `EPERM` | found after the job | files: found after the job |
 /// | `CAP_SYS_ADMIN` in a job | gone | kept | kept |
-/// | cost of each job | nothing | some nanoseconds, or a look into `/proc` | a look into `/proc` |
+/// | cost of each job | nothing | some nanoseconds, or a look into `/proc` | a look into `/proc`, and kcmp(2) |
 /// | descriptors for each worker | none | 2 | 2 |
 ///
 /// No policy is a sandbox. They stop accidents, in code that means no harm, and
 /// reach no further than the kernel's view of one thread; a job shares its
 /// memory with the whole process and can always ask another thread to act.
+///
+/// # What a job leaves on its thread
+///
+/// The next job finds the thread as the one before has left it. What does harm is
+/// refused, put back, or ends the worker with the same verdict as a change of
+/// namespace; the rest is left alone:
+///
+/// | | `Seal` | `Detect` | `Off` |
+/// |---|---|---|---|
+/// | signal mask, name | put back when the worker idles | the same | the same |
+/// | descriptor table by unshare(2) | refused | seen after the job | seen after the job |
+/// | descriptor table by close_range(2) with `CLOSE_RANGE_UNSHARE` | refused | seen after the job or, where perf events serve, when the worker idles | seen after the job |
+/// | working directory and umask by unshare(2) | refused | seen after the job | seen when the worker idles |
+/// | mount, UTS, IPC, cgroup, PID or time namespace | refused | seen after the job or, without perf events, when the worker idles | seen when the worker idles |
+/// | capabilities | not looked at | as by close_range(2) | seen when the worker idles |
+/// | user and group, by the system call for one thread | not looked at | seen when the worker idles | seen when the worker idles |
+/// | nice value, scheduling policy, CPUs, timer slack, keyrings, securebits, thread-locals | not looked at | the same | the same |
+/// | what belongs to the process (working directory, umask, limits, environment) | not looked at | the same | the same |
+///
+/// A worker idles when it has had nothing to do for 20 milliseconds; one that is then
+/// found unfit is retired with a line in the log. Where there is no kcmp(2) (a kernel
+/// without `CONFIG_KCMP`, a container that refuses it) descriptor tables and working
+/// directories are seen by no guard but refused by `Seal` all the same.
 ///
 /// # Children
 ///
@@ -77,10 +103,24 @@ pub enum Guard {
     ///   arguments it cannot see, with `ENOSYS`, upon which libc falls back to
     ///   clone(2) and users of io_uring to something else.
     ///   [`std::thread::Builder::spawn`] returns an error, and
-    ///   [`std::thread::spawn`] panics.
+    ///   [`std::thread::spawn`] panics. unshare(2) and close_range(2) for a
+    ///   descriptor table or a working directory of the thread's own are `EPERM` too.
     ///
     /// Jobs cost nothing more than without: there is nothing to check after
     /// them. The filter adds some nanoseconds to each system call of a worker.
+    ///
+    /// # When a job panics over it
+    ///
+    /// Its panic is what its caller gets, from `run` and from
+    /// [`join`](crate::JoinHandle::join), as with any other. Where the guard refused the
+    /// job a thread, or a change of its namespaces or files, that stands beside it: in
+    /// the log, and as [`Error::is_refused`](crate::Error::is_refused), with the cure in
+    /// the error's text. This is counted, not guessed from what the panic says: one
+    /// thread of the library, `netns-guard`, answers what the filter refuses (seccomp
+    /// user notification) while there are sealed workers. Where no listener can be had
+    /// (a container runtime has put one on the process, no descriptor is free) the
+    /// filter refuses the same by itself, and nothing is claimed; the `Debug` of an
+    /// executor tells which (`mechanism`).
     ///
     /// # Pools
     ///
@@ -88,6 +128,15 @@ pub enum Guard {
     /// remember that for ever (rayon's global one does). Start it at home
     /// before, see `Builder::prewarm`; handing work to threads that exist is
     /// no problem, but remember that it then runs at home.
+    ///
+    /// Most fail at once: rayon and tokio panic, POSIX aio and getaddrinfo_a(3) fail
+    /// with `EPERM`, a timer with `SIGEV_THREAD` with `EAGAIN`. **smol's pool does not**
+    /// (`blocking::unblock`, and with it `async-fs`, `smol::fs`, `Unblock`): whatever
+    /// the error, it logs that a thread could not be started and leaves the task for a
+    /// thread that will never come, so that a job which waits for it waits for ever.
+    /// Starting it before is no cure, because its threads end after half a second. Do
+    /// such work outside of the job, or call the blocking function itself, which is
+    /// what a worker is for; or choose `Detect`.
     ///
     /// # Privileges
     ///
@@ -102,13 +151,15 @@ pub enum Guard {
     ///
     /// fork, `posix_spawn` and [`std::process::Command`] work. The filter is
     /// inherited, but only refuses calls made by code that lies where the code
-    /// of *this* process lay when the executor was built, so a child that
+    /// of *this* process lay when the worker was started, so a child that
     /// executes another program creates its threads undisturbed: its libc is
     /// elsewhere. That rests on address space randomisation. Where it is off (in
-    /// a debugger, under `setarch -R`) a child whose libc happens to be loaded
-    /// at the very same address cannot create threads; and the same is true of
-    /// two static executables without PIE. A child that forks and does not exec
-    /// stays sealed.
+    /// a debugger, under `setarch -R`) a child's libc may be loaded at the very same
+    /// address; and the same is true of two static executables without PIE. The calls
+    /// of such a child, and those of one that forks and does not exec, are told from
+    /// the worker's and go on as if there were no filter, for as long as this process
+    /// has sealed workers, and fail after that (`ENOSYS`). Where refusals are not
+    /// counted they are not told apart, and such children are refused like a worker.
     ///
     /// A child that runs as uid 0 has `CAP_SYS_ADMIN` again once it executes a
     /// program. One that has its capabilities from the ambient set lacks it.
@@ -123,8 +174,15 @@ pub enum Guard {
     /// an executable that is linked with shared libraries but not
     /// position-independent; a system call through the 32-bit entry of a 64-bit
     /// kernel; a process that shares this one's memory (`CLONE_VM` without
-    /// `CLONE_THREAD`). And a job can keep its namespace alive by letting a
-    /// socket out.
+    /// `CLONE_THREAD`); a job that ends its thread by the bare exit(2), whose caller
+    /// waits for ever. And a job can keep its namespace alive by letting a socket out.
+    ///
+    /// # A process that confines itself
+    ///
+    /// seccomp(2) with `SECCOMP_FILTER_FLAG_TSYNC`, which puts a filter on all threads,
+    /// fails while a sealed worker lives: its filters are not those of the thread that
+    /// calls. Confine the process first, which workers then inherit, or
+    /// [`retire`](crate::Executor::retire) the workers of all namespaces before.
     #[default]
     Seal,
     /// Allows both, and reports what has happened when the job is over.
@@ -150,7 +208,8 @@ pub enum Guard {
     /// replaces it. None of this changes what is found.
     ///
     /// A worker of the home namespace leaves no threads behind: home is where
-    /// they belong.
+    /// they belong. Nor are threads that the kernel made for a worker's io_uring
+    /// (`iou-wrk-`) left behind: they end with the worker.
     ///
     /// # What it does not catch
     ///
@@ -160,18 +219,14 @@ pub enum Guard {
     /// thread that other code moved into the namespace by itself may be blamed
     /// on a job. Without the perf event this goes for all threads.
     Detect,
-    /// Neither refuses nor looks for threads; only the worker's own place is
-    /// checked after each job.
+    /// Neither refuses nor looks for threads; only the worker's own place and its
+    /// descriptor table are checked after each job.
     ///
     /// For those who know what their jobs do, and must create threads that
     /// outlive them in the namespace. The check is one readlink(2) of a kept
-    /// descriptor: about 1.5 microseconds, or eight times a getppid(2).
+    /// descriptor and one kcmp(2): about a microsecond, or eight times a getppid(2).
     Off,
 }
-
-/// What a panic over a refusal of [`Guard::Seal`] is explained with.
-pub(crate) const CURE: &str = "a sealed job can neither create threads or io_urings nor use \
-     CAP_SYS_ADMIN: start thread pools at home with `Builder::prewarm`, or choose `Guard::Detect`";
 
 /// How a guard is kept: what an executor has of it.
 trait Mechanism: Sized {
@@ -200,15 +255,19 @@ trait OnThread {
     /// Looks at what the job has done to its thread.
     fn after_job(&mut self, worker: &Registration) -> ThreadState;
 
+    /// Looks, when the worker has nothing to do, at what is too dear to look at after
+    /// each job.
+    fn when_idle(&mut self) -> ThreadState {
+        ThreadState::Clean
+    }
+
     /// What tells whether the thread is in its namespace; `None` when no job
     /// can take it out.
     fn netns_check(&self) -> Option<Rc<NetnsCheck>>;
 
-    /// Tells whether a job's panic reads as if something that this guard
-    /// refused was the reason.
-    fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        let _ = payload;
-        false
+    /// What was refused to the thread since the job began.
+    fn refused(&self) -> Refused {
+        Refused::default()
     }
 }
 
@@ -259,15 +318,21 @@ macro_rules! mechanisms {
                 }
             }
 
+            fn when_idle(&mut self) -> ThreadState {
+                match self {
+                    $(Installed::$guard(guard) => guard.when_idle(),)*
+                }
+            }
+
             fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
                 match self {
                     $(Installed::$guard(guard) => guard.netns_check(),)*
                 }
             }
 
-            fn explains(&self, payload: &(dyn Any + Send)) -> bool {
+            fn refused(&self) -> Refused {
                 match self {
-                    $(Installed::$guard(guard) => guard.explains(payload),)*
+                    $(Installed::$guard(guard) => guard.refused(),)*
                 }
             }
         }
@@ -318,6 +383,7 @@ impl Policy {
         })?;
         Ok(ThreadGuard {
             installed,
+            name: sys::thread::name().unwrap_or_default(),
             registration,
         })
     }
@@ -326,6 +392,8 @@ impl Policy {
 /// The guard on one worker's thread; lives there.
 pub(crate) struct ThreadGuard {
     installed: Installed,
+    /// What the thread was called when it was born.
+    name: CString,
     registration: Registration,
 }
 
@@ -335,6 +403,8 @@ pub(crate) enum ThreadState {
     Clean,
     /// The thread is not where it belongs.
     Escaped,
+    /// It is, but has something that the process has not: what.
+    Altered(&'static str),
     /// Threads of the job are alive in the namespace.
     LeftThreads(Vec<LeftThread>),
     /// `/proc` could not be read, so nothing is known.
@@ -363,18 +433,19 @@ impl ThreadGuard {
     /// Puts right, before the worker sleeps, what a job may have changed.
     ///
     /// A job that unblocked signals would make its worker the one that runs
-    /// the process's handlers, in the wrong namespace.
+    /// the process's handlers, in the wrong namespace. What cannot be put right ends
+    /// the worker.
     pub(crate) fn before_park(&mut self) -> ThreadState {
+        sys::thread::set_name(&self.name);
         match sys::thread::block_signals() {
-            Ok(_) => ThreadState::Clean,
+            Ok(_) => self.installed.when_idle(),
             Err(error) => ThreadState::Unknown(error),
         }
     }
 
-    /// Tells whether a job's panic reads as if something that this guard
-    /// refused was the reason.
-    pub(crate) fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        self.installed.explains(payload)
+    /// What this guard refused since the job began.
+    pub(crate) fn refused(&self) -> Refused {
+        self.installed.refused()
     }
 }
 

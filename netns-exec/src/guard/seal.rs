@@ -1,45 +1,31 @@
 //! `Guard::Seal`: the thread can neither move nor breed.
 //!
 //! Moving takes `CAP_SYS_ADMIN`, which the thread gives up. Breeding takes
-//! clone(2), which a seccomp filter refuses.
-//!
-//! Filters are inherited across execve(2), and a child must be able to create
-//! threads. What tells the child's calls from ours is where they come from:
-//! the filter refuses only calls whose instruction pointer lies in code of this
-//! process, and randomisation puts a child's code elsewhere. How wide "code of
-//! this process" is decides how likely a child is hit by accident: it is when
-//! its libc lies such that the instruction in question falls into the range.
-//! On x86-64 there are 2^28 places, but on many arm64 kernels only 2^18, so a
-//! whole libc (some 400 pages) would break one child in 650 there. So:
-//!
-//! - clone(2) is refused to the two functions of libc that do it (`clone`, on
-//!   which `pthread_create` is built, and `syscall`), a range that is hit only
-//!   by a child that has the very same libc at the very same address, and to
-//!   the executable, which is somewhere else altogether than any libc;
-//! - clone3(2) and io_uring_setup(2) are answered with `ENOSYS` to all objects
-//!   that are loaded: a child that is hit falls back.
+//! clone(2), which a seccomp filter refuses, and so does what would give the thread
+//! files or a working directory of its own. What the filter refuses to whom is said
+//! at [`filter`](super::filter), and how it is counted at [`ear`](super::ear).
 //!
 //! Whether `pthread_create` is covered is not taken for granted but tried, on a
 //! thread that ends afterwards; a libc that is built in another way (musl hides
-//! its clone) gets clone(2) refused for all objects as well.
+//! its clone) gets these calls refused for all objects as well.
 //!
-//! An executable linked at a fixed address shares its addresses with every
-//! other one, so it counts only when it is all there is (static linking).
+//! Objects may be loaded later. A worker that starts then has a filter of its own.
 
-use std::any::Any;
 use std::io;
-use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 
 use libc::sock_filter;
+use parking_lot::Mutex;
 
+use super::ear::{self, Listened};
+use super::filter::{Code, Refusal, program};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Refused, Result};
 use crate::home::Home;
 use crate::home::roster::Registration;
 use crate::sys;
-use crate::sys::bpf::{self, AUDIT_ARCH, and, arg_low, jump, load, ret};
 
 /// What creating a thread fails with when clone(2) fails with `EPERM`.
 const REFUSED: i32 = if cfg!(target_env = "musl") {
@@ -49,29 +35,62 @@ const REFUSED: i32 = if cfg!(target_env = "musl") {
     libc::EPERM
 };
 
-/// A filter that was tried.
-#[derive(Clone)]
+/// Filters that were tried.
 pub(super) struct Seal {
-    program: Vec<sock_filter>,
+    /// Refused to all objects, not only to the functions that are known.
+    wide: bool,
+    /// Whether a thread here can have its refusals counted.
+    counts: bool,
+    programs: Mutex<Arc<Programs>>,
+}
+
+struct Programs {
+    /// Of the objects that the programs know.
+    generation: u64,
+    /// Refuses by errno.
+    plain: Vec<sock_filter>,
+    /// Has it counted.
+    counting: Vec<sock_filter>,
+}
+
+impl Programs {
+    fn assemble(wide: bool) -> Programs {
+        // First: what is loaded in between is looked for once more.
+        let generation = sys::text::generation();
+        let code = Code::of_this_process();
+        let callers = if wide { &code.objects } else { &code.callers };
+        let assemble = |refusal| program(callers, &code.objects, refusal);
+        Programs {
+            generation,
+            plain: assemble(Refusal::Errno),
+            counting: assemble(Refusal::Notify),
+        }
+    }
 }
 
 /// What is known of a thread that has been sealed.
 pub(super) struct Sealed {
-    /// It had `CAP_SYS_ADMIN` before, so that its not having it is our doing.
-    gave_up_admin: bool,
+    listened: Option<Listened>,
+    /// What the jobs before this one were refused.
+    before: Refused,
 }
 
 impl Mechanism for Seal {
     type OnThread = Sealed;
 
     fn prepare() -> Result<Seal> {
-        let code = Code::of_this_process();
-        for cloners in [&code.cloners, &code.objects] {
-            let seal = Seal {
-                program: program(cloners, &code.objects),
-            };
-            if seal.holds()? {
-                return Ok(seal);
+        for wide in [false, true] {
+            let programs = Arc::new(Programs::assemble(wide));
+            let tried = Arc::clone(&programs);
+            let holds = (Home::get()?.visit(move || tried.attempt())).map_err(|cause| {
+                Error::kernel("cannot start a thread to try the seal on", cause)
+            })?;
+            if let Some(Holds { counts }) = holds? {
+                return Ok(Seal {
+                    wide,
+                    counts,
+                    programs: Mutex::new(programs),
+                });
             }
         }
         Err(Error::new(
@@ -82,33 +101,56 @@ impl Mechanism for Seal {
     }
 
     fn describe(&self) -> &'static str {
-        "seccomp, capset"
+        if self.counts {
+            "seccomp with notification, capset"
+        } else {
+            "seccomp, capset"
+        }
     }
 
     fn install(&self) -> io::Result<Sealed> {
-        let gave_up_admin = sys::caps::has_sys_admin()?;
+        let programs = self.programs();
         // In this order: with the capability, no NO_NEW_PRIVS is needed.
-        sys::seccomp::install(&self.program)?;
+        let counting = self.counts.then_some(&programs.counting);
+        let listened = counting.and_then(|program| ear::install(program));
+        if listened.is_none() {
+            sys::seccomp::install(&programs.plain)?;
+        }
         sys::caps::drop_sys_admin()?;
-        Ok(Sealed { gave_up_admin })
+        Ok(Sealed {
+            listened,
+            before: Refused::default(),
+        })
     }
 }
 
 impl Seal {
-    /// Tries the seal on a thread of its own: `false` when that thread could
-    /// create another one in spite of it.
-    fn holds(&self) -> Result<bool> {
-        let seal = self.clone();
-        (Home::get()?.visit(move || seal.attempt()))
-            .map_err(|cause| Error::kernel("cannot start a thread to try the seal on", cause))?
+    /// The programs for the objects that are loaded now.
+    fn programs(&self) -> Arc<Programs> {
+        let known = Arc::clone(&self.programs.lock());
+        if known.generation == sys::text::generation() {
+            return known;
+        }
+        let fresh = Arc::new(Programs::assemble(self.wide));
+        *self.programs.lock() = Arc::clone(&fresh);
+        fresh
     }
+}
 
-    /// Seals the calling thread, and does what is forbidden then.
+/// The seal holds.
+struct Holds {
+    /// And what it refuses can be counted.
+    counts: bool,
+}
+
+impl Programs {
+    /// Seals the calling thread, which ends afterwards, and does what is forbidden then;
+    /// `None` when it could create a thread in spite of it.
     #[expect(
         clippy::disallowed_methods,
         reason = "asks whether the seal of this thread, made for it, refuses one"
     )]
-    fn attempt(&self) -> Result<bool> {
+    fn attempt(&self) -> Result<Option<Holds>> {
         let failed = |cause: io::Error| {
             let hint = match cause.raw_os_error() {
                 Some(libc::EINVAL | libc::ENOSYS) => "needs a kernel with CONFIG_SECCOMP_FILTER",
@@ -120,7 +162,8 @@ impl Seal {
             Error::kernel("cannot seal workers", cause).hint(hint)
         };
         let here = sys::netns::of_this_thread().map_err(failed)?;
-        self.install().map_err(failed)?;
+        sys::seccomp::install(&self.plain).map_err(failed)?;
+        sys::caps::drop_sys_admin().map_err(failed)?;
 
         match sys::netns::enter(&here) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
@@ -134,17 +177,26 @@ impl Seal {
             }
         }
         match thread::Builder::new().spawn(|| {}) {
-            Err(error) if error.raw_os_error() == Some(REFUSED) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(REFUSED) => Ok(Some(Holds {
+                counts: sys::seccomp::install_with_listener(&self.counting).is_ok(),
+            })),
             Err(error) => Err(failed(error)),
             Ok(thread) => {
                 thread.join().expect("an empty closure does not panic");
-                Ok(false)
+                Ok(None)
             }
         }
     }
 }
 
 impl OnThread for Sealed {
+    #[inline]
+    fn before_job(&mut self, _worker: &Registration) {
+        if let Some(listened) = &self.listened {
+            self.before = listened.refused();
+        }
+    }
+
     /// There is nothing that the job can have done.
     #[inline]
     fn after_job(&mut self, _worker: &Registration) -> ThreadState {
@@ -155,359 +207,10 @@ impl OnThread for Sealed {
         None
     }
 
-    /// All there is to go by is its text. `EPERM` from a thread that lost
-    /// `CAP_SYS_ADMIN` here, and otherwise has what the process has, is taken
-    /// for ours; from one that never had it only when it speaks of threads.
-    /// `ENOSYS` is what the filter says and current kernels hardly ever do.
-    fn explains(&self, payload: &(dyn Any + Send)) -> bool {
-        let text = if let Some(text) = payload.downcast_ref::<&str>() {
-            (*text).to_owned()
-        } else if let Some(text) = payload.downcast_ref::<String>() {
-            text.clone()
-        } else if let Some(error) = payload.downcast_ref::<io::Error>() {
-            format!("{error:?}")
-        } else if let Some(error) = payload.downcast_ref::<Error>() {
-            error.to_string()
-        } else {
-            return false;
-        };
-        let holds = |errno: i32, name: &str| {
-            // How io::Error shows itself to people and to programmers, and how
-            // the Errno of nix and rustix does.
-            [
-                &format!("(os error {errno})"),
-                &format!("code: {errno},"),
-                name,
-            ]
-            .iter()
-            .any(|marker| text.contains(*marker))
-        };
-        let of_threads = ["thread", "pool", "runtime", "spawn"]
-            .iter()
-            .any(|word| text.contains(word));
-        let refused = holds(libc::EPERM, "EPERM") || text.contains("peration not permitted");
-        refused && (self.gave_up_admin || of_threads)
-            || holds(libc::ENOSYS, "ENOSYS")
-            || of_threads && holds(REFUSED, "EPERM")
-    }
-}
-
-/// Where the code lies that the filter is about.
-#[derive(Debug)]
-struct Code {
-    /// What is known to call clone(2), and the executable.
-    cloners: Vec<Range<u64>>,
-    /// All there is.
-    objects: Vec<Range<u64>>,
-}
-
-impl Code {
-    fn of_this_process() -> Code {
-        /// Longer than any libc's `clone` and `syscall`, which are written in
-        /// assembly; what lies behind them does not clone.
-        const FUNCTION: u64 = 256;
-
-        let objects = sys::text::objects();
-        let is_static = objects.len() == 1;
-        let counts = |object: &&sys::text::Object| is_static || !object.fixed;
-        let executable = objects.first().filter(counts);
-        let entries = sys::text::libc_entries();
-        Code {
-            cloners: (entries.into_iter())
-                .map(|entry| entry..entry + FUNCTION)
-                .chain(
-                    executable
-                        .into_iter()
-                        .flat_map(|object| object.text.clone()),
-                )
-                .collect(),
-            objects: (objects.iter().filter(counts))
-                .flat_map(|object| object.text.clone())
-                .collect(),
-        }
-    }
-}
-
-/// The most ranges that a list is written out with; a program has room for
-/// 4096 instructions.
-const MAX_RANGES: usize = 256;
-
-/// Set in the numbers of the x32 ABI, which has the same architecture, and the
-/// same numbers for the calls in question.
-const X32_BIT: u32 = 0x4000_0000;
-
-/// Assembles the filter: `clone` for a thread is refused to code in `cloners`,
-/// and clone3 and io_uring_setup do not exist for code in `objects`.
-///
-/// Calls of another architecture pass: only a child comes to make any. The
-/// numbers are looked at first, so that the kernel can tell ahead of time that
-/// all other calls pass, and does not run the program for them (Linux 5.11).
-fn program(cloners: &[Range<u64>], objects: &[Range<u64>]) -> Vec<sock_filter> {
-    let not_permitted = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-    let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-
-    let mut clone = vec![
-        load(arg_low(0)),
-        jump(libc::BPF_JSET, libc::CLONE_THREAD as u32, 1, 0),
-        ret(libc::SECCOMP_RET_ALLOW),
-    ];
-    answer_in(cloners, not_permitted, &mut clone);
-
-    let mut program = vec![
-        load(bpf::ARCH),
-        jump(libc::BPF_JEQ, AUDIT_ARCH, 0, 5),
-        load(bpf::NR),
-        and(!X32_BIT),
-        jump(libc::BPF_JEQ, number(libc::SYS_clone), 4, 0),
-        jump(libc::BPF_JEQ, number(libc::SYS_clone3), 2, 0),
-        jump(libc::BPF_JEQ, number(libc::SYS_io_uring_setup), 1, 0),
-        ret(libc::SECCOMP_RET_ALLOW),
-        // Conditional jumps reach no further than 255 instructions.
-        jump(libc::BPF_JA, clone.len() as u32, 0, 0),
-    ];
-    program.append(&mut clone);
-    answer_in(objects, no_such_call, &mut program);
-    program
-}
-
-/// Appends: return `answer` if the instruction pointer is in one of `ranges`,
-/// else allow the call.
-fn answer_in(ranges: &[Range<u64>], answer: u32, program: &mut Vec<sock_filter>) {
-    for piece in pieces(ranges) {
-        program.extend([
-            load(bpf::IP_HIGH),
-            jump(libc::BPF_JEQ, piece.high, 0, 4),
-            load(bpf::IP_LOW),
-            jump(libc::BPF_JGE, piece.first, 0, 2),
-            jump(libc::BPF_JGT, piece.last, 1, 0),
-            ret(answer),
-        ]);
-    }
-    program.push(ret(libc::SECCOMP_RET_ALLOW));
-}
-
-/// Addresses with the same upper half.
-#[derive(Debug, PartialEq, Eq)]
-struct Piece {
-    high: u32,
-    first: u32,
-    last: u32,
-}
-
-/// Cuts ranges where the upper half of the address changes: a filter compares
-/// 32 bits at a time.
-fn pieces(ranges: &[Range<u64>]) -> Vec<Piece> {
-    let mut ranges: Vec<_> = (ranges.iter().filter(|range| !range.is_empty()))
-        .cloned()
-        .collect();
-    ranges.sort_by_key(|range| range.start);
-    while ranges.len() > MAX_RANGES {
-        // Too many: let the two nearest be one.
-        let gap = |at: usize| ranges[at + 1].start.saturating_sub(ranges[at].end);
-        let nearest = (0..ranges.len() - 1)
-            .min_by_key(|&at| gap(at))
-            .expect("more than one");
-        let next = ranges.remove(nearest + 1);
-        ranges[nearest].end = ranges[nearest].end.max(next.end);
-    }
-
-    let mut pieces = Vec::new();
-    for range in ranges {
-        let last = range.end - 1;
-        for high in range.start >> 32..=last >> 32 {
-            pieces.push(Piece {
-                high: high as u32,
-                first: range.start.max(high << 32) as u32,
-                last: last.min(high << 32 | 0xffff_ffff) as u32,
-            });
-        }
-    }
-    pieces
-}
-
-fn number(call: libc::c_long) -> u32 {
-    call as u32 & !X32_BIT
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
-    const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-    const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-
-    struct Call {
-        arch: u32,
-        nr: u32,
-        ip: u64,
-        flags: u64,
-    }
-
-    const ARG0: u32 = arg_low(0);
-
-    /// What the kernel would make of `program`.
-    fn run(program: &[sock_filter], call: &Call) -> u32 {
-        let word = |offset| match offset {
-            bpf::NR => call.nr,
-            bpf::ARCH => call.arch,
-            bpf::IP_LOW => call.ip as u32,
-            bpf::IP_HIGH => (call.ip >> 32) as u32,
-            ARG0 => call.flags as u32,
-            _ => panic!("nothing else is read"),
-        };
-        let (mut a, mut pc) = (0_u32, 0);
-        loop {
-            let sock_filter { code, jt, jf, k } = program[pc];
-            pc += 1;
-            let branch = |taken| usize::from(if taken { jt } else { jf });
-            match u32::from(code) {
-                code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => a = word(k),
-                code if code == libc::BPF_ALU | libc::BPF_AND => a &= k,
-                code if code == libc::BPF_JMP | libc::BPF_JA => pc += k as usize,
-                code if code == libc::BPF_JMP | libc::BPF_JEQ => pc += branch(a == k),
-                code if code == libc::BPF_JMP | libc::BPF_JGT => pc += branch(a > k),
-                code if code == libc::BPF_JMP | libc::BPF_JGE => pc += branch(a >= k),
-                code if code == libc::BPF_JMP | libc::BPF_JSET => pc += branch(a & k != 0),
-                code if code == libc::BPF_RET => return k,
-                code => panic!("unexpected instruction {code:#x}"),
-            }
-        }
-    }
-
-    fn thread_at(ip: u64) -> Call {
-        Call {
-            arch: AUDIT_ARCH,
-            nr: number(libc::SYS_clone),
-            ip,
-            flags: (libc::CLONE_THREAD | libc::CLONE_VM) as u64,
-        }
-    }
-
-    fn call_at(nr: libc::c_long, ip: u64) -> Call {
-        Call {
-            nr: number(nr),
-            ..thread_at(ip)
-        }
-    }
-
-    /// Three ranges: an ordinary one, one across a border of the upper half,
-    /// and one that holds a whole upper half.
-    const RANGES: [Range<u64>; 3] = [
-        0x7f12_0000_1000..0x7f12_0000_3000,
-        0x7f33_ffff_f000..0x7f34_0000_1000,
-        0x7f40_8000_0000..0x7f42_0000_0001,
-    ];
-
-    #[test]
-    fn ranges_end_where_they_should() {
-        let program = program(&RANGES, &[]);
-        let inside = [
-            0x7f12_0000_1000,
-            0x7f12_0000_2fff,
-            0x7f33_ffff_f000,
-            0x7f33_ffff_ffff,
-            0x7f34_0000_0000,
-            0x7f34_0000_0fff,
-            0x7f40_8000_0000,
-            0x7f41_0000_0000,
-            0x7f41_1234_5678,
-            0x7f42_0000_0000,
-        ];
-        for ip in inside {
-            assert_eq!(run(&program, &thread_at(ip)), EPERM, "{ip:#x}");
-        }
-        let outside = [
-            0,
-            0x0000_0000_1000,
-            0x7f12_0000_0fff,
-            0x7f12_0000_3000,
-            0x7f13_0000_2000,
-            0x7f33_ffff_efff,
-            0x7f34_0000_1000,
-            0x7f40_7fff_ffff,
-            0x7f42_0000_0001,
-            u64::MAX,
-        ];
-        for ip in outside {
-            assert_eq!(run(&program, &thread_at(ip)), ALLOW, "{ip:#x}");
-        }
-    }
-
-    #[test]
-    fn only_threads_are_refused() {
-        let program = program(&RANGES, &RANGES);
-        let ip = RANGES[0].start;
-        assert_eq!(run(&program, &thread_at(ip)), EPERM);
-        // vfork(2) and posix_spawn(3).
-        let flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD) as u64;
-        let process = Call {
-            flags,
-            ..thread_at(ip)
-        };
-        assert_eq!(run(&program, &process), ALLOW);
-        assert_eq!(run(&program, &call_at(libc::SYS_getppid, ip)), ALLOW);
-    }
-
-    #[test]
-    fn what_cannot_be_looked_into_does_not_exist() {
-        let ours = RANGES[1].start;
-        let program = program(&RANGES[..1], &RANGES);
-        for nr in [libc::SYS_clone3, libc::SYS_io_uring_setup] {
-            assert_eq!(run(&program, &call_at(nr, ours)), ENOSYS);
-            assert_eq!(run(&program, &call_at(nr, 0x4000)), ALLOW);
-        }
-        assert_eq!(run(&program, &thread_at(ours)), ALLOW);
-    }
-
-    #[test]
-    fn programs_of_another_architecture_are_let_be() {
-        const I386: u32 = 0x4000_0003;
-        let program = program(&RANGES, &RANGES);
-        let call = Call {
-            arch: I386,
-            ..thread_at(RANGES[0].start)
-        };
-        assert_eq!(run(&program, &call), ALLOW);
-    }
-
-    #[test]
-    fn x32_is_not_another_architecture() {
-        let program = program(&RANGES, &RANGES);
-        let mut call = thread_at(RANGES[0].start);
-        call.nr |= X32_BIT;
-        assert_eq!(run(&program, &call), EPERM);
-    }
-
-    #[test]
-    fn any_number_of_objects_fits() {
-        let objects: Vec<_> = (0..1_000_u64)
-            .map(|at| 0x7f00_0000_0000 + at * 0x10_0000)
-            .map(|start| start..start + 0x8000)
-            .collect();
-        let program = program(&objects, &objects);
-        assert!(program.len() <= 4096, "{}", program.len());
-        for range in objects {
-            assert_eq!(run(&program, &thread_at(range.start)), EPERM);
-            let last = call_at(libc::SYS_clone3, range.end - 1);
-            assert_eq!(run(&program, &last), ENOSYS);
-        }
-    }
-
-    #[test]
-    fn code_of_libc_and_of_the_executable_is_known() {
-        let code = Code::of_this_process();
-        let holds = |ranges: &[Range<u64>], address: u64| {
-            ranges.iter().any(|range| range.contains(&address))
-        };
-        let here = Code::of_this_process as *const () as u64;
-        for address in sys::text::libc_entries() {
-            assert!(holds(&code.cloners, address));
-        }
-        // Other programs lie where an executable does that is not PIE.
-        let objects = sys::text::objects();
-        let counts = !objects[0].fixed || objects.len() == 1;
-        assert_eq!(holds(&code.objects, here), counts);
-        assert_eq!(holds(&code.cloners, here), counts);
+    fn refused(&self) -> Refused {
+        let listened = self.listened.as_ref();
+        listened.map_or_else(Refused::default, |listened| {
+            listened.refused() - self.before
+        })
     }
 }

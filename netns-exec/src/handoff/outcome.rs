@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, Kind, LeftThread};
+use crate::error::{Error, Kind, LeftThread, Refused};
 use crate::guard::{ThreadGuard, ThreadState};
 
 /// What a panic was raised with.
@@ -21,7 +21,8 @@ pub(crate) type Payload = Box<dyn Any + Send>;
 /// How a job ended.
 pub(crate) enum Outcome<T> {
     Returned(T),
-    Panicked(Payload),
+    /// And so often was it refused what it asked for.
+    Panicked(Payload, Refused),
     /// It never ran.
     Aborted(Error),
     /// It ended one way or the other, and did what the guard forbids.
@@ -36,6 +37,8 @@ pub(crate) struct Violation<T> {
 
 pub(crate) enum Finding {
     Escaped,
+    /// The thread has something that the process has not: what.
+    Altered(&'static str),
     LeftThreads(Vec<LeftThread>),
     /// Where the job left its thread could not be found out.
     Unknown(io::Error),
@@ -49,7 +52,9 @@ impl<T> Outcome<T> {
     pub(crate) fn into_join_result(self, pack: Pack<T>) -> Result<T, Error> {
         match self {
             Outcome::Returned(value) => Ok(value),
-            Outcome::Panicked(panic) => Err(Error::panicked("job panicked", panic)),
+            Outcome::Panicked(panic, refused) => {
+                Err(Error::panicked("job panicked", panic).beside(refused))
+            }
             Outcome::Aborted(error) => Err(error),
             Outcome::Violated(violation) => Err(violation.into_error(pack)),
         }
@@ -58,7 +63,7 @@ impl<T> Outcome<T> {
     /// What the caller that waited for the job is given: its panic goes on there.
     pub(crate) fn into_run_result(self) -> Result<T, Error> {
         match self {
-            Outcome::Panicked(panic) => resume_unwind(panic),
+            Outcome::Panicked(panic, _) => resume_unwind(panic),
             other => other.into_join_result(|_| None),
         }
     }
@@ -74,6 +79,11 @@ impl<T> Violation<T> {
             .hint(
                 "a job must not call setns(2) or unshare(2); run it in the other namespace instead",
             ),
+            Finding::Altered(with) => Error::new(
+                Kind::Escaped,
+                format!("job left its thread with {with}; the thread has been retired"),
+            )
+            .hint("what a job changes for its thread alone, the next one would find: use a thread of your own"),
             Finding::Unknown(cause) => Error::new(
                 Kind::Escaped,
                 "cannot tell whether the job left its thread in place; the thread has been retired",
@@ -162,15 +172,30 @@ impl Door {
             ThreadState::Clean => {
                 return match result {
                     Ok(value) => Outcome::Returned(value),
-                    Err(panic) => Outcome::Panicked(panic),
+                    Err(panic) => Outcome::Panicked(panic, self.refused()),
                 };
             }
             ThreadState::Escaped => Finding::Escaped,
+            ThreadState::Altered(with) => Finding::Altered(with),
             ThreadState::Unknown(cause) => Finding::Unknown(cause),
             ThreadState::LeftThreads(threads) => Finding::LeftThreads(threads),
         };
         self.spoiled = true;
         Outcome::Violated(Box::new(Violation { finding, result }))
+    }
+
+    /// What the guard refused to the job that has just panicked; the log tells of it.
+    #[cold]
+    fn refused(&mut self) -> Refused {
+        let refused = self.guard.refused();
+        if !refused.is_none() {
+            let Refused { threads, moves } = refused;
+            self.report(|| {
+                let cure = refused.hint();
+                tracing::warn!(threads, moves, %cure, "job panicked that was refused something");
+            });
+        }
+        refused
     }
 
     /// Runs what is no job's closure, such as a drop or a waker: `what` says which.

@@ -180,7 +180,7 @@ where
             Some(door) => drop(door.run(what, f)),
             None => quietly(f),
         };
-        let panicked = matches!(outcome, Outcome::Panicked(_));
+        let panicked = matches!(outcome, Outcome::Panicked(..));
         // SAFETY: STARTED and not set: the cell belongs to this side.
         (self.outcome).with_mut(|cell| unsafe { *cell = Some(outcome) });
         let (before, waker) = self.latch.complete();
@@ -465,7 +465,7 @@ impl<T> Drop for TaskHandle<'_, T> {
         if was_set {
             // SAFETY: set before it was detached, and not taken.
             let outcome = unsafe { self.packet.take_outcome() };
-            if matches!(outcome, Some(Outcome::Panicked(_))) {
+            if matches!(outcome, Some(Outcome::Panicked(..))) {
                 self.packet.panic_dropped();
             }
             quietly(|| drop(outcome));

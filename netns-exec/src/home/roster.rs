@@ -3,15 +3,16 @@
 //! The readers of `/proc/self/task` (the audit, and [`Guard::Detect`] after a
 //! job) need to know which threads are in a foreign namespace because this
 //! library put them there. A thread signs in before it enters its namespace and
-//! out when it is done; between that and the moment the kernel lets go of it
-//! there is an instant in which it looks like a stray, so both readers ask
-//! twice (see `guard::detect`).
+//! out when it is done. It is still there then: the destructors of thread-locals,
+//! which are the user's code, may take any time. So its entry stays until the kernel
+//! is about to let go of the thread; after that there is an instant in which it looks
+//! like a stray, so both readers ask twice (see `guard::detect`).
 //!
 //! [`Guard::Detect`]: crate::Guard::Detect
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -20,11 +21,14 @@ use crate::sys;
 
 static ROSTER: Mutex<Roster> = Mutex::new(Roster {
     entries: BTreeMap::new(),
+    leaving: VecDeque::new(),
     reported: BTreeMap::new(),
 });
 
 struct Roster {
     entries: BTreeMap<u32, Arc<Entry>>,
+    /// Those of the entries whose threads have signed out, and may have ended.
+    leaving: VecDeque<Arc<Entry>>,
     /// Threads that some job was already blamed for, and when they started: each
     /// is reported once, and another one that gets its number is another one.
     reported: BTreeMap<u32, u64>,
@@ -32,10 +36,57 @@ struct Roster {
 
 #[derive(Debug)]
 struct Entry {
+    tid: u32,
     /// `None` for a visitor, which may see several.
     netns: Option<NetnsId>,
     /// One of [`FREE`], [`BUSY`] and [`SUSPECT`].
     state: AtomicU8,
+    /// Set when it signs out: when it started, which tells it from another thread
+    /// that gets its number.
+    left: OnceLock<u64>,
+}
+
+impl Entry {
+    /// Whether the thread is still there.
+    fn holds(&self) -> bool {
+        let Some(&started) = self.left.get() else {
+            return true;
+        };
+        match sys::task::alive_since(self.tid) {
+            Ok(now) => now == Some(started),
+            // No descriptor to look with, for instance.
+            Err(_) => true,
+        }
+    }
+}
+
+impl Roster {
+    fn get(&self, tid: u32) -> Option<&Arc<Entry>> {
+        self.entries.get(&tid).filter(|entry| entry.holds())
+    }
+
+    /// Forgets threads that have ended: two for each that signs in or out, so that
+    /// they do not pile up, and a thousand that leave together do not each look at
+    /// the others.
+    fn forget_some(&mut self) {
+        for _ in 0..2.min(self.leaving.len()) {
+            let Some(entry) = self.leaving.pop_front() else {
+                return;
+            };
+            if entry.holds() {
+                self.leaving.push_back(entry);
+            } else {
+                self.remove(&entry);
+            }
+        }
+    }
+
+    fn remove(&mut self, entry: &Arc<Entry>) {
+        // The number may be another thread's by now.
+        if (self.entries.get(&entry.tid)).is_some_and(|other| Arc::ptr_eq(other, entry)) {
+            self.entries.remove(&entry.tid);
+        }
+    }
 }
 
 /// No job is running.
@@ -49,7 +100,6 @@ const SUSPECT: u8 = 2;
 /// A thread's entry in the roster, taken back when dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
-    tid: u32,
     entry: Arc<Entry>,
 }
 
@@ -69,33 +119,33 @@ pub(crate) fn sign_in_visitor() -> Registration {
 fn register(netns: Option<NetnsId>) -> Registration {
     let tid = sys::thread::tid();
     let entry = Arc::new(Entry {
+        tid,
         netns,
         state: AtomicU8::new(FREE),
+        left: OnceLock::new(),
     });
-    ROSTER.lock().entries.insert(tid, Arc::clone(&entry));
-    Registration { tid, entry }
+    let mut roster = ROSTER.lock();
+    roster.forget_some();
+    roster.entries.insert(tid, Arc::clone(&entry));
+    Registration { entry }
 }
 
 /// Tells whether `tid` is a thread that this library put where it is.
 pub(crate) fn contains(tid: u32) -> bool {
-    ROSTER.lock().entries.contains_key(&tid)
+    ROSTER.lock().get(tid).is_some()
 }
 
 /// Returns the namespace that the worker `tid` serves; `None` when it is no
 /// worker, or only visiting.
 pub(crate) fn netns_of(tid: u32) -> Option<NetnsId> {
-    ROSTER
-        .lock()
-        .entries
-        .get(&tid)
-        .and_then(|entry| entry.netns)
+    ROSTER.lock().get(tid).and_then(|entry| entry.netns)
 }
 
 /// Keeps of `alive`, all the threads there are, those that are no workers.
 pub(crate) fn unknown(alive: &[u32]) -> Vec<u32> {
     let roster = ROSTER.lock();
     (alive.iter().copied())
-        .filter(|tid| !roster.entries.contains_key(tid))
+        .filter(|tid| roster.get(*tid).is_none())
         .collect()
 }
 
@@ -142,7 +192,7 @@ impl Registration {
     pub(crate) fn suspect_others(&self) -> bool {
         let mut any = false;
         for (&tid, entry) in &ROSTER.lock().entries {
-            if tid == self.tid || entry.netns != self.entry.netns {
+            if tid == self.entry.tid || entry.netns != self.entry.netns {
                 continue;
             }
             let busy =
@@ -153,13 +203,29 @@ impl Registration {
     }
 }
 
+#[cfg(test)]
+impl Registration {
+    /// Makes it as if the thread had never signed in.
+    pub(crate) fn take_back(self) {
+        ROSTER.lock().remove(&self.entry);
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
+        self.entry.state.store(FREE, Ordering::SeqCst);
+        let is_own = self.entry.tid == sys::thread::tid() && !cfg!(loom);
+        let started = is_own.then(|| sys::task::alive_since(self.entry.tid));
         let mut roster = ROSTER.lock();
-        // The number may be another thread's by now, when a registration
-        // outlives its thread.
-        if (roster.entries.get(&self.tid)).is_some_and(|entry| Arc::ptr_eq(entry, &self.entry)) {
-            roster.entries.remove(&self.tid);
+        roster.forget_some();
+        // Dropped by another thread, it may outlive its own.
+        if let Some(Ok(Some(started))) = started
+            && self.entry.left.set(started).is_ok()
+        {
+            roster.leaving.push_back(Arc::clone(&self.entry));
+        } else {
+            roster.remove(&self.entry);
         }
     }
 }

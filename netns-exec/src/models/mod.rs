@@ -87,7 +87,7 @@ fn spawn_deep<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> thre
 fn returned<T>(outcome: Outcome<T>) -> T {
     match outcome {
         Outcome::Returned(value) => value,
-        Outcome::Panicked(_) => panic!("the job panicked"),
+        Outcome::Panicked(..) => panic!("the job panicked"),
         Outcome::Aborted(error) => panic!("the job was aborted: {error}"),
         Outcome::Violated(_) => panic!("the job violated its guard"),
     }
@@ -95,7 +95,7 @@ fn returned<T>(outcome: Outcome<T>) -> T {
 
 fn panicked<T>(outcome: Outcome<T>) -> Box<dyn Any + Send> {
     match outcome {
-        Outcome::Panicked(panic) => panic,
+        Outcome::Panicked(panic, _) => panic,
         _ => panic!("the job did not panic"),
     }
 }

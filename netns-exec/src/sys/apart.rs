@@ -122,7 +122,7 @@ pub(crate) fn confine(
     prctl::set_name(c"netns-broker")?;
     prctl::set_no_new_privs()?;
     caps::keep_only(capabilities)?;
-    seccomp::install(program).map(drop)
+    seccomp::install(program)
 }
 
 /// What a process made by [`fork_confined`] keeps.

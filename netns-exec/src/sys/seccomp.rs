@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::sock_filter;
 use nix::errno::Errno;
@@ -11,20 +13,43 @@ use nix::sys::prctl;
 /// threads and of its children; there is no way to take it off.
 ///
 /// Without `CAP_SYS_ADMIN` the kernel wants the thread to give up gaining
-/// privileges through execve(2) first; that is done only then, and told by
-/// returning `true`.
-pub(crate) fn install(program: &[sock_filter]) -> io::Result<bool> {
-    match load(program) {
+/// privileges through execve(2) first; that is done only then.
+pub(crate) fn install(program: &[sock_filter]) -> io::Result<()> {
+    with_privilege(|| load(program, 0)).map(drop)
+}
+
+/// As [`install`], and returns what hears of the calls that `program` answers with
+/// `SECCOMP_RET_USER_NOTIF`. They wait for [`answer`], and fail with `ENOSYS` when
+/// the listener is closed.
+///
+/// # Errors
+///
+/// `EBUSY` when the thread's filters have a listener already, `EINVAL` where the
+/// kernel has none; then nothing is installed.
+pub(crate) fn install_with_listener(program: &[sock_filter]) -> io::Result<OwnedFd> {
+    let listened = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // A signal then ends no wait that the listener has heard of (Linux 5.19).
+    let killable = listened | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+    let fd = with_privilege(|| match load(program, killable) {
+        Err(Errno::EINVAL) => load(program, listened),
+        loaded => loaded,
+    })?;
+    let fd = fd.try_into().expect("descriptors fit");
+    // SAFETY: the kernel just made this descriptor, so this is its only owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn with_privilege(load: impl Fn() -> Result<libc::c_long, Errno>) -> io::Result<libc::c_long> {
+    match load() {
         Err(Errno::EACCES) => {
             prctl::set_no_new_privs()?;
-            load(program)?;
-            Ok(true)
+            Ok(load()?)
         }
-        loaded => Ok(loaded.map(|()| false)?),
+        loaded => Ok(loaded?),
     }
 }
 
-fn load(program: &[sock_filter]) -> Result<(), Errno> {
+fn load(program: &[sock_filter], flags: libc::c_ulong) -> Result<libc::c_long, Errno> {
     let program = libc::sock_fprog {
         len: program.len().try_into().map_err(|_| Errno::E2BIG)?,
         // The kernel copies the program and writes nothing.
@@ -33,7 +58,7 @@ fn load(program: &[sock_filter]) -> Result<(), Errno> {
     // The code that runs here is the program's own. Without SPEC_ALLOW, kernels
     // before 5.16 would take speculative store bypass from the thread, which
     // costs its jobs some percent.
-    let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let flags = flags | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     // SAFETY: `program` points at `len` instructions that are borrowed for the
     // whole call.
     let rc = unsafe {
@@ -44,7 +69,82 @@ fn load(program: &[sock_filter]) -> Result<(), Errno> {
             &program,
         )
     };
-    Errno::result(rc).map(drop)
+    Errno::result(rc)
+}
+
+/// Set in the numbers of the x32 ABI.
+const X32_BIT: libc::c_long = 0x4000_0000;
+
+/// A call that waits for an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Notification {
+    id: u64,
+    /// The thread that calls, as the reader's pid namespace numbers it.
+    pub(crate) tid: u32,
+    nr: libc::c_long,
+}
+
+impl Notification {
+    /// Whether it is the call with this number, through whichever entry.
+    pub(crate) fn is(&self, call: libc::c_long) -> bool {
+        self.nr & !X32_BIT == call & !X32_BIT
+    }
+}
+
+/// How a call goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Fail(Errno),
+    /// As if there were no filter.
+    GoOn,
+}
+
+/// Takes the next call that waits, or waits for one. `ENOENT`: it was given up
+/// meanwhile.
+pub(crate) fn hear(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: all-zero is a valid `seccomp_notif`, and what the kernel asks for.
+    let mut heard: libc::seccomp_notif = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes one `seccomp_notif`.
+    let rc = unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_RECV,
+            &raw mut heard,
+        )
+    };
+    Errno::result(rc)?;
+    Ok(Notification {
+        id: heard.id,
+        tid: heard.pid,
+        nr: heard.data.nr.into(),
+    })
+}
+
+/// Answers a call. `ENOENT`: it has been given up, and may come again.
+pub(crate) fn answer(
+    listener: BorrowedFd<'_>,
+    call: Notification,
+    answer: Answer,
+) -> io::Result<()> {
+    let (error, flags) = match answer {
+        Answer::Fail(errno) => (-(errno as i32), 0),
+        Answer::GoOn => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+    };
+    let mut response = libc::seccomp_notif_resp {
+        id: call.id,
+        val: 0,
+        error,
+        flags,
+    };
+    // SAFETY: the kernel reads one `seccomp_notif_resp`.
+    let rc = unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_SEND,
+            &raw mut response,
+        )
+    };
+    Errno::result(rc).map(drop).map_err(io::Error::from)
 }
 
 #[cfg(test)]
@@ -86,12 +186,27 @@ pub(crate) mod tests {
         Errno::from_raw((-result) as i32)
     }
 
+    /// Closes no descriptor, with `flags`, through `syscall`.
+    pub(crate) fn close_nothing(flags: libc::c_int) -> Result<(), Errno> {
+        const NONE: libc::c_uint = libc::c_uint::MAX;
+        // SAFETY: the call takes three integers, and there is no such descriptor.
+        let rc = unsafe { libc::syscall(libc::SYS_close_range, NONE, NONE, flags) };
+        Errno::result(rc).map(drop)
+    }
+
     /// Runs `true` by fork(2) and execve(2), not by posix_spawn(3).
     pub(crate) fn fork_and_exec() -> io::Result<ExitStatus> {
+        fork_and(|| Ok(()))
+    }
+
+    /// The same, with `f` in between, in the child.
+    pub(crate) fn fork_and(
+        f: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+    ) -> io::Result<ExitStatus> {
         let mut command = Command::new("true");
-        // SAFETY: a closure that does nothing does nothing that is forbidden
-        // between fork and exec.
-        unsafe { command.pre_exec(|| Ok(())) };
+        // SAFETY: the tests' closures make system calls, and a thread, which takes
+        // memory: glibc's allocator can be used after a fork.
+        unsafe { command.pre_exec(f) };
         command.status()
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -26,21 +26,37 @@ pub(crate) struct NsLink {
 impl NsLink {
     #[inline]
     fn read(dir: &OwnedFd, path: &CStr) -> io::Result<NsLink> {
+        NsLink::read_at(dir.as_raw_fd(), path)
+    }
+
+    #[inline]
+    fn read_at(dir: RawFd, path: &CStr) -> io::Result<NsLink> {
         let mut text = [0; 32];
         // Not nix's: that one allocates, and this is done after every job.
         // SAFETY: `path` ends with a nul, and the kernel writes at most
         // `text.len()` bytes.
-        let length = unsafe {
-            libc::readlinkat(
-                dir.as_raw_fd(),
-                path.as_ptr(),
-                text.as_mut_ptr().cast(),
-                text.len(),
-            )
-        };
+        let length =
+            unsafe { libc::readlinkat(dir, path.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
         let length = Errno::result(length)?.unsigned_abs();
         Ok(NsLink { text, length })
     }
+}
+
+/// The namespaces of a thread beside its network namespace.
+pub(crate) const OTHER_NAMESPACES: [&CStr; 7] = [
+    c"/proc/thread-self/ns/mnt",
+    c"/proc/thread-self/ns/uts",
+    c"/proc/thread-self/ns/ipc",
+    c"/proc/thread-self/ns/cgroup",
+    c"/proc/thread-self/ns/user",
+    c"/proc/thread-self/ns/pid_for_children",
+    c"/proc/thread-self/ns/time_for_children",
+];
+
+/// The calling thread's namespace at one of [`OTHER_NAMESPACES`]; `None` where this
+/// kernel has none of the kind, or `/proc` does not show it.
+pub(crate) fn other_namespace(path: &CStr) -> Option<NsLink> {
+    NsLink::read_at(libc::AT_FDCWD, path).ok()
 }
 
 /// A look at the network namespace of one thread that stays cheap: the link is
@@ -102,6 +118,56 @@ fn folders_in(stat: &FileStat) -> u64 {
     #[allow(clippy::unnecessary_cast)]
     let links = stat.st_nlink as u64;
     links.saturating_sub(2)
+}
+
+/// What the kernel says of a thread that is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    /// When it started, in clock ticks.
+    pub(crate) started: u64,
+    /// It is one that the kernel made for a thread's io_uring, does the waiting of
+    /// its requests, runs no code of the process and ends with that thread.
+    pub(crate) is_io_worker: bool,
+}
+
+impl Stat {
+    /// `None` when the thread is on its way out, or the text says nothing.
+    fn parse(text: &str) -> Option<Stat> {
+        // See linux/sched.h.
+        const PF_EXITING: u32 = 0x4;
+        const PF_IO_WORKER: u32 = 0x10;
+
+        // The name, in parentheses, may hold anything; behind it the flags are
+        // the seventh field and the start the twentieth, see proc_pid_stat(5).
+        let (head, tail) = text.rsplit_once(')')?;
+        let mut fields = tail.split_ascii_whitespace();
+        let flags: u32 = fields.nth(6)?.parse().ok()?;
+        let started = fields.nth(12)?.parse().ok()?;
+        // The thread that polls a ring's queue (`iou-sqp-`) may have the flag too. It
+        // does act in its namespace, and lives as long as the ring.
+        let is_io_worker = flags & PF_IO_WORKER != 0 && head.contains("(iou-wrk-");
+        (flags & PF_EXITING == 0).then_some(Stat {
+            started,
+            is_io_worker,
+        })
+    }
+}
+
+fn stat_of(read: io::Result<String>) -> io::Result<Option<Stat>> {
+    match read {
+        Ok(text) => Ok(Stat::parse(&text)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// As [`TaskDir::alive_since`], for those who look once.
+pub(crate) fn alive_since(tid: u32) -> io::Result<Option<u64>> {
+    let read = std::fs::read(format!("/proc/self/task/{tid}/stat"));
+    let read = read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok(stat_of(read)?.map(|stat| stat.started))
 }
 
 /// The directory of the process's threads, kept open, so that looking into it
@@ -168,25 +234,12 @@ impl TaskDir {
     /// is already taking it down, as it does for a moment after a join has
     /// returned.
     pub(crate) fn alive_since(&self, tid: u32) -> io::Result<Option<u64>> {
-        /// `PF_EXITING`, see linux/sched.h.
-        const EXITING: u32 = 0x4;
+        Ok(self.stat(tid)?.map(|stat| stat.started))
+    }
 
-        let stat = match self.read(&format!("{tid}/stat")) {
-            Ok(stat) => stat,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ESRCH) => return Ok(None),
-                _ => return Err(error),
-            },
-        };
-        // The name, in parentheses, may hold anything; behind it the flags are
-        // the seventh field and the start the twentieth, see proc_pid_stat(5).
-        let mut fields = (stat.rsplit(')').next().unwrap_or_default()).split_ascii_whitespace();
-        let flags = fields.nth(6).and_then(|flags| flags.parse::<u32>().ok());
-        let started = fields.nth(12).and_then(|started| started.parse().ok());
-        match (flags, started) {
-            (Some(flags), started) if flags & EXITING == 0 => Ok(started),
-            _ => Ok(None),
-        }
+    /// The same, with what else there is to know of the thread at one look.
+    pub(crate) fn stat(&self, tid: u32) -> io::Result<Option<Stat>> {
+        stat_of(self.read(&format!("{tid}/stat")))
     }
 
     /// The thread's name, as far as it can be told.
@@ -254,6 +307,27 @@ mod tests {
             }
             over.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn kernels_own_io_worker_is_known_by_its_flag_and_its_name() {
+        let stat = |name: &str, flags: u32| {
+            let text = format!("77 ({name}) S 1 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 3 0 4711 0");
+            Stat::parse(&text)
+        };
+        let of = |is_io_worker| {
+            Some(Stat {
+                started: 4711,
+                is_io_worker,
+            })
+        };
+        assert_eq!(stat("iou-wrk-12", 0x50), of(true));
+        // Any thread may be called so, and the ring's poller has the flag on some.
+        assert_eq!(stat("iou-wrk-12", 0x40), of(false));
+        assert_eq!(stat("iou-sqp-12", 0x50), of(false));
+        assert_eq!(stat("a) S 1 1", 0x40), of(false));
+        assert_eq!(stat("ended", 0x44), None);
+        assert_eq!(Stat::parse("77 (cut"), None);
     }
 
     #[test]

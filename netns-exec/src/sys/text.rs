@@ -27,13 +27,46 @@ pub(crate) fn objects() -> Vec<Object> {
     objects
 }
 
-/// The addresses of the two functions of libc that clone from their own code:
-/// what threads are made with, and what raw system calls go through.
-pub(crate) fn libc_entries() -> [u64; 2] {
-    [
+/// The addresses of the functions of libc that clone from their own code (what
+/// threads are made with, and what raw system calls go through), and of those
+/// that give a thread files or namespaces of its own.
+pub(crate) fn libc_entries() -> Vec<u64> {
+    let mut entries = vec![
         libc::clone as *const () as u64,
         libc::syscall as *const () as u64,
-    ]
+        libc::unshare as *const () as u64,
+        libc::setns as *const () as u64,
+    ];
+    // Not in every libc: one that lacks it is called through `syscall`.
+    // SAFETY: the name ends with a nul, and looking it up runs no code but libc's.
+    let close_range = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"close_range".as_ptr()) };
+    if !close_range.is_null() {
+        entries.push(close_range as u64);
+    }
+    entries
+}
+
+/// A number that changes when objects are loaded or unloaded.
+pub(crate) fn generation() -> u64 {
+    let mut generation = 0;
+    // SAFETY: the callback takes its last argument for a `u64`, which is what it
+    // is, and the only reference to it.
+    unsafe { libc::dl_iterate_phdr(Some(count), (&raw mut generation).cast()) };
+    generation
+}
+
+unsafe extern "C" fn count(
+    info: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    generation: *mut c_void,
+) -> c_int {
+    // SAFETY: dl_iterate_phdr passes a description that is valid for this call.
+    let info = unsafe { &*info };
+    // SAFETY: `generation` passes its exclusive `u64` through, as said there.
+    let generation = unsafe { &mut *generation.cast::<u64>() };
+    *generation = info.dlpi_adds + info.dlpi_subs;
+    // The first object tells as much as the others.
+    1
 }
 
 unsafe extern "C" fn collect(

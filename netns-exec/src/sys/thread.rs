@@ -1,15 +1,31 @@
 //! What belongs to one thread: its signal mask, its CPUs, its id.
+#![allow(unsafe_code)]
 
+use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::{Pid, getpid, gettid};
 
 /// The calling thread's id, as `ps -L` shows it.
 pub(crate) fn tid() -> u32 {
     gettid().as_raw().unsigned_abs()
+}
+
+/// The calling thread's name, as `ps -L` shows it.
+pub(crate) fn name() -> io::Result<CString> {
+    prctl::get_name().map_err(io::Error::from)
+}
+
+/// Names the calling thread. A name has no more than 15 bytes; the rest is cut.
+pub(crate) fn set_name(name: &CStr) {
+    // It takes any text, and no privilege.
+    let _ = prctl::set_name(name);
 }
 
 /// What a thread's own fault raises. When that is blocked the kernel ends the
@@ -38,6 +54,51 @@ pub(crate) fn block_signals() -> io::Result<SigSet> {
 /// Puts back what [`block_signals`] returned.
 pub(crate) fn restore_signals(mask: &SigSet) -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None).map_err(io::Error::from)
+}
+
+/// Gives the calling thread a descriptor table of its own, with nothing in it but a
+/// copy of `fd`, which is returned. The table that it shared is as before.
+///
+/// To be called by a thread that owns no other descriptor.
+pub(crate) fn keep_one_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
+    /// `CLOSE_RANGE_UNSHARE`, see linux/close_range.h.
+    const UNSHARE: libc::c_uint = 1 << 1;
+
+    let kept = libc::c_uint::try_from(fd).map_err(|_| Errno::EBADF)?;
+    let close = |first: libc::c_uint, last: libc::c_uint, flags: libc::c_uint| {
+        // SAFETY: the call takes three integers, and closes what the calling thread
+        // alone has: the first one that is made unshares, and the caller says that
+        // it owns nothing in the table.
+        let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+        Errno::result(rc).map(drop)
+    };
+    close(kept + 1, libc::c_uint::MAX, UNSHARE)?;
+    if kept > 0 {
+        close(0, kept - 1, 0)?;
+    }
+    // SAFETY: a number in this thread's own table, where nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What threads of a process share unless one asked for its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shared {
+    /// The descriptor table: `KCMP_FILES`, see linux/kcmp.h.
+    Files = 2,
+    /// Working directory, root and umask: `KCMP_FS`.
+    Fs = 3,
+}
+
+/// Tells whether the threads `a` and `b` of this process share `what`: kcmp(2).
+///
+/// # Errors
+///
+/// `ENOSYS` and `EPERM` where a kernel or a container has no such call, `ESRCH` when
+/// one has ended.
+pub(crate) fn share(a: u32, b: u32, what: Shared) -> io::Result<bool> {
+    // SAFETY: the call takes integers.
+    let rc = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as libc::c_int, 0, 0) };
+    Ok(Errno::result(rc)? == 0)
 }
 
 /// Lets the calling thread run wherever the process's main thread may.

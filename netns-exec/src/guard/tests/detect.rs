@@ -10,9 +10,10 @@ const RECORDINGS: [Recording; 3] = [
 ];
 
 fn policy(recording: Recording) -> Policy {
+    let home = super::check::HomeTid::get().expect("a home thread");
     let detect = crate::home::Home::get()
         .expect("a home thread")
-        .visit(move || Detect::with(recording))
+        .visit(move || Detect::with(recording, home))
         .and_then(|detect| detect)
         .expect("procfs");
     Policy {

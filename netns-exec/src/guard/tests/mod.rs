@@ -1,7 +1,6 @@
 //! Each mechanism on raw threads and real namespaces. They stay in the crate
 //! because a guard can be installed on a thread without an executor only here.
 
-use std::any::Any;
 use std::fs;
 use std::process::Command;
 use std::sync::Barrier;
@@ -72,16 +71,36 @@ fn output(command: &mut Command) -> String {
 }
 
 #[test]
-fn roster_forgets_a_thread_that_signs_out() {
-    let tid = sys::thread::tid();
-    let netns = Netns::current().expect("procfs");
-    let registration = roster::sign_in(netns.id());
-    assert!(roster::contains(tid));
-    assert_eq!(roster::netns_of(tid), Some(netns.id()));
-    drop(registration);
-    assert!(!roster::contains(tid));
-    let visit = roster::sign_in_visitor();
-    assert!(roster::contains(tid));
-    assert_eq!(roster::netns_of(tid), None);
-    drop(visit);
+fn roster_knows_a_thread_until_it_has_ended() {
+    let netns = Netns::current().expect("procfs").id();
+    for (sign_in, serves) in [
+        (
+            Box::new(move || roster::sign_in(netns)) as Box<dyn Fn() -> Registration + Send>,
+            Some(netns),
+        ),
+        (Box::new(roster::sign_in_visitor), None),
+    ] {
+        let (sender, receiver) = channel();
+        let (end, ended) = channel::<()>();
+        let thread = thread::spawn(move || {
+            let registration = sign_in();
+            sender.send(sys::thread::tid()).expect("the test waits");
+            ended.recv().expect("the test tells");
+            drop(registration);
+            // The destructors of its thread-locals, say.
+            sender.send(0).expect("the test waits");
+            ended.recv().expect("the test tells");
+        });
+        let tid = receiver.recv().expect("it has signed in");
+        assert_eq!(roster::netns_of(tid), serves);
+        end.send(()).expect("it waits");
+        receiver.recv().expect("it has signed out");
+        assert!(roster::contains(tid), "it is still there");
+        assert!(roster::unknown(&[tid]).is_empty());
+        end.send(()).expect("it waits");
+        thread.join().expect("no panic");
+        sys::thread::wait_gone(tid);
+        assert!(!roster::contains(tid));
+        assert_eq!(roster::unknown(&[tid]), [tid]);
+    }
 }

@@ -80,13 +80,11 @@ fn thread_without_privilege_is_sealed_with_no_new_privs() {
     let policy = Policy::prepare(Guard::Seal).expect("root can seal");
     in_new_netns(|registration| {
         sys::caps::drop_sys_admin().expect("capset");
-        let guard = policy
+        let _guard = policy
             .install(registration)
             .expect("no privilege is needed");
         assert_eq!(status("NoNewPrivs"), "1");
         assert_eq!(refusal(), Some(libc::EPERM));
-        let bare = "called `Result::unwrap()` on an `Err` value: EPERM";
-        assert!(!guard.explains(&bare));
     });
     assert_eq!(status("NoNewPrivs"), "0");
 }
@@ -175,26 +173,81 @@ fn seal_can_be_prepared_on_a_sealed_thread() {
     });
 }
 
-/// The panic of `f`.
-fn panic_of(f: impl FnOnce()) -> Box<dyn Any + Send> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).expect_err("a panic")
+#[test]
+fn refusals_are_counted_and_nothing_else_is() {
+    sealed(|guard| {
+        let counted = |guard: &ThreadGuard| {
+            let Refused { threads, moves } = guard.refused();
+            (threads, moves)
+        };
+        guard.before_job();
+        assert_eq!(counted(guard), (0, 0));
+        assert_eq!(refusal(), Some(libc::EPERM));
+        assert_eq!(counted(guard), (1, 0));
+        assert_eq!(raw(libc::SYS_clone, libc::CLONE_THREAD), Errno::EPERM);
+        assert_eq!(unshare(CloneFlags::CLONE_NEWNET), Err(Errno::EPERM));
+        assert_eq!(counted(guard), (2, 1));
+
+        // What others refuse is not the guard's.
+        guard.before_job();
+        assert_eq!(
+            nix::sched::sched_setaffinity(
+                nix::unistd::Pid::from_raw(1 << 29),
+                &nix::sched::CpuSet::new()
+            )
+            .err(),
+            Some(Errno::ESRCH)
+        );
+        assert!(nix::mount::umount("/").is_err());
+        assert_eq!(counted(guard), (0, 0));
+    });
 }
 
 #[test]
-fn panics_over_a_refusal_are_explained() {
+fn children_that_do_not_exec_are_neither_refused_nor_counted() {
     sealed(|guard| {
-        let spawn = panic_of(|| drop(thread::spawn(|| {})));
-        assert!(guard.explains(&*spawn));
-        let unwrap = panic_of(|| drop(thread::Builder::new().spawn(|| {}).unwrap()));
-        assert!(guard.explains(&*unwrap));
-        let nix = panic_of(|| unshare(CloneFlags::CLONE_NEWNET).unwrap());
-        assert!(guard.explains(&*nix));
-        let error = thread::Builder::new().spawn(|| {}).unwrap_err();
-        assert!(guard.explains(&*panic_of(|| std::panic::panic_any(error))));
+        guard.before_job();
+        let status = crate::sys::seccomp::tests::fork_and(|| {
+            let thread = thread::Builder::new().spawn(|| {})?;
+            thread.join().expect("no panic");
+            unshare(CloneFlags::CLONE_FILES | CloneFlags::CLONE_FS)?;
+            Ok(())
+        });
+        assert_eq!(
+            status.expect("the child could do all of it").code(),
+            Some(0)
+        );
+        assert_eq!(guard.refused(), Refused::default());
+    });
+}
 
-        let missing = panic_of(|| drop(fs::read("/does/not/exist").unwrap()));
-        assert!(!guard.explains(&*missing));
-        assert!(!guard.explains(&*panic_of(|| panic!("a thread is bare"))));
-        assert!(!guard.explains(&17_u32));
+#[test]
+fn files_and_working_directory_stay_the_processs() {
+    sealed(|guard| {
+        guard.before_job();
+        for flags in [CloneFlags::CLONE_FILES, CloneFlags::CLONE_FS] {
+            assert_eq!(unshare(flags), Err(Errno::EPERM));
+        }
+        let close_range = |flags| crate::sys::seccomp::tests::close_nothing(flags);
+        assert_eq!(close_range(1 << 1), Err(Errno::EPERM));
+        assert_eq!(close_range(0), Ok(()));
+        assert_eq!(guard.refused().moves, 3);
+    });
+}
+
+#[test]
+fn thread_that_has_a_listener_is_sealed_all_the_same() {
+    let policy = Policy::prepare(Guard::Seal).expect("root can seal");
+    in_new_netns(|registration| {
+        // As a container runtime would have put it there.
+        let allow = [sys::bpf::ret(libc::SECCOMP_RET_ALLOW)];
+        let listener = sys::seccomp::install_with_listener(&allow).expect("it is the first");
+        let mut guard = policy.install(registration).expect("without a listener");
+        guard.before_job();
+        assert_eq!(refusal(), Some(libc::EPERM));
+        assert_eq!(unshare(CloneFlags::CLONE_FILES), Err(Errno::EPERM));
+        // Not known, so not claimed.
+        assert_eq!(guard.refused(), Refused::default());
+        drop(listener);
     });
 }

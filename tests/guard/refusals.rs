@@ -1,0 +1,257 @@
+//! What a job is told of what the seal refused to it, and what it is not told: the
+//! refusals are counted, and no text is read.
+
+use std::fmt::Debug;
+use std::fs;
+use std::io;
+use std::net::UdpSocket;
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+
+use netns_exec::{CommandExt, Error, Executor, Guard, Netns};
+use netns_exec_tests::{Alone, alone, eventually, fresh};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use tracing::field::Field;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+const CURE: &str = "Builder::prewarm";
+
+fn sealed() -> Executor {
+    let executor = Executor::builder().guard(Guard::Seal).build();
+    executor.expect("root can seal")
+}
+
+/// How a job that panics ended, by `spawn` and by `run`.
+fn panic_of(
+    executor: &Executor,
+    netns: &Netns,
+    job: impl Fn() + Send + Sync + Clone + 'static,
+) -> Error {
+    let ran = catch_unwind(AssertUnwindSafe(|| executor.run(netns, &job)));
+    assert!(ran.is_err(), "`run` goes on with the panic: {ran:?}");
+    let joined = executor.spawn(netns, job).unwrap().join();
+    joined.expect_err("the job panicked")
+}
+
+#[test]
+fn panic_over_an_eperm_of_anything_else_is_a_panic_and_no_more() {
+    let (executor, netns) = (sealed(), fresh());
+    netns.set_loopback_up().unwrap();
+    let rules =
+        "add table ip t; add chain ip t o { type filter hook output priority 0; policy drop; }";
+    let nft = Command::new("nft").arg(rules).status_in(&netns);
+    assert!(
+        nft.is_ok_and(|status| status.success()),
+        "this test drops packets with nft: install nftables"
+    );
+    let jobs: [fn(); 5] = [
+        || panic!("{:?}", io::Error::from_raw_os_error(Errno::EPERM as i32)),
+        || {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.send_to(b"x", "127.0.0.1:9").unwrap();
+        },
+        || panic!("expected ok, got: Operation not permitted (os error 1)"),
+        || panic!("cannot spawn a thread of the pool: EPERM, ENOSYS"),
+        || panic_any(io::Error::from_raw_os_error(Errno::EPERM as i32)),
+    ];
+    for job in jobs {
+        let error = panic_of(&executor, &netns, job);
+        assert!(error.is_panic() && !error.is_refused(), "{error}");
+        assert!(!error.to_string().contains("guard"), "{error}");
+    }
+}
+
+#[test]
+fn refusal_is_told_with_whatever_the_job_panics_with() {
+    let (executor, netns) = (sealed(), fresh());
+    let jobs: [fn(); 3] = [
+        || drop(thread::Builder::new().spawn(|| ()).unwrap()),
+        || {
+            let refused = thread::Builder::new().spawn(|| ());
+            assert!(refused.is_err());
+            panic!("there is no errno in here");
+        },
+        || {
+            let _ = thread::Builder::new().spawn(|| ());
+            panic_any(17_u32);
+        },
+    ];
+    for job in jobs {
+        let error = panic_of(&executor, &netns, job);
+        assert!(error.is_panic() && error.is_refused(), "{error}");
+        assert_eq!(error.to_string().matches(CURE).count(), 1, "{error}");
+        assert!(error.into_panic().is_ok());
+    }
+}
+
+#[test]
+fn refusal_of_one_job_is_not_told_to_the_next() {
+    let (executor, netns) = (sealed(), fresh());
+    executor
+        .run(&netns, || {
+            assert!(thread::Builder::new().spawn(|| ()).is_err())
+        })
+        .expect("it lived with that");
+    let error = panic_of(&executor, &netns, || panic!("for a reason of its own"));
+    assert!(!error.is_refused(), "{error}");
+}
+
+#[test]
+fn cure_is_given_once_however_deep_errors_nest() {
+    let (executor, netns, other) = (sealed(), fresh(), fresh());
+    let inner = executor.clone();
+    // A job that fails like another one, itself refused threads.
+    let refused = move || {
+        let innermost = || drop(thread::spawn(|| ()));
+        let error = inner.spawn(&other, innermost).unwrap().join().unwrap_err();
+        assert!(error.is_refused());
+        assert!(thread::Builder::new().spawn(|| ()).is_err());
+        error
+    };
+    let [display, debug, payload] = [refused.clone(), refused.clone(), refused];
+    let errors = [
+        panic_of(&executor, &netns, move || panic!("{}", display())),
+        panic_of(&executor, &netns, move || {
+            panic!("called unwrap: {:?}", debug())
+        }),
+        panic_of(&executor, &netns, move || panic_any(payload())),
+        panic_of(&executor, &netns, {
+            let executor = executor.clone();
+            let netns = netns.clone();
+            move || {
+                let job = || drop(thread::spawn(|| ()));
+                let error = executor.spawn(&netns, job).unwrap().join().unwrap_err();
+                let _ = thread::Builder::new().spawn(|| ());
+                panic_any(error);
+            }
+        }),
+    ];
+    for error in errors {
+        assert!(error.is_panic() && error.is_refused(), "{error}");
+        assert_eq!(error.to_string().matches(CURE).count(), 1, "{error}");
+        assert_eq!(format!("{error:?}").matches(CURE).count(), 1, "{error:?}");
+        let error = io::Error::from(error);
+        assert_eq!(error.to_string().matches(CURE).count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn sealed_job_keeps_the_processs_files_and_working_directory() {
+    let (executor, netns) = (sealed(), fresh());
+    for flags in [CloneFlags::CLONE_FILES, CloneFlags::CLONE_FS] {
+        let refused = executor.run(&netns, || unshare(flags)).unwrap();
+        assert_eq!(refused, Err(Errno::EPERM));
+    }
+    // And its children have their own, whatever they do before they exec.
+    let status = executor.run(&netns, || {
+        Command::new("unshare").args(["--mount", "true"]).status()
+    });
+    assert!(status.unwrap().unwrap().success());
+}
+
+fn threads_named(name: &str) -> usize {
+    let tasks = fs::read_dir("/proc/self/task").expect("procfs");
+    let comm =
+        |task: io::Result<fs::DirEntry>| fs::read_to_string(task.ok()?.path().join("comm")).ok();
+    tasks
+        .filter_map(comm)
+        .filter(|comm| comm.trim_end() == name)
+        .count()
+}
+
+/// The listeners in this process's descriptor table, where a child would inherit them.
+fn listeners() -> usize {
+    let links = fs::read_dir("/proc/self/fd").expect("procfs");
+    let link = |fd: io::Result<fs::DirEntry>| fs::read_link(fd.ok()?.path()).ok();
+    let is_listener = |link: &PathBuf| link.to_string_lossy().contains("seccomp");
+    links.filter_map(link).filter(is_listener).count()
+}
+
+#[test]
+fn refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker() {
+    let test = "refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker";
+    if !alone(test, Alone::AsIs) {
+        return;
+    }
+    for _ in 0..2 {
+        let (executor, other, netns) = (sealed(), sealed(), fresh());
+        assert_eq!(threads_named("netns-guard"), 0, "there is no worker yet");
+        executor.run(&netns, || ()).unwrap();
+        let spaces: Vec<_> = (0..10).map(|_| fresh()).collect();
+        for netns in &spaces {
+            other.run(netns, || ()).unwrap();
+        }
+        assert_eq!(listeners(), 0, "they are the thread's own");
+        assert_eq!(threads_named("netns-guard"), 1);
+        executor.shutdown(None).unwrap();
+        let error = panic_of(&other, &netns, || drop(thread::spawn(|| ())));
+        assert!(error.is_refused(), "{error}");
+        other.shutdown(None).unwrap();
+        eventually("the thread ends", || threads_named("netns-guard") == 0);
+    }
+}
+
+/// Writes down the fields of each event at the level of a warning.
+struct Warnings;
+
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() == Level::WARN
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = String::new();
+        event.record(&mut |field: &Field, value: &dyn Debug| {
+            line += &format!("{field}={value:?} ");
+        });
+        WARNINGS.lock().unwrap().push(line);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure() {
+    let test = "log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure";
+    if !alone(test, Alone::AsIs) {
+        return;
+    }
+    tracing::subscriber::set_global_default(Warnings).unwrap();
+    let (executor, netns) = (sealed(), fresh());
+    let job = || {
+        for _ in 0..2 {
+            assert!(thread::Builder::new().spawn(|| ()).is_err());
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    };
+    let ran = catch_unwind(AssertUnwindSafe(|| executor.run(&netns, job)));
+    assert!(ran.is_err());
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        executor.run(&netns, || panic!("EPERM"))
+    }));
+    assert!(ran.is_err());
+    let warnings = WARNINGS.lock().unwrap();
+    let [line] = &warnings[..] else {
+        panic!("one warning, of the first job: {warnings:#?}");
+    };
+    for word in ["threads=2", "moves=1", CURE, "Guard::Detect"] {
+        assert!(line.contains(word), "no {word} in: {line}");
+    }
+}
