@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use nix::unistd::{Pid, getpid, gettid};
+use nix::unistd::{Pid, gettid};
 
 /// The calling thread's id, as `ps -L` shows it.
 pub(crate) fn tid() -> u32 {
@@ -38,13 +38,6 @@ pub(crate) fn block_signals() -> io::Result<SigSet> {
 /// Puts back what [`block_signals`] returned.
 pub(crate) fn restore_signals(mask: &SigSet) -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None).map_err(io::Error::from)
-}
-
-/// Lets the calling thread run wherever the process's main thread may.
-pub(crate) fn adopt_affinity_of_main() -> io::Result<()> {
-    let cpus = sched_getaffinity(getpid())?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)?;
-    Ok(())
 }
 
 /// The CPU that the calling thread runs on, or did a moment ago.

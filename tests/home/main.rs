@@ -1,0 +1,5 @@
+//! The threads that the library makes: what they inherit, from which thread, and what
+//! may run on them.
+
+mod first_caller;
+mod prewarm;
