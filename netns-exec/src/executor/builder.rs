@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::current;
 use super::owner::Executor;
 use super::pool::{Config, Pool};
 use crate::error::{Error, Kind, Result};
@@ -96,12 +97,16 @@ impl Builder {
         self
     }
 
-    /// Runs `f` once at the end of [`build`](Builder::build), on the home thread:
-    /// for pools that start their threads with the first use and must not do so
-    /// inside a job.
+    /// Runs `f` once at the end of [`build`](Builder::build), which waits for it: for
+    /// pools that start their threads with the first use and must not do so inside a
+    /// job.
     ///
-    /// Jobs wait meanwhile for whatever they need the home thread for, so `f`
-    /// should be brief. It may use this crate.
+    /// It runs on a short-lived thread of its own, in the home namespace and with the
+    /// signal mask, CPUs, priority and capabilities of the process's main thread, and
+    /// so do the threads that it starts. It may do what any thread may: run jobs, wait,
+    /// even move its thread, which no other code of this library runs on. A child that
+    /// it starts with a parent-death signal (`PR_SET_PDEATHSIG`) dies with that thread;
+    /// [`CommandExt`](crate::CommandExt) has others.
     ///
     /// # Examples
     ///
@@ -123,7 +128,7 @@ impl Builder {
     ///
     /// [`is_invalid_input`](Error::is_invalid_input) for zero workers, an empty
     /// queue, sizes that no machine has, or a prefix with a NUL byte; an error with the errno when the home
-    /// thread cannot be started or the guard's policy cannot be installed here.
+    /// thread or one for [`prewarm`](Builder::prewarm) cannot be started or the guard's policy cannot be installed here.
     ///
     /// # Panics
     ///
@@ -160,8 +165,11 @@ impl Builder {
         let policy = Policy::prepare(self.guard)?;
         tracing::debug!(guard = ?self.guard, mechanism = policy.mechanism(), "executor built");
         if !self.prewarm.is_empty() {
-            let prewarm = self.prewarm;
-            home.call(move || prewarm.into_iter().for_each(|f| f()));
+            // What it runs may wait for the namespace that this thread serves.
+            current::check_may_wait()?;
+            for f in self.prewarm {
+                current::blocking(|| home.run_hook("netns-prewarm", f))?;
+            }
         }
         Ok(Executor::start(Pool::new(config, policy)))
     }

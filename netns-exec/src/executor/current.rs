@@ -10,6 +10,7 @@ use super::pool::Pool;
 use super::registry::Registry;
 use crate::error::{Error, Result};
 use crate::guard::NetnsCheck;
+use crate::home;
 use crate::sync;
 use crate::sys;
 
@@ -109,13 +110,15 @@ pub(crate) fn is_worker_of(pool: &Pool) -> bool {
 ///
 /// # Errors
 ///
-/// In a copy of a process that used the library: `ESRCH`.
+/// In a copy of a process that used the library: `ESRCH`. On a thread that all others
+/// depend on, the home thread or the watch's: `EDEADLK`.
 #[inline]
 pub(crate) fn check_may_wait() -> Result<()> {
     if sys::fork::is_copy() {
         return Err(in_a_copy());
     }
-    Ok(())
+    home::check_may_wait()
+        .map_err(|cause| Error::kernel("cannot wait on a thread that serves all others", cause))
 }
 
 #[cold]

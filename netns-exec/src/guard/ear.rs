@@ -126,7 +126,7 @@ impl Ear {
         let number = theirs.as_raw_fd();
         let (ready, is_ready) = sync_channel(1);
         let home = Home::get().map_err(io::Error::other)?;
-        home.spawn_thread("netns-guard".to_owned(), STACK, move || {
+        home.spawn_thread("netns-guard".to_owned(), Some(STACK), move || {
             let _registration = roster::sign_in_visitor();
             let listening = sys::thread::keep_one_descriptor(number)
                 .and_then(|socket| Listening::new(socket, shared));

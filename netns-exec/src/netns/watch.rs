@@ -199,7 +199,7 @@ impl DeletionWatch {
 
         let (ready, started) = sync_channel(1);
         let thread = Home::get()?
-            .spawn_thread("netns-watch".to_owned(), STACK, move || {
+            .spawn_thread("netns-watch".to_owned(), Some(STACK), move || {
                 let waiter = self.set_up();
                 let _ = ready.send(waiter.as_ref().map(|_| ()).map_err(raw_copy));
                 if let Ok(Some((waiter, wake))) = waiter {

@@ -82,7 +82,7 @@ fn start(plan: Plan) -> Result<Arc<Mutex<Slot>>, Error> {
         }
     };
     let spawned = Home::get().and_then(|home| {
-        home.spawn_thread("netns-lease".to_owned(), STACK, drive)
+        home.spawn_thread("netns-lease".to_owned(), Some(STACK), drive)
             .map_err(|cause| crate::Error::kernel("cannot start a thread", cause))
     });
     match spawned {

@@ -108,3 +108,39 @@ pub(crate) fn drop_sys_admin() -> io::Result<()> {
     }
     Ok(())
 }
+
+/// All sets of capabilities that a thread has.
+pub(crate) struct All {
+    pub(crate) inheritable: u64,
+    pub(crate) permitted: u64,
+    pub(crate) effective: u64,
+    pub(crate) bounding: u64,
+    pub(crate) ambient: u64,
+}
+
+/// Gives the calling thread `wanted`, as far as it can be had: what a thread was
+/// refused or gave up it does not get back.
+pub(crate) fn become_like(wanted: &All) -> io::Result<()> {
+    const HIGHEST: u32 = 63;
+    let has = |set: u64, capability: u32| set & (1 << capability) != 0;
+    // First: it takes CAP_SETPCAP.
+    for capability in (0..=HIGHEST).filter(|&it| !has(wanted.bounding, it)) {
+        // SAFETY: the call takes integers.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+    let word = |shift: u32| Word {
+        effective: (wanted.effective >> shift) as u32,
+        permitted: (wanted.permitted >> shift) as u32,
+        inheritable: (wanted.inheritable >> shift) as u32,
+    };
+    set(&[word(0), word(32)])?;
+    for capability in 0..=HIGHEST {
+        let change = match has(wanted.ambient, capability) {
+            true => libc::PR_CAP_AMBIENT_RAISE,
+            false => libc::PR_CAP_AMBIENT_LOWER,
+        };
+        // SAFETY: the call takes integers.
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, change, capability, 0, 0) };
+    }
+    Ok(())
+}

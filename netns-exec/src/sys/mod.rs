@@ -6,6 +6,7 @@ pub(crate) mod bpf;
 pub(crate) mod caps;
 pub(crate) mod fork;
 pub(crate) mod futex;
+pub(crate) mod inherit;
 pub(crate) mod mount;
 pub(crate) mod mount_table;
 pub(crate) mod netns;

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use nix::unistd::{Pid, getpid, gettid};
+use nix::unistd::{Pid, gettid};
 
 /// The calling thread's id, as `ps -L` shows it.
 pub(crate) fn tid() -> u32 {
@@ -99,13 +99,6 @@ pub(crate) fn share(a: u32, b: u32, what: Shared) -> io::Result<bool> {
     // SAFETY: the call takes integers.
     let rc = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as libc::c_int, 0, 0) };
     Ok(Errno::result(rc)? == 0)
-}
-
-/// Lets the calling thread run wherever the process's main thread may.
-pub(crate) fn adopt_affinity_of_main() -> io::Result<()> {
-    let cpus = sched_getaffinity(getpid())?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)?;
-    Ok(())
 }
 
 /// The CPU that the calling thread runs on, or did a moment ago.

@@ -1,0 +1,7 @@
+//! The threads that the library makes: what they inherit, from which thread, and what
+//! may run on them.
+
+mod children;
+mod descriptors;
+mod first_caller;
+mod prewarm;
