@@ -249,3 +249,15 @@ fn log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure() {
         assert!(line.contains(word), "no {word} in: {line}");
     }
 }
+
+#[test]
+fn namespace_of_the_first_sealed_worker_is_let_go_while_others_are_sealed() {
+    let (executor, first, second) = (sealed(), fresh(), fresh());
+    executor.run(&first, || ()).unwrap();
+    executor.run(&second, || ()).unwrap();
+    executor.retire(&first).unwrap();
+    let weak = first.downgrade();
+    drop(first);
+    assert!(weak.upgrade().is_none(), "nothing of the guard's is in it");
+    executor.run(&second, || ()).unwrap();
+}

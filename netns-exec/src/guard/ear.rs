@@ -117,7 +117,10 @@ impl Ear {
     fn start() -> io::Result<Ear> {
         const STACK: usize = 128 * 1024;
 
-        let (socket, theirs) = sys::scm::pair()?;
+        let home = Home::get().map_err(io::Error::other)?;
+        // Made at home: a socket keeps the namespace that it was made in, and this
+        // thread is in that of the first worker.
+        let (socket, theirs) = home.call(sys::scm::pair)?;
         let shared = Arc::new(Shared::default());
         let ear = Ear {
             socket,
@@ -125,7 +128,6 @@ impl Ear {
         };
         let number = theirs.as_raw_fd();
         let (ready, is_ready) = sync_channel(1);
-        let home = Home::get().map_err(io::Error::other)?;
         home.spawn_thread("netns-guard".to_owned(), Some(STACK), move || {
             let _registration = roster::sign_in_visitor();
             let listening = sys::thread::keep_one_descriptor(number)

@@ -1,9 +1,12 @@
 //! What is done inside a namespace by a thread that goes there for it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
-use super::{Netns, identify, is_permission};
+use nix::sys::stat::{fstat, stat};
+
+use super::thread::enter;
+use super::{Netns, is_permission};
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::sys;
@@ -87,14 +90,30 @@ impl Netns {
         };
         enter(self.as_fd()).map_err(failed)?;
         // A number is all that setns(2) is given.
-        match sys::netns::id_of_this_thread() {
-            Ok(here) if here == self.id().as_u64() => Ok(()),
-            Ok(_) => Err(failed(io::Error::from_raw_os_error(libc::EBADF))),
+        match self.is_of_this_thread() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(io::Error::from_raw_os_error(libc::EBADF))),
             Err(cause) => {
                 let attempt = format!("cannot tell whether a thread is in netns `{self}`");
                 Err(Error::kernel(attempt, cause))
             }
         }
+    }
+
+    /// Tells whether the calling thread is in the namespace, also where it can open
+    /// nothing: then by what the descriptor means now, and the inode number of that.
+    fn is_of_this_thread(&self) -> io::Result<bool> {
+        let id = self.id().as_u64();
+        sys::netns::id_of_this_thread()
+            .map(|here| here == id)
+            .or_else(|cause| {
+                let is_handle = sys::netns::id(self.as_fd()).map(|fd| fd == id);
+                if !is_handle.map_err(|_| cause)? {
+                    return Ok(false);
+                }
+                let (fd, here) = (fstat(self.as_fd())?, stat("/proc/thread-self/ns/net")?);
+                Ok((fd.st_dev, fd.st_ino) == (here.st_dev, here.st_ino))
+            })
     }
 
     /// Runs `f` in the namespace, on a thread that ends there.
@@ -122,14 +141,6 @@ impl Netns {
 pub(crate) const NOT_THE_SAME_FILE: &str = "the handle's file descriptor means another file to \
      the thread that enters: the descriptor was closed behind the handle's back, or the handle was \
      made by a thread with a descriptor table of its own (unshare(2), close_range(2))";
-
-/// Moves the calling thread; that it is there already is no failure.
-pub(super) fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
-    match sys::netns::enter(netns) {
-        Err(error) if is_permission(&error) && identify::is_of_this_thread(netns)? => Ok(()),
-        result => result,
-    }
-}
 
 /// Why setns(2) refused the calling thread, and what helps.
 fn why_denied() -> String {

@@ -1,11 +1,12 @@
 //! Asking for the id of an open namespace.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::stat::fstat;
 
-use super::{NetnsId, enter};
+use super::NetnsId;
+use super::thread::{enter, is_of_this_thread};
 use crate::home::Home;
 use crate::sys;
 
@@ -40,7 +41,7 @@ fn by_visit(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
     let netns = netns.try_clone_to_owned()?;
     let home = Home::get().map_err(io::Error::from)?;
     let (id, there) = home.visit(move || -> io::Result<_> {
-        enter::enter(netns.as_fd())?;
+        enter(netns.as_fd())?;
         let stat = fstat(sys::netns::of_this_thread()?)?;
         let id = sys::netns::id_of_this_thread()?;
         Ok((id, (stat.st_dev, stat.st_ino)))
@@ -50,14 +51,6 @@ fn by_visit(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
         true => Ok(NetnsId::from_raw(id)),
         false => Err(io::Error::from_raw_os_error(libc::EBADF)),
     }
-}
-
-/// Tells whether the calling thread is in that namespace.
-pub(super) fn is_of_this_thread(netns: BorrowedFd<'_>) -> io::Result<bool> {
-    let here: OwnedFd = sys::netns::of_this_thread()?;
-    // Both are open, so neither inode number can have been reused.
-    let (netns, here) = (fstat(netns)?, fstat(here.as_fd())?);
-    Ok((netns.st_dev, netns.st_ino) == (here.st_dev, here.st_ino))
 }
 
 #[cfg(test)]

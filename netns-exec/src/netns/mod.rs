@@ -12,6 +12,7 @@ pub(crate) mod id;
 mod identify;
 mod named;
 mod source;
+mod thread;
 pub(crate) mod watch;
 mod weak;
 

@@ -72,9 +72,13 @@ pub(crate) fn keep_one_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
         let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
         Errno::result(rc).map(drop)
     };
-    close(kept + 1, libc::c_uint::MAX, UNSHARE)?;
-    if kept > 0 {
-        close(0, kept - 1, 0)?;
+    // The most first: what is closed is not copied, not even for a moment (Linux 6.13).
+    match kept {
+        0 => close(1, libc::c_uint::MAX, UNSHARE)?,
+        _ => {
+            close(0, kept - 1, UNSHARE)?;
+            close(kept + 1, libc::c_uint::MAX, 0)?;
+        }
     }
     // SAFETY: a number in this thread's own table, where nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
