@@ -174,7 +174,7 @@ impl CommandExt for Command {
     }
 
     fn in_netns(&mut self, ns: &Netns) -> &mut Command {
-        sys::process::enter_before_exec(self, ns.clone());
+        sys::process::enter_before_exec(self, ns.clone(), ns.id().as_u64(), ns.known_inode());
         self
     }
 }
@@ -200,8 +200,9 @@ fn start<T>(
     target: Netns,
     run: fn(&mut Command) -> io::Result<T>,
 ) -> io::Result<T> {
+    let (id, inode) = (target.id().as_u64(), target.known_inode());
     let target = Arc::new(target);
-    sys::process::enter_clean_before_exec(command, Arc::downgrade(&target));
+    sys::process::enter_clean_before_exec(command, Arc::downgrade(&target), id, inode);
     run(command)
 }
 
@@ -233,6 +234,7 @@ impl<'a> Loan<'a> {
                     "needs CAP_SYS_ADMIN in the user namespace that owns the netns, and in the child's \
                      own; a command with `uid` or `gid` has given it up by then: start it inside a job",
                 ),
+                libc::EBADF | libc::EINVAL => error.hint(crate::netns::NOT_THE_SAME_FILE),
                 _ => error,
             };
         }

@@ -73,18 +73,28 @@ impl Netns {
     }
 
     /// Moves the calling thread, which must have been made for this, into the
-    /// namespace.
+    /// namespace, and makes sure that it is there.
     ///
     /// A thread that is there already needs no privilege to stay.
     pub(crate) fn enter(&self) -> Result<()> {
-        enter(self.as_fd()).map_err(|cause| {
-            let denied = is_permission(&cause);
+        let failed = |cause: io::Error| {
             let error = Error::kernel(format!("cannot enter netns `{self}`"), cause);
-            match denied {
-                true => error.hint(why_denied()),
-                false => error,
+            match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => error.hint(why_denied()),
+                Some(libc::EBADF | libc::EINVAL) => error.hint(NOT_THE_SAME_FILE),
+                _ => error,
             }
-        })
+        };
+        enter(self.as_fd()).map_err(failed)?;
+        // A number is all that setns(2) is given.
+        match sys::netns::is_here(self.id().as_u64(), self.inner.inode) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(io::Error::from_raw_os_error(libc::EBADF))),
+            Err(cause) => {
+                let attempt = format!("cannot tell whether a thread is in netns `{self}`");
+                Err(Error::kernel(attempt, cause))
+            }
+        }
     }
 
     /// Runs `f` in the namespace, on a thread that ends there.
@@ -107,6 +117,11 @@ impl Netns {
         }
     }
 }
+
+/// Why a descriptor that was a namespace's is not.
+pub(crate) const NOT_THE_SAME_FILE: &str = "the handle's file descriptor means another file to \
+     the thread that enters: the descriptor was closed behind the handle's back, or the handle was \
+     made by a thread with a descriptor table of its own (unshare(2), close_range(2))";
 
 /// Moves the calling thread; that it is there already is no failure.
 pub(super) fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {

@@ -36,13 +36,20 @@ fn by_cookie(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
 }
 
 fn by_visit(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
+    let key = fstat(netns).map(|stat| (stat.st_dev, stat.st_ino))?;
     let netns = netns.try_clone_to_owned()?;
     let home = Home::get().map_err(io::Error::from)?;
-    home.visit(move || {
+    let (id, there) = home.visit(move || -> io::Result<_> {
         enter::enter(netns.as_fd())?;
-        sys::netns::id_of_this_thread()
-    })?
-    .map(NetnsId::from_raw)
+        let stat = fstat(sys::netns::of_this_thread()?)?;
+        let id = sys::netns::id_of_this_thread()?;
+        Ok((id, (stat.st_dev, stat.st_ino)))
+    })??;
+    // The caller holds the namespace, so its inode number means no other.
+    match there == key {
+        true => Ok(NetnsId::from_raw(id)),
+        false => Err(io::Error::from_raw_os_error(libc::EBADF)),
+    }
 }
 
 /// Tells whether the calling thread is in that namespace.

@@ -19,6 +19,7 @@ use std::io;
 
 use crate::home::Home;
 
+pub(crate) use enter::NOT_THE_SAME_FILE;
 use handle::Inner;
 pub use handle::Netns;
 pub use id::NetnsId;

@@ -9,8 +9,10 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::stat::{Mode, stat};
 use nix::sys::statfs::fstatfs;
 
 mod ioctl {
@@ -250,9 +252,31 @@ pub(crate) fn id_by_socket(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(cookie)
 }
 
-/// The same id, of the namespace of the calling thread.
+/// The same id, of the namespace of the calling thread. Async-signal-safe: a child asks
+/// before it executes its program.
 pub(crate) fn id_of_this_thread() -> io::Result<u64> {
-    id_by_socket(any_socket()?.as_fd())
+    match any_socket() {
+        Ok(socket) => id_by_socket(socket.as_fd()),
+        // A filter may forbid to make sockets.
+        Err(errno) => {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            let here = open(c"/proc/thread-self/ns/net", flags, Mode::empty());
+            (here.ok().and_then(|here| id(here).ok())).ok_or_else(|| errno.into())
+        }
+    }
+}
+
+/// Whether the calling thread is in the namespace with this id, or, where no descriptor
+/// is left to ask for that, with this inode number: two that live never share it.
+/// Async-signal-safe.
+pub(crate) fn is_here(id: u64, inode: u64) -> io::Result<bool> {
+    match id_of_this_thread() {
+        Ok(here) => Ok(here == id),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            Ok(stat(c"/proc/thread-self/ns/net")?.st_ino == inode)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// AF_UNIX, because a kernel can lack any of the others.

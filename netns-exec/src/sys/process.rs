@@ -7,34 +7,43 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Weak;
 
-use nix::fcntl::{OFlag, open};
 use nix::sys::signal::SigSet;
-use nix::sys::stat::{Mode, fstat};
 
 use super::{netns, thread};
 
-/// Lets the children of `command` enter `target`, and change nothing else.
+/// Lets the children of `command` enter `target`, whose id is `id`, and change nothing
+/// else.
 ///
 /// A command cannot be rid of this again, so `target` lives as long as it does.
-pub(crate) fn enter_before_exec(command: &mut Command, target: impl AsFd + Send + Sync + 'static) {
-    let step = move || enter(&target);
+pub(crate) fn enter_before_exec(
+    command: &mut Command,
+    target: impl AsFd + Send + Sync + 'static,
+    id: u64,
+    inode: u64,
+) {
+    let step = move || enter(&target, id, inode);
     // SAFETY: after fork(2) in a threaded process only async-signal-safe calls
     // are allowed; the step is nothing but system calls and allocates nothing.
     unsafe { command.pre_exec(step) };
 }
 
-/// Lets the children of `command` enter `target` with every signal unblocked,
-/// for as long as the caller holds `target`; after that the step does nothing.
+/// Lets the children of `command` enter `target`, whose id is `id`, with every signal
+/// unblocked, for as long as the caller holds `target`; after that the step does
+/// nothing.
 ///
 /// A failure to enter comes back from `spawn` as an error that [`enter_errno`]
 /// knows.
-pub(crate) fn enter_clean_before_exec<T>(command: &mut Command, target: Weak<T>)
-where
+pub(crate) fn enter_clean_before_exec<T>(
+    command: &mut Command,
+    target: Weak<T>,
+    id: u64,
+    inode: u64,
+) where
     T: AsFd + Send + Sync + 'static,
 {
     let step = move || match target.upgrade() {
         Some(target) => {
-            enter(&*target).map_err(marked)?;
+            enter(&*target, id, inode).map_err(marked)?;
             thread::restore_signals(&SigSet::empty())
         }
         None => Ok(()),
@@ -46,23 +55,20 @@ where
 }
 
 /// Enters as a child does: async-signal-safe. To be there already takes no
-/// privilege.
-fn enter(target: &impl AsFd) -> io::Result<()> {
-    match netns::enter(target) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            let here = open(
-                c"/proc/thread-self/ns/net",
-                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-                Mode::empty(),
-            )?;
-            // Both are open, so the inode numbers cannot have been reused.
-            let (here, there) = (fstat(here)?, fstat(target)?);
-            match (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
-                true => Ok(()),
-                false => Err(error),
-            }
-        }
-        result => result,
+/// privilege. `EBADF` when the descriptor means another namespace by now.
+fn enter(target: &impl AsFd, id: u64, inode: u64) -> io::Result<()> {
+    let entered = netns::enter(target);
+    if let Err(error) = &entered
+        && error.raw_os_error() != Some(libc::EPERM)
+    {
+        return entered;
+    }
+    match netns::is_here(id, inode) {
+        Ok(true) => Ok(()),
+        // It was refused, and is not there already.
+        _ if entered.is_err() => entered,
+        Ok(false) => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,0 +1,135 @@
+//! A number is not a namespace: what enters proves where it is.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+
+use netns_exec::{CommandExt, Error, Executor, Netns};
+use netns_exec_tests::{Alone, GUARDS, alone, fresh, here, on_a_thread};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sched::{CloneFlags, unshare};
+
+/// Makes the number that `netns` holds mean what `other` does, or nothing: what a
+/// program does that closes descriptors that it does not own.
+#[allow(unsafe_code)]
+fn replace(netns: &Netns, other: Option<&dyn AsRawFd>) {
+    let number = netns.as_fd().as_raw_fd();
+    // SAFETY: the calls take integers. Of the descriptors' owners, the handle is what
+    // this test is about, and finds out.
+    let rc = unsafe {
+        match other {
+            Some(other) => libc::dup3(other.as_raw_fd(), number, libc::O_CLOEXEC),
+            None => libc::close(number),
+        }
+    };
+    Errno::result(rc).expect("both are open");
+}
+
+/// An error's errno and text.
+type Refusal = (Option<i32>, String);
+
+fn of<T>(outcome: Result<T, Error>) -> Result<(), Refusal> {
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(error) => Err((error.raw_os_error(), error.to_string())),
+    }
+}
+
+/// Everything that enters a namespace, and what came of it.
+fn all_that_enter(executor: &Executor, netns: &Netns) -> Vec<(&'static str, Result<(), Refusal>)> {
+    let mut prepared = Command::new("true");
+    let prepared = prepared.in_netns(netns).status();
+    let prepared = prepared.map_err(|error| (error.raw_os_error(), error.to_string()));
+    vec![
+        ("run", of(executor.run(netns, || ()))),
+        (
+            "pin",
+            of(executor.pin(netns).and_then(|pinned| pinned.run(|| ()))),
+        ),
+        ("check_enter", of(netns.check_enter())),
+        ("set_loopback_up", of(netns.set_loopback_up())),
+        ("spawn_in", of(Command::new("true").spawn_in(netns))),
+        ("status_in", of(Command::new("true").status_in(netns))),
+        ("output_in", of(Command::new("true").output_in(netns))),
+        ("in_netns", prepared.map(drop)),
+    ]
+}
+
+#[test]
+fn descriptor_that_was_reused_behind_the_handle_is_an_error_and_no_other_namespace() {
+    alone!(Alone::AsIs);
+    let file = File::open("/dev/null").unwrap();
+    for guard in GUARDS {
+        let executor = Executor::builder().guard(guard).build().unwrap();
+        let other = fresh();
+        let other = other.as_fd().try_clone_to_owned().unwrap();
+        for by in [Some(&other as &dyn AsRawFd), Some(&file), None] {
+            // Never dropped: its number is not its own any more.
+            let netns = std::mem::ManuallyDrop::new(fresh());
+            replace(&netns, by);
+            for (what, outcome) in all_that_enter(&executor, &netns) {
+                let (errno, text) = outcome.expect_err(what);
+                assert!(
+                    matches!(errno, Some(libc::EBADF | libc::EINVAL)),
+                    "{what}: {text}"
+                );
+                assert!(
+                    what == "in_netns" || text.contains("behind the handle's back"),
+                    "{what}: {text}"
+                );
+            }
+        }
+    }
+}
+
+/// The handle's number means one namespace to the thread that made it, and another one
+/// to all others.
+#[test]
+fn handle_of_a_thread_with_a_descriptor_table_of_its_own_never_means_another_namespace() {
+    alone!(Alone::AsIs);
+    let executor = Executor::new().unwrap();
+    // There is a home thread, of the process's table.
+    let decoys: Vec<_> = (0..64).map(|_| fresh()).collect();
+    executor.run(&decoys[0], || ()).unwrap();
+    let leaked = on_a_thread(|| {
+        unshare(CloneFlags::CLONE_FILES).unwrap();
+        let numbers: Vec<_> = decoys.iter().map(|it| it.as_fd().as_raw_fd()).collect();
+        let target = here_with_another_number(&numbers);
+        for (what, outcome) in all_that_enter(&executor, &target) {
+            if what == "in_netns" {
+                // The child is a copy of this thread, and so has its table.
+                outcome.unwrap();
+                continue;
+            }
+            let (errno, text) = outcome.expect_err(what);
+            assert_eq!(errno, Some(libc::EBADF), "{what}: {text}");
+            assert!(text.contains("descriptor table"), "{what}: {text}");
+        }
+        // Nor does a descriptor come back that means something else here.
+        let error = Netns::new().unwrap_err();
+        assert!(error.to_string().contains("descriptor table"), "{error}");
+        // Where the handle came from is another thread's business: the namespace is
+        // compared there, too.
+        target
+    });
+    let leaked = std::mem::ManuallyDrop::new(leaked);
+    for (what, outcome) in all_that_enter(&executor, &leaked) {
+        assert!(outcome.is_err(), "{what} went elsewhere");
+    }
+    assert_eq!(executor.run(&decoys[1], here).unwrap(), decoys[1].id());
+}
+
+/// A handle to a namespace under a number that means a decoy to others.
+#[allow(unsafe_code)]
+fn here_with_another_number(numbers: &[i32]) -> Netns {
+    for &number in numbers {
+        // SAFETY: closes descriptors in this thread's own table, which has no owner for
+        // them: the decoys are dropped by another thread, in another table.
+        unsafe { libc::close(number) };
+    }
+    // In this table that is the lowest number that is free.
+    let netns = Netns::current().unwrap();
+    assert!(numbers.contains(&netns.as_fd().as_raw_fd()));
+    netns
+}
