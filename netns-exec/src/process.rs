@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Result};
+use crate::executor::current;
 use crate::home::Home;
 use crate::netns::Netns;
 use crate::sys;
@@ -19,14 +20,14 @@ use crate::sys;
 /// and execve(2). [`spawn_in`](CommandExt::spawn_in),
 /// [`output_in`](CommandExt::output_in) and [`status_in`](CommandExt::status_in)
 /// work on any thread, also inside a job and for any namespace, because it is
-/// the home thread, or a thread born of it, that forks. So the child
+/// a thread born of the home thread that forks. So the child
 ///
 /// - has no signal blocked, whatever the caller blocks (workers block all),
 /// - is under no seccomp filter and misses no capability that a sealed worker
 ///   gave up,
 /// - outlives the worker whose job asked for it, even when it has a
 ///   parent-death signal (`PR_SET_PDEATHSIG`, which follows the *thread* that
-///   forked): the home thread lives as long as the process,
+///   forked): that thread stays until the child has been waited for,
 /// - starts in the process's working directory with the process's umask, should
 ///   the caller have private ones.
 ///
@@ -160,8 +161,8 @@ impl CommandExt for Command {
     fn spawn_in(&mut self, ns: &Netns) -> Result<Child> {
         let loan = Loan::of(self);
         let (command, target) = (Arc::clone(&loan.command), ns.clone());
-        Home::get()?
-            .call(move || start(&mut command.lock(), target, Command::spawn))
+        let home = Home::get()?;
+        wait(|| home.fork_by(move || start(&mut command.lock(), target, Command::spawn)))?
             .map_err(|cause| loan.failed(ns, cause))
     }
 
@@ -179,8 +180,18 @@ impl CommandExt for Command {
     }
 }
 
-/// On a thread of its own, as the home thread waits for no child; born at home,
-/// and there until the child has ended, so that the child's parent stays too.
+/// Waits for what another thread does: for the duration of that, this one serves no
+/// namespace, if it is a worker.
+fn wait<T>(other: impl FnOnce() -> io::Result<T>) -> Result<T> {
+    current::check_may_wait()?;
+    current::blocking(other).map_err(|cause| {
+        Error::kernel("cannot start a thread for a child", cause)
+            .hint("see `ulimit -u` and pids.max")
+    })
+}
+
+/// On a thread that stays until the child has ended, so that the child's parent stays
+/// too.
 fn run_to_end<T: Send + 'static>(
     command: &mut Command,
     ns: &Netns,
@@ -188,9 +199,8 @@ fn run_to_end<T: Send + 'static>(
 ) -> Result<T> {
     let loan = Loan::of(command);
     let (command, target) = (Arc::clone(&loan.command), ns.clone());
-    Home::get()?
-        .visit(move || start(&mut command.lock(), target, run))
-        .and_then(|outcome| outcome)
+    let home = Home::get()?;
+    wait(|| home.visit(move || start(&mut command.lock(), target, run)))?
         .map_err(|cause| loan.failed(ns, cause))
 }
 

@@ -1,4 +1,4 @@
-//! What a child does between fork(2) and execve(2).
+//! What a child does between fork(2) and execve(2), and whose child it is.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Weak;
 
+use nix::errno::Errno;
 use nix::sys::signal::SigSet;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::{netns, thread};
 
@@ -70,6 +72,16 @@ fn enter(target: &impl AsFd, id: u64, inode: u64) -> io::Result<()> {
         Ok(false) => Err(io::Error::from_raw_os_error(libc::EBADF)),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the calling thread, and not only its process, has children that were not
+/// waited for.
+pub(crate) fn has_children_of_this_thread() -> bool {
+    let flags = WaitPidFlag::WEXITED
+        | WaitPidFlag::WNOHANG
+        | WaitPidFlag::WNOWAIT
+        | WaitPidFlag::__WNOTHREAD;
+    waitid(Id::All, flags) != Err(Errno::ECHILD)
 }
 
 /// Set in the errno that the child reports when it was the entering that
