@@ -175,7 +175,7 @@ impl CommandExt for Command {
     }
 
     fn in_netns(&mut self, ns: &Netns) -> &mut Command {
-        sys::process::enter_before_exec(self, ns.clone(), ns.id().as_u64());
+        sys::process::enter_before_exec(self, ns.clone(), ns.id().as_u64(), ns.known_inode());
         self
     }
 }
@@ -210,8 +210,9 @@ fn start<T>(
     target: Netns,
     run: fn(&mut Command) -> io::Result<T>,
 ) -> io::Result<T> {
-    let (id, target) = (target.id().as_u64(), Arc::new(target));
-    sys::process::enter_clean_before_exec(command, Arc::downgrade(&target), id);
+    let (id, inode) = (target.id().as_u64(), target.known_inode());
+    let target = Arc::new(target);
+    sys::process::enter_clean_before_exec(command, Arc::downgrade(&target), id, inode);
     run(command)
 }
 

@@ -1,5 +1,6 @@
 //! The threads that the library makes: what they inherit, from which thread, and what
 //! may run on them.
+#![allow(clippy::disallowed_methods)]
 
 mod children;
 mod descriptors;

@@ -20,6 +20,8 @@ const UNSAFE: &[&str] = &[
     "tests/common/",
     "tests/executor_alloc.rs",
     "tests/executor_copies.rs",
+    // What a thread does to itself, and to descriptors that it does not own.
+    "tests/home/",
     "benches/src/alloc.rs",
     // What the command asks of the kernel, as the library's sys/.
     "netns-exec-cli/src/sys.rs",

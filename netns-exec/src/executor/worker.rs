@@ -119,6 +119,7 @@ impl<'a> Worker<'a> {
             discard(panic);
             self.leave_spoiled(lane.as_mut())
         });
+        self.tell_news();
         let (done, panicked) = (self.member.counters.done(), self.member.counters.panicked());
         self.door.report(|| match why {
             Leaving::Spoiled => tracing::warn!(
@@ -259,7 +260,15 @@ impl<'a> Worker<'a> {
             return false;
         }
         self.watch_for_deletion();
+        self.tell_news();
         !self.door.is_spoiled()
+    }
+
+    /// Has the log told what the watch's thread, which runs no user code, has to say.
+    fn tell_news(&mut self) {
+        for news in watch::take_news() {
+            self.door.report(|| news.tell());
+        }
     }
 
     /// Has the group retired when its namespace loses its last name: from then on

@@ -58,6 +58,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::home::Home;
 use crate::sync;
 
 /// Calls that follow each other within this come in quick succession.
@@ -146,7 +147,14 @@ fn spin_by_turns(mut found: impl FnMut() -> bool) -> Option<bool> {
 /// With one CPU the thread that spins keeps the other from working.
 pub(crate) fn may_spin() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
-    *MAY.get_or_init(|| thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
+    let several = || thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
+    if cfg!(loom) {
+        return *MAY.get_or_init(several);
+    }
+    // Asked on the home thread, which has the CPUs of the main thread: the first caller
+    // may be bound to one, and the answer is remembered.
+    let ask = || Home::get().is_ok_and(|home| home.call(several));
+    *MAY.get_or_init(ask)
 }
 
 /// Looks, if that has paid on this thread lately.

@@ -171,6 +171,7 @@ impl Home {
         Ok(HOME.get().expect("there when no start is needed"))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "makes the home thread")]
     fn start() -> Result<&'static Home> {
         let failed = |cause: io::Error| {
             let error = Error::kernel("cannot start the home thread", cause);
@@ -267,6 +268,7 @@ impl Home {
     /// namespace, with every signal blocked but those that its own faults raise.
     ///
     /// When there can be none, `f` is dropped by the caller.
+    #[expect(clippy::disallowed_methods, reason = "on the home thread")]
     pub(crate) fn spawn_thread(
         &self,
         name: String,

@@ -3,8 +3,6 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use nix::sys::stat::{fstat, stat};
-
 use super::thread::enter;
 use super::{Netns, is_permission};
 use crate::error::{Error, Result};
@@ -90,7 +88,7 @@ impl Netns {
         };
         enter(self.as_fd()).map_err(failed)?;
         // A number is all that setns(2) is given.
-        match self.is_of_this_thread() {
+        match sys::netns::is_here(self.id().as_u64(), self.inner.inode) {
             Ok(true) => Ok(()),
             Ok(false) => Err(failed(io::Error::from_raw_os_error(libc::EBADF))),
             Err(cause) => {
@@ -98,22 +96,6 @@ impl Netns {
                 Err(Error::kernel(attempt, cause))
             }
         }
-    }
-
-    /// Tells whether the calling thread is in the namespace, also where it can open
-    /// nothing: then by what the descriptor means now, and the inode number of that.
-    fn is_of_this_thread(&self) -> io::Result<bool> {
-        let id = self.id().as_u64();
-        sys::netns::id_of_this_thread()
-            .map(|here| here == id)
-            .or_else(|cause| {
-                let is_handle = sys::netns::id(self.as_fd()).map(|fd| fd == id);
-                if !is_handle.map_err(|_| cause)? {
-                    return Ok(false);
-                }
-                let (fd, here) = (fstat(self.as_fd())?, stat("/proc/thread-self/ns/net")?);
-                Ok((fd.st_dev, fd.st_ino) == (here.st_dev, here.st_ino))
-            })
     }
 
     /// Runs `f` in the namespace, on a thread that ends there.

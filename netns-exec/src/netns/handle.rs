@@ -50,6 +50,8 @@ pub(super) struct Inner {
     /// On nsfs, of type `CLONE_NEWNET`, close-on-exec.
     fd: OwnedFd,
     pub(super) id: NetnsId,
+    /// The number in `net:[4026532177]`: 0 when it could not be asked for.
+    pub(super) inode: u64,
     pub(super) label: Arc<str>,
     /// This process gave it a name when it made it.
     pub(super) named: bool,
@@ -60,10 +62,12 @@ pub(super) struct Inner {
 impl Netns {
     /// `fd` must be an open network namespace and `id` its id.
     pub(super) fn from_parts(fd: OwnedFd, id: NetnsId, label: Arc<str>, named: bool) -> Netns {
+        let inode = fstat(&fd).map_or(0, |stat| stat.st_ino);
         Netns {
             inner: Arc::new(Inner {
                 fd,
                 id,
+                inode,
                 label,
                 named,
                 lost_name: AtomicBool::new(false),
@@ -131,6 +135,11 @@ impl Netns {
     /// ```
     pub fn label(&self) -> &str {
         &self.inner.label
+    }
+
+    /// The same, as the handle was made.
+    pub(crate) fn known_inode(&self) -> u64 {
+        self.inner.inode
     }
 
     /// The number in `net:[4026532177]`. It is reused as soon as the namespace

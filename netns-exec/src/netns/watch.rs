@@ -14,12 +14,14 @@
 //! looks into the mount table itself, nor that it is no longer mounted, which is
 //! why the table is looked at before a subscriber is called.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -29,10 +31,93 @@ use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
 use crate::error::{Error, Result};
-use crate::home::Home;
+use crate::home::{self, Home};
 use crate::netns::NetnsId;
 use crate::sys;
 use crate::sys::mount_table::{MountWaiter, MountWatch, Notification};
+
+/// Something for the log. The watch's thread runs no subscriber of tracing's, and none
+/// runs under the watch's lock: it may call into a namespace, and wait for the watch.
+pub(crate) enum News {
+    Watching(Notification),
+    NotToBeHad(Notification, io::Error),
+    Failed(Notification, io::Error),
+    GoesUnnoticed(io::Error),
+    Unmounted(NetnsId),
+    Panicked(NetnsId),
+    Ended,
+}
+
+impl News {
+    /// Tells the subscriber. To be called where user code may run.
+    pub(crate) fn tell(&self) {
+        match self {
+            News::Watching(notification) => {
+                let notification = notification.name();
+                debug!(notification, "watching for unmounted network namespaces");
+            }
+            News::NotToBeHad(notification, error) => {
+                let notification = notification.name();
+                info!(notification, %error, "mount notification cannot be had");
+            }
+            News::Failed(notification, error) => {
+                let notification = notification.name();
+                warn!(notification, %error, "mount notification failed");
+            }
+            News::GoesUnnoticed(error) => {
+                error!(%error, "deletion of network namespaces goes unnoticed");
+            }
+            News::Unmounted(id) => {
+                debug!(netns_id = %id, "network namespace is no longer mounted");
+            }
+            News::Panicked(id) => {
+                error!(netns_id = %id, "panic while a network namespace was let go");
+            }
+            News::Ended => debug!("no longer watching for unmounted network namespaces"),
+        }
+    }
+}
+
+/// What the watch's thread has to say, oldest first: for a worker that may run user
+/// code just now. Cheap when there is nothing.
+pub(crate) fn take_news() -> VecDeque<News> {
+    WATCH.news.take()
+}
+
+/// The last so many: without a worker that comes by they are not told.
+struct Newspaper {
+    any: AtomicBool,
+    news: Mutex<VecDeque<News>>,
+}
+
+impl Newspaper {
+    const ROOM: usize = 256;
+
+    const fn new() -> Newspaper {
+        Newspaper {
+            any: AtomicBool::new(false),
+            news: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    fn add(&self, item: News) {
+        let mut news = self.news.lock();
+        if news.len() == Newspaper::ROOM {
+            news.pop_front();
+        }
+        news.push_back(item);
+        self.any.store(true, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> VecDeque<News> {
+        if !self.any.load(Ordering::Relaxed) {
+            return VecDeque::new();
+        }
+        let mut news = self.news.lock();
+        self.any.store(false, Ordering::Relaxed);
+        mem::take(&mut news)
+    }
+}
 
 /// The watch of this process.
 static WATCH: DeletionWatch =
@@ -99,6 +184,7 @@ struct DeletionWatch {
     /// What to try, best first.
     notifications: &'static [Notification],
     state: Mutex<WatchState>,
+    news: Newspaper,
 }
 
 struct WatchState {
@@ -138,6 +224,7 @@ impl DeletionWatch {
                 subscribers: BTreeMap::new(),
                 next_token: 0,
             }),
+            news: Newspaper::new(),
         }
     }
 
@@ -200,6 +287,7 @@ impl DeletionWatch {
         let (ready, started) = sync_channel(1);
         let thread = Home::get()?
             .spawn_thread("netns-watch".to_owned(), Some(STACK), move || {
+                home::forbid_waiting();
                 let waiter = self.set_up();
                 let _ = ready.send(waiter.as_ref().map(|_| ()).map_err(raw_copy));
                 if let Ok(Some((waiter, wake))) = waiter {
@@ -240,13 +328,12 @@ impl DeletionWatch {
         for &notification in notifications {
             match MountWatch::new(notification) {
                 Ok(mounts) => {
-                    let notification = notification.name();
-                    debug!(notification, "watching for unmounted network namespaces");
+                    self.news.add(News::Watching(notification));
                     return Ok(mounts);
                 }
                 Err(cause) => {
-                    let notification = notification.name();
-                    info!(notification, error = %cause, "mount notification cannot be had");
+                    self.news
+                        .add(News::NotToBeHad(notification, raw_copy(&cause)));
                     failure = cause;
                 }
             }
@@ -268,7 +355,7 @@ impl DeletionWatch {
                 drop(state);
                 // Closing a fanotify group takes the kernel a while.
                 drop(ended);
-                debug!("no longer watching for unmounted network namespaces");
+                self.news.add(News::Ended);
                 return;
             }
             let running = state.running.as_mut();
@@ -280,7 +367,7 @@ impl DeletionWatch {
             });
             if let Err(cause) = refreshed {
                 let notification = running.mounts.notification();
-                warn!(notification = notification.name(), error = %cause, "mount notification failed");
+                self.news.add(News::Failed(notification, cause));
                 let failed = self.notifications.iter().position(|&n| n == notification);
                 let others = &self.notifications[failed.map_or(0, |at| at + 1)..];
                 match self.watch_mounts(others) {
@@ -289,7 +376,7 @@ impl DeletionWatch {
                         running.mounts = mounts;
                     }
                     Err(cause) => {
-                        error!(error = %cause, "deletion of network namespaces goes unnoticed");
+                        self.news.add(News::GoesUnnoticed(cause));
                         state.running = None;
                         return;
                     }
@@ -300,9 +387,10 @@ impl DeletionWatch {
             let cost = begun.elapsed();
 
             for (id, on_unmounted) in due {
-                debug!(netns_id = %id, "network namespace is no longer mounted");
+                // First: the worker that retires for it tells it.
+                self.news.add(News::Unmounted(id));
                 if catch_unwind(AssertUnwindSafe(|| on_unmounted())).is_err() {
-                    error!(netns_id = %id, "panic while a network namespace was let go");
+                    self.news.add(News::Panicked(id));
                 }
             }
             // Others may be mounting by the thousand: let some of that pile up,

@@ -93,6 +93,7 @@ fn main_task() -> String {
     format!("self/task/{}", getpid())
 }
 
+#[expect(clippy::disallowed_methods, reason = "on threads that are being made")]
 fn namespaces() -> Result<(), Difference> {
     let all: [(&str, &str, Option<CloneFlags>); 8] = [
         ("net", NETWORK_NAMESPACE, Some(CloneFlags::CLONE_NEWNET)),

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, stat};
 use nix::sys::statfs::fstatfs;
 
 mod ioctl {
@@ -263,6 +263,19 @@ pub(crate) fn id_of_this_thread() -> io::Result<u64> {
             let here = open(c"/proc/thread-self/ns/net", flags, Mode::empty());
             (here.ok().and_then(|here| id(here).ok())).ok_or_else(|| errno.into())
         }
+    }
+}
+
+/// Whether the calling thread is in the namespace with this id, or, where no descriptor
+/// is left to ask for that, with this inode number: two that live never share it.
+/// Async-signal-safe.
+pub(crate) fn is_here(id: u64, inode: u64) -> io::Result<bool> {
+    match id_of_this_thread() {
+        Ok(here) => Ok(here == id),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            Ok(stat(c"/proc/thread-self/ns/net")?.st_ino == inode)
+        }
+        Err(error) => Err(error),
     }
 }
 

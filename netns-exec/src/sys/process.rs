@@ -33,8 +33,9 @@ pub(crate) fn enter_before_exec(
     command: &mut Command,
     target: impl AsFd + Send + Sync + 'static,
     id: u64,
+    inode: u64,
 ) {
-    let step = move || enter(&target, id);
+    let step = move || enter(&target, id, inode);
     // SAFETY: after fork(2) in a threaded process only async-signal-safe calls
     // are allowed; the step is nothing but system calls and allocates nothing.
     unsafe { command.pre_exec(step) };
@@ -46,13 +47,17 @@ pub(crate) fn enter_before_exec(
 ///
 /// A failure to enter comes back from `spawn` as an error that [`enter_errno`]
 /// knows.
-pub(crate) fn enter_clean_before_exec<T>(command: &mut Command, target: Weak<T>, id: u64)
-where
+pub(crate) fn enter_clean_before_exec<T>(
+    command: &mut Command,
+    target: Weak<T>,
+    id: u64,
+    inode: u64,
+) where
     T: AsFd + Send + Sync + 'static,
 {
     let step = move || match target.upgrade() {
         Some(target) => {
-            enter(&*target, id).map_err(marked)?;
+            enter(&*target, id, inode).map_err(marked)?;
             thread::restore_signals(&SigSet::empty())
         }
         None => Ok(()),
@@ -65,18 +70,18 @@ where
 
 /// Enters as a child does: async-signal-safe. To be there already takes no
 /// privilege. `EBADF` when the descriptor means another namespace by now.
-fn enter(target: &impl AsFd, id: u64) -> io::Result<()> {
+fn enter(target: &impl AsFd, id: u64, inode: u64) -> io::Result<()> {
     let entered = netns::enter(target);
     if let Err(error) = &entered
         && error.raw_os_error() != Some(libc::EPERM)
     {
         return entered;
     }
-    match netns::id_of_this_thread() {
-        Ok(here) if here == id => Ok(()),
+    match netns::is_here(id, inode) {
+        Ok(true) => Ok(()),
         // It was refused, and is not there already.
         _ if entered.is_err() => entered,
-        Ok(_) => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        Ok(false) => Err(io::Error::from_raw_os_error(libc::EBADF)),
         Err(error) => Err(error),
     }
 }
