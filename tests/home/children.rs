@@ -1,4 +1,4 @@
-//! Children hold up nobody but the caller that waits for them.
+//! Children hold up no thread but the caller that waits for them.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt};

@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 use crate::error::Refused;
 use crate::home::{Home, roster};
 use crate::sys;
-use crate::sys::seccomp::{Answer, Notification};
+use crate::sys::seccomp::{Answer, RefusedCall};
 
 /// The ear of those workers that are sealed now.
 static EAR: Mutex<Weak<Ear>> = Mutex::new(Weak::new());
@@ -302,7 +302,7 @@ impl Worker {
 
 impl Count {
     /// The count that a refused call belongs to.
-    fn of(&self, call: Notification) -> &AtomicU32 {
+    fn of(&self, call: RefusedCall) -> &AtomicU32 {
         if call.is(libc::SYS_clone) {
             &self.threads
         } else {

@@ -77,14 +77,14 @@ const X32_BIT: libc::c_long = 0x4000_0000;
 
 /// A call that waits for an answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Notification {
+pub(crate) struct RefusedCall {
     id: u64,
     /// The thread that calls, as the reader's pid namespace numbers it.
     pub(crate) tid: u32,
     nr: libc::c_long,
 }
 
-impl Notification {
+impl RefusedCall {
     /// Whether it is the call with this number, through whichever entry.
     pub(crate) fn is(&self, call: libc::c_long) -> bool {
         self.nr & !X32_BIT == call & !X32_BIT
@@ -101,7 +101,7 @@ pub(crate) enum Answer {
 
 /// Takes the next call that waits, or waits for one. `ENOENT`: it was given up
 /// meanwhile.
-pub(crate) fn hear(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+pub(crate) fn hear(listener: BorrowedFd<'_>) -> io::Result<RefusedCall> {
     // SAFETY: all-zero is a valid `seccomp_notif`, and what the kernel asks for.
     let mut heard: libc::seccomp_notif = unsafe { mem::zeroed() };
     // SAFETY: the kernel writes one `seccomp_notif`.
@@ -113,7 +113,7 @@ pub(crate) fn hear(listener: BorrowedFd<'_>) -> io::Result<Notification> {
         )
     };
     Errno::result(rc)?;
-    Ok(Notification {
+    Ok(RefusedCall {
         id: heard.id,
         tid: heard.pid,
         nr: heard.data.nr.into(),
@@ -123,7 +123,7 @@ pub(crate) fn hear(listener: BorrowedFd<'_>) -> io::Result<Notification> {
 /// Answers a call. `ENOENT`: it has been given up, and may come again.
 pub(crate) fn answer(
     listener: BorrowedFd<'_>,
-    call: Notification,
+    call: RefusedCall,
     answer: Answer,
 ) -> io::Result<()> {
     let (error, flags) = match answer {
