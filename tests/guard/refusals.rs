@@ -174,10 +174,7 @@ fn listeners() -> usize {
 
 #[test]
 fn refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker() {
-    let test = "refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker";
-    if !alone(test, Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     for _ in 0..2 {
         let (executor, other, netns) = (sealed(), sealed(), fresh());
         assert_eq!(threads_named("netns-guard"), 0, "there is no worker yet");
@@ -229,10 +226,7 @@ impl Subscriber for Warnings {
 
 #[test]
 fn log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure() {
-    let test = "log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure";
-    if !alone(test, Alone::AsIs) {
-        return;
-    }
+    alone!(Alone::AsIs);
     tracing::subscriber::set_global_default(Warnings).unwrap();
     let (executor, netns) = (sealed(), fresh());
     let job = || {

@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn panic_comes_back_with_its_payload() {
         let outcome: Outcome<()> = run(|| std::panic::panic_any("out".to_owned()));
-        let Outcome::Panicked(payload) = outcome else {
+        let Outcome::Panicked(payload, _) = outcome else {
             panic!("it panicked");
         };
         assert_eq!(*payload.downcast::<String>().unwrap(), "out");
