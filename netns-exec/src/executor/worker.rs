@@ -69,7 +69,6 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     };
     report(Ok(Arc::clone(&member)));
     worker.serve_until_the_end(lane);
-    registry.pool().threads.reap();
 }
 
 /// Brings the calling thread, new and at home, to where it will stay.
