@@ -280,7 +280,10 @@ impl Group {
         if !self.lanes.iter().any(Lane::is_closed) {
             return Todo::Nothing;
         }
-        let mut state = self.state.lock();
+        self.grow_locked(&mut self.state.lock())
+    }
+
+    fn grow_locked(&self, state: &mut State) -> Todo {
         let free = state.taken.iter().position(|taken| !taken);
         match free {
             Some(index)
@@ -289,7 +292,7 @@ impl Group {
                     && !self.queue.is_empty()
                     && self.pool.capacity.try_reserve() =>
             {
-                Todo::Start(self.begin_start(&mut state, Role::Lane(index), false))
+                Todo::Start(self.begin_start(state, Role::Lane(index), false))
             }
             _ => Todo::Nothing,
         }
@@ -539,9 +542,9 @@ impl Group {
             if self.runnable.count() == 0 {
                 self.pool.capacity.reserve_anyway();
                 todo = Todo::Start(self.begin_start(&mut state, role, true));
-            } else {
-                // The sender may have relied on us, and a sibling be asleep.
-                self.lanes.iter().any(Lane::wake);
+            } else if !self.lanes.iter().any(Lane::wake) {
+                // The sender may have relied on us, and no sibling was asleep.
+                todo = self.grow_locked(&mut state);
             }
         }
         self.changed.notify_all();
