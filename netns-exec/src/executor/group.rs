@@ -20,6 +20,7 @@
 //! the one that waits for its birth, and that tells the owners of jobs when there
 //! will be none.
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -602,7 +603,9 @@ impl Group {
         state.dead = true;
         // A thread that remembers this group sees that it must look again.
         self.retiring.store(true, Ordering::SeqCst);
-        self.pool.add_totals(state.done, state.panicked);
+        // Moved: the group is among those that leave for a moment longer.
+        let (done, panicked) = (mem::take(&mut state.done), mem::take(&mut state.panicked));
+        self.pool.add_totals(done, panicked);
         Some(Remains {
             _netns: state.netns.take(),
             _watched: state.watched.take(),
