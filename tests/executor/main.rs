@@ -1,5 +1,6 @@
 //! The executor: its calls, its workers, and how both end.
 
+mod attack;
 mod batch;
 mod calls;
 mod deletion;
@@ -11,6 +12,7 @@ mod panics;
 mod retire;
 mod scope;
 mod shutdown;
+mod subscribers;
 mod signals;
 mod threads;
 mod user_code;

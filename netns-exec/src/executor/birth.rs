@@ -138,6 +138,7 @@ impl Birth {
             builder.spawn(move || {
                 let report = Box::new(|how| birth.end(how));
                 (registry.worker_main)(&registry, &group, start, report);
+                registry.pool().threads.reap();
                 registry.pool().threads.ended(number);
             })
         };

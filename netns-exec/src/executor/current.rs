@@ -1,8 +1,10 @@
 //! Which worker the calling thread is, and whether it waits: what lets calls nest.
 
 use std::cell::{Cell, OnceCell};
+use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::birth::carry_out;
 use super::group::Group;
@@ -37,7 +39,7 @@ enum Waits {
     No,
     /// Inside [`blocking`].
     Blocked,
-    /// It polled a handle that was not ready, and has not come back.
+    /// It has polled handles that were not ready, and some of them are not yet.
     Polled,
 }
 
@@ -50,6 +52,9 @@ sync::local! {
     static SERVES: Cell<bool> = Cell::new(false);
     static CURRENT: OnceCell<Current> = OnceCell::new();
     static WAITS: Cell<Waits> = Cell::new(Waits::No);
+    /// Of the wait that [`Waits::Polled`] stands for: its number, which no other wait
+    /// has, and how many handles it is for.
+    static POLLED: Cell<(u64, usize)> = Cell::new((0, 0));
 }
 
 /// Makes the calling thread a worker of `group`, with the check of its namespace if a job can
@@ -137,12 +142,11 @@ fn in_a_copy() -> Error {
 /// and gets a spare when it needs one. On any other thread it just calls `wait`.
 #[inline]
 pub(crate) fn blocking<R>(wait: impl FnOnce() -> R) -> R {
-    // One wait can be part of another (for room in a queue, as part of a call):
-    // the thread counts once.
-    if !SERVES.with(Cell::get) || WAITS.with(Cell::get) == Waits::Blocked {
+    // One wait can be part of another (for room in a queue, as part of a call; for a
+    // job, beside a handle that is awaited): the thread counts once.
+    if !SERVES.with(Cell::get) || WAITS.with(Cell::get) != Waits::No {
         return wait();
     }
-    came_back();
     let _until_the_end = begin_wait(Waits::Blocked).then_some(Waiting);
     wait()
 }
@@ -156,16 +160,57 @@ impl Drop for Waiting {
     }
 }
 
-/// Notes that the calling thread's job polled a handle that was not ready: it will
-/// wait, in a way that the executor does not see.
-pub(crate) fn polled_in_vain() {
-    if SERVES.with(Cell::get) && WAITS.with(Cell::get) == Waits::No {
-        begin_wait(Waits::Polled);
+/// What a handle that was polled remembers of it.
+pub(crate) struct Polled {
+    /// The number of the wait that it is part of, or 0.
+    wait: u64,
+}
+
+impl Polled {
+    pub(crate) const fn new() -> Polled {
+        Polled { wait: 0 }
+    }
+
+    /// Notes that the handle was not ready: the calling thread's job will wait for it,
+    /// in a way that the executor does not see.
+    pub(crate) fn in_vain(&mut self) {
+        static WAITS_SO_FAR: AtomicU64 = AtomicU64::new(0);
+        let (wait, handles) = POLLED.with(Cell::get);
+        let how = WAITS.with(Cell::get);
+        if how == Waits::Polled {
+            if self.wait != wait {
+                self.wait = wait;
+                POLLED.with(|it| it.set((wait, handles + 1)));
+            }
+        } else if how == Waits::No && SERVES.with(Cell::get) {
+            self.wait = WAITS_SO_FAR.fetch_add(1, Ordering::Relaxed) + 1;
+            POLLED.with(|it| it.set((self.wait, 1)));
+            begin_wait(Waits::Polled);
+        }
+    }
+
+    /// Notes that the job does not wait for the handle any more. It may for others.
+    pub(crate) fn no_more(&mut self) {
+        let (wait, handles) = POLLED.with(Cell::get);
+        // A wait that is over, or another thread's, is none of ours.
+        if mem::take(&mut self.wait) != wait || WAITS.with(Cell::get) != Waits::Polled {
+            return;
+        }
+        POLLED.with(|it| it.set((wait, handles - 1)));
+        if handles == 1 {
+            end_wait();
+        }
     }
 }
 
-/// Notes that the calling thread does not wait any more, if it did since it
-/// [polled in vain](polled_in_vain).
+impl Drop for Polled {
+    fn drop(&mut self) {
+        self.no_more();
+    }
+}
+
+/// Notes that the calling thread's job is over, and waits for no handle that it has
+/// polled.
 #[inline]
 pub(crate) fn came_back() {
     if WAITS.with(Cell::get) == Waits::Polled {

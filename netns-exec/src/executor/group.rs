@@ -20,6 +20,7 @@
 //! the one that waits for its birth, and that tells the owners of jobs when there
 //! will be none.
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -280,7 +281,10 @@ impl Group {
         if !self.lanes.iter().any(Lane::is_closed) {
             return Todo::Nothing;
         }
-        let mut state = self.state.lock();
+        self.grow_locked(&mut self.state.lock())
+    }
+
+    fn grow_locked(&self, state: &mut State) -> Todo {
         let free = state.taken.iter().position(|taken| !taken);
         match free {
             Some(index)
@@ -289,7 +293,7 @@ impl Group {
                     && !self.queue.is_empty()
                     && self.pool.capacity.try_reserve() =>
             {
-                Todo::Start(self.begin_start(&mut state, Role::Lane(index), false))
+                Todo::Start(self.begin_start(state, Role::Lane(index), false))
             }
             _ => Todo::Nothing,
         }
@@ -539,9 +543,9 @@ impl Group {
             if self.runnable.count() == 0 {
                 self.pool.capacity.reserve_anyway();
                 todo = Todo::Start(self.begin_start(&mut state, role, true));
-            } else {
-                // The sender may have relied on us, and a sibling be asleep.
-                self.lanes.iter().any(Lane::wake);
+            } else if !self.lanes.iter().any(Lane::wake) {
+                // The sender may have relied on us, and no sibling was asleep.
+                todo = self.grow_locked(&mut state);
             }
         }
         self.changed.notify_all();
@@ -599,7 +603,9 @@ impl Group {
         state.dead = true;
         // A thread that remembers this group sees that it must look again.
         self.retiring.store(true, Ordering::SeqCst);
-        self.pool.add_totals(state.done, state.panicked);
+        // Moved: the group is among those that leave for a moment longer.
+        let (done, panicked) = (mem::take(&mut state.done), mem::take(&mut state.panicked));
+        self.pool.add_totals(done, panicked);
         Some(Remains {
             _netns: state.netns.take(),
             _watched: state.watched.take(),

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::current;
+use super::current::{self, Polled};
 use crate::error::Result;
 use crate::handoff::task::TaskHandle;
 
@@ -70,6 +70,7 @@ use crate::handoff::task::TaskHandle;
 #[must_use = "a job's panic is seen by the thread that joins it; drop the handle to say that none does"]
 pub struct JoinHandle<T> {
     task: TaskHandle<'static, T>,
+    polled: Polled,
 }
 
 /// A handle to a job of a [`Scope`](crate::Scope).
@@ -94,7 +95,10 @@ fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> 
 
 impl<T> JoinHandle<T> {
     pub(crate) fn new(task: TaskHandle<'static, T>) -> Self {
-        JoinHandle { task }
+        JoinHandle {
+            task,
+            polled: Polled::new(),
+        }
     }
 
     /// Waits for the job and returns its result.
@@ -155,14 +159,14 @@ impl<T> Future for JoinHandle<T> {
     ///
     /// When polled again after it was ready.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        current::came_back();
         if self.task.poll(cx).is_ready() {
+            self.polled.no_more();
             return Poll::Ready(self.task.take_result());
         }
         if let Err(error) = current::check_may_wait() {
             return Poll::Ready(Err(error));
         }
-        current::polled_in_vain();
+        self.polled.in_vain();
         Poll::Pending
     }
 }

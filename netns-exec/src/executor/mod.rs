@@ -85,10 +85,14 @@ impl Executor {
     /// ```
     pub fn global() -> &'static Executor {
         static GLOBAL: OnceLock<Executor> = OnceLock::new();
-        GLOBAL.get_or_init(|| match Executor::new() {
-            Ok(executor) => executor,
+        if let Some(executor) = GLOBAL.get() {
+            return executor;
+        }
+        // Not while others wait for it: a subscriber is told of it, and may get here.
+        match Executor::new() {
+            Ok(executor) => GLOBAL.get_or_init(|| executor),
             Err(error) => panic!("cannot make the global executor: {error}"),
-        })
+        }
     }
 
     /// Runs `f` on a worker of `netns` and waits for its result.

@@ -86,9 +86,10 @@ impl Registry {
         }
     }
 
-    fn have_leave(&self, group: &Group) {
+    fn have_leave(&self, group: &Arc<Group>) {
         if !group.retire() {
-            self.forget_leaving(group);
+            // Its last worker may be about to do so: the group stays counted until then.
+            self.bury(group);
         }
     }
 

@@ -69,7 +69,6 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     };
     report(Ok(Arc::clone(&member)));
     worker.serve_until_the_end(lane);
-    registry.pool().threads.reap();
 }
 
 /// Brings the calling thread, new and at home, to where it will stay.
@@ -103,7 +102,8 @@ impl<'a> Worker<'a> {
     /// Serves, and leaves the group in order, whatever happens.
     fn serve_until_the_end(&mut self, mut lane: Option<Serving<'a>>) {
         let span = self.span();
-        let _in_span = span.as_ref().map(tracing::Span::enter);
+        // The subscriber is user code here as well.
+        let in_span = (span.as_ref()).and_then(|span| self.door.report(|| span.enter()));
         let is_spare = lane.is_none();
         // A subscriber may ship its line through this very namespace: the lane is
         // busy, so that callers use the queue, and others serve it meanwhile.
@@ -132,6 +132,8 @@ impl<'a> Worker<'a> {
                 tracing::debug!(done, panicked, idle, "worker retired");
             }
         });
+        self.door.report(|| drop(in_span));
+        self.door.report(|| drop(span));
     }
 
     /// `None` when the subscriber panics.
