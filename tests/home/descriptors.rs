@@ -15,13 +15,12 @@ use nix::sched::{CloneFlags, unshare};
 #[allow(unsafe_code)]
 fn replace(netns: &Netns, other: Option<&dyn AsRawFd>) {
     let number = netns.as_fd().as_raw_fd();
-    // SAFETY: the calls take integers. Of the descriptors' owners, the handle is what
-    // this test is about, and finds out.
-    let rc = unsafe {
-        match other {
-            Some(other) => libc::dup3(other.as_raw_fd(), number, libc::O_CLOEXEC),
-            None => libc::close(number),
-        }
+    let rc = match other {
+        // SAFETY: the call takes integers. Of the descriptors' owners, the handle is
+        // what this test is about, and finds out.
+        Some(other) => unsafe { libc::dup3(other.as_raw_fd(), number, libc::O_CLOEXEC) },
+        // SAFETY: as above.
+        None => unsafe { libc::close(number) },
     };
     Errno::result(rc).expect("both are open");
 }

@@ -111,11 +111,11 @@ fn install_filter() {
 /// Keeps the capabilities: it is another user that this is about.
 #[allow(unsafe_code)]
 fn change_user(call: libc::c_long) {
-    // SAFETY: the calls take integers; the bare ones change this thread alone.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_SECUREBITS, 1 << 2 | 1 << 4, 0, 0, 0).into());
-        check(libc::syscall(call, 0, 4711, 0));
-    }
+    // SAFETY: the call takes integers, and changes this thread alone.
+    let kept = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, 1 << 2 | 1 << 4, 0, 0, 0) };
+    check(kept.into());
+    // SAFETY: as above: it is the bare call.
+    check(unsafe { libc::syscall(call, 0, 4711, 0) });
 }
 
 fn bind() {
