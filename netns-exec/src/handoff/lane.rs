@@ -637,17 +637,28 @@ mod tests {
                     }
                 }
             });
-            while lane.is_closed() || !lane.is_awake_and_free() && !lane.is_parked() {
-                yield_now();
-            }
-            let result = f();
-            stop.store(true, Ordering::Relaxed);
-            result
+            // Also when `f` panics: the scope waits for the worker.
+            let _stopped = StopOnDrop(&stop);
+            f()
         })
     }
 
+    struct StopOnDrop<'a>(&'a AtomicBool);
+
+    impl Drop for StopOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls through the lane, as soon as its worker is there and free.
     fn call<T: Send>(lane: &Lane, f: impl FnOnce() -> T + Send) -> Outcome<T> {
-        let claim = lane.claim().expect("one caller, and a worker that is free");
+        let claim = loop {
+            match lane.claim() {
+                Some(claim) => break claim,
+                None => yield_now(),
+            }
+        };
         claim.run(f, false).ok().expect("the worker stays")
     }
 
