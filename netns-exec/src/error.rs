@@ -18,6 +18,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// refused, [`raw_os_error`](Error::raw_os_error) is its errno and
 /// [`source`](std::error::Error::source) the [`io::Error`] that holds it.
 ///
+/// It converts into an [`io::Error`] and from one. The first keeps the errno, and an
+/// [`io::Error`] with an errno has no room for a text of its own: who wants the text
+/// writes it down first, or wraps the whole with [`io::Error::other`].
+///
 /// # Examples
 ///
 /// ```
@@ -33,7 +37,8 @@ pub struct Error {
 
 struct Inner {
     kind: Kind,
-    /// What was attempted and on what: "cannot enter netns `blue`".
+    /// What was attempted and on what: "cannot enter netns `blue`". Empty where only
+    /// the cause is known, as of an [`io::Error`] from elsewhere.
     attempt: Cow<'static, str>,
     cause: Option<io::Error>,
     /// What the reader can do about it.
@@ -260,7 +265,8 @@ impl Error {
 
     /// Tells whether a privilege was missing (`EPERM` or `EACCES`).
     pub fn is_permission_denied(&self) -> bool {
-        matches!(self.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+        let kind = self.inner.cause.as_ref().map(io::Error::kind);
+        kind == Some(io::ErrorKind::PermissionDenied)
     }
 
     /// Tells whether the name, path, process or namespace does not exist.
@@ -400,7 +406,8 @@ impl fmt::Display for Error {
         }
         let reason = inner.cause.as_ref().map(reason);
         if let Some(reason) = &reason {
-            write!(f, ": {reason}")?;
+            let colon = if inner.attempt.is_empty() { "" } else { ": " };
+            write!(f, "{colon}{reason}")?;
         }
         if let Some(hint) = &inner.hint {
             // A panic or a cause that quotes another error may have given it.
@@ -433,7 +440,33 @@ impl std::error::Error for Error {
 }
 
 impl From<Error> for io::Error {
-    /// Keeps the errno's [`io::ErrorKind`] and the whole text.
+    /// Keeps the errno, so that
+    /// [`raw_os_error`](io::Error::raw_os_error) and the [`io::ErrorKind`] are those
+    /// of the system call that failed.
+    ///
+    /// An [`io::Error`] holds either an errno or an error, so the text of such a one
+    /// is the errno's alone; [`io::Error::other`] keeps the text instead. What has no
+    /// errno, and what a job did (its panic, its escape), is kept whole: the text,
+    /// and the error itself, which [`io::Error::downcast`] returns.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io;
+    ///
+    /// use netns_exec::Netns;
+    ///
+    /// let error = Netns::open("no-such-namespace").unwrap_err();
+    /// eprintln!("{error}"); // names the namespace
+    /// let error = io::Error::from(error);
+    /// assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    /// assert!(error.raw_os_error().is_some());
+    ///
+    /// // Invalid whatever the kernel says, so there is no errno.
+    /// let error = io::Error::from(Netns::open("a/b").unwrap_err());
+    /// assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    /// assert!(error.to_string().contains("a/b"));
+    /// ```
     fn from(error: Error) -> io::Error {
         let kind = match &error.inner.kind {
             Kind::NotFound => io::ErrorKind::NotFound,
@@ -442,7 +475,54 @@ impl From<Error> for io::Error {
             Kind::TimedOut => io::ErrorKind::TimedOut,
             _ => (error.inner.cause.as_ref()).map_or(io::ErrorKind::Other, io::Error::kind),
         };
-        io::Error::new(kind, error)
+        match (&error.inner.kind, error.raw_os_error()) {
+            (Kind::Kernel | Kind::NotFound | Kind::Exists, Some(errno)) => {
+                io::Error::from_raw_os_error(errno)
+            }
+            _ => io::Error::new(kind, error),
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    /// Takes over an error from elsewhere, so that `?` works in a function that
+    /// does more than this crate's calls.
+    ///
+    /// An error of this crate that became an [`io::Error`] comes back as it was,
+    /// unless it had an errno: then it is like any other with that errno. The
+    /// predicates go by the [`io::ErrorKind`], the text is the cause's.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::fs;
+    ///
+    /// use netns_exec::{Error, Netns};
+    ///
+    /// fn configured() -> netns_exec::Result<Netns> {
+    ///     let name = fs::read_to_string("/etc/no-such-file")?;
+    ///     Netns::open(name.trim())
+    /// }
+    ///
+    /// let error: Error = configured().unwrap_err();
+    /// assert!(error.is_not_found());
+    /// assert_eq!(error.to_string(), "no such file or directory");
+    /// ```
+    fn from(cause: io::Error) -> Error {
+        let cause = match cause.downcast::<Error>() {
+            Ok(error) => return error,
+            Err(cause) => cause,
+        };
+        let has_errno = cause.raw_os_error().is_some();
+        let kind = match cause.kind() {
+            io::ErrorKind::NotFound => Kind::NotFound,
+            io::ErrorKind::AlreadyExists => Kind::Exists,
+            // With an errno these are a system call's own.
+            io::ErrorKind::InvalidInput if !has_errno => Kind::Invalid,
+            io::ErrorKind::TimedOut if !has_errno => Kind::TimedOut,
+            _ => Kind::Kernel,
+        };
+        Error::new(kind, "").caused_by(cause)
     }
 }
 
@@ -473,6 +553,88 @@ mod tests {
         assert!(error.raw_os_error().is_none());
         let payload = error.into_panic().expect("a panic");
         assert_eq!(payload.downcast_ref(), Some(&"boom"));
+    }
+
+    #[test]
+    fn error_can_be_written_while_it_is_written() {
+        /// Looks at the error it is given a part of, as a log that adds what it knows.
+        struct Again<'e>(&'e Error, Option<String>);
+
+        impl fmt::Write for Again<'_> {
+            fn write_str(&mut self, _part: &str) -> fmt::Result {
+                self.1 = Some(self.0.to_string());
+                Ok(())
+            }
+        }
+
+        let (reply, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let error = Error::panicked("job panicked", Box::new(String::from("boom")));
+            let mut again = Again(&error, None);
+            fmt::Write::write_fmt(&mut again, format_args!("{error} {error:?}")).unwrap();
+            reply.send(again.1).unwrap();
+        });
+        let again = answer.recv_timeout(std::time::Duration::from_secs(30));
+        let again = again.expect("no lock is held while it is written");
+        assert_eq!(again.as_deref(), Some("job panicked: boom"));
+    }
+
+    #[test]
+    fn errno_survives_the_way_into_an_io_error() {
+        for (kind, errno) in [
+            (Kind::Kernel, libc::EPERM),
+            (Kind::Kernel, libc::EBADF),
+            (Kind::NotFound, libc::ESRCH),
+            (Kind::Exists, libc::EEXIST),
+        ] {
+            let cause = io::Error::from_raw_os_error(errno);
+            let error = io::Error::from(Error::new(kind, "cannot do it").caused_by(cause));
+            assert_eq!(error.raw_os_error(), Some(errno));
+        }
+    }
+
+    #[test]
+    fn what_has_no_errno_goes_into_an_io_error_and_back_whole() {
+        let error = io::Error::from(Error::new(Kind::TimedOut, "waited in vain"));
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(error.to_string(), "waited in vain");
+
+        let error = Error::from(error);
+        assert!(error.is_timed_out());
+        assert_eq!(error.to_string(), "waited in vain");
+
+        // Nor does a job's panic get lost, whatever stands beside it.
+        let error = Error::panicked("job panicked", Box::new("boom"))
+            .caused_by(io::Error::from_raw_os_error(libc::EPERM));
+        let error = Error::from(io::Error::from(error));
+        assert!(error.into_panic().is_ok());
+    }
+
+    #[test]
+    fn io_error_from_elsewhere_keeps_its_text_errno_and_kind() {
+        let denied = Error::from(io::Error::from_raw_os_error(libc::EACCES));
+        assert!(denied.is_permission_denied());
+        assert_eq!(denied.raw_os_error(), Some(libc::EACCES));
+        assert_eq!(denied.to_string(), "permission denied");
+
+        let own = Error::from(io::Error::new(io::ErrorKind::NotFound, "no config"));
+        assert!(own.is_not_found());
+        assert_eq!(own.to_string(), "no config");
+
+        // The kernel's ETIMEDOUT is no wait of ours that was bounded.
+        let late = Error::from(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        assert!(!late.is_timed_out());
+        for (kind, says) in [
+            (
+                io::ErrorKind::AlreadyExists,
+                Error::is_already_exists as fn(&Error) -> bool,
+            ),
+            (io::ErrorKind::InvalidInput, Error::is_invalid_input),
+            (io::ErrorKind::TimedOut, Error::is_timed_out),
+            (io::ErrorKind::PermissionDenied, Error::is_permission_denied),
+        ] {
+            assert!(says(&Error::from(io::Error::from(kind))), "{kind:?}");
+        }
     }
 
     #[test]
