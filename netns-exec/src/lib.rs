@@ -103,6 +103,7 @@ pub mod ports;
 mod process;
 mod sync;
 mod sys;
+mod unwind;
 
 #[doc(hidden)]
 #[path = "private.rs"]
