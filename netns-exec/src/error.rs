@@ -107,7 +107,7 @@ impl Refused {
 
 /// Private so that it can grow; callers use the predicates.
 pub(crate) enum Kind {
-    /// The kernel refused; the errno is in the cause.
+    /// The kernel refused, or cannot be asked; an errno is in the cause.
     Kernel,
     /// A name, path, process or namespace that does not exist (any more).
     NotFound,

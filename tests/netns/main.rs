@@ -4,6 +4,7 @@ mod callers;
 mod handles;
 mod life;
 mod names;
+mod reasons;
 
 use netns_exec::WeakNetns;
 use netns_exec_tests::eventually;

@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::Netns;
 use super::source::{creation_failed, not_a_netns, open_at};
-use super::{Netns, enter, is_permission};
+use super::why::{self, is_permission};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::sys::mount;
@@ -36,10 +37,12 @@ impl Netns {
     /// - [`is_not_found`](Error::is_not_found): there is no such name.
     /// - [`is_not_a_netns`](Error::is_not_a_netns): the name stands for
     ///   something else. A regular file is a name that is just being made, or
-    ///   was left by a crash.
+    ///   was left by a crash; a link may lead nowhere.
     /// - [`is_invalid_input`](Error::is_invalid_input): no namespace can have
     ///   that name: it is empty, `.` or `..`, has a slash or a NUL in it, or
     ///   is longer than 255 bytes.
+    /// - Otherwise what open(2) failed with. Without `/proc` nothing can be opened,
+    ///   and the text says that.
     ///
     /// # Examples
     ///
@@ -54,7 +57,13 @@ impl Netns {
         let attempt = format!("cannot open netns `{name}`");
         let path = path_of(name, &attempt)?;
         open_at(&path, name, &attempt).map_err(|error| {
-            if error.is_not_found() {
+            if let Ok(target) = fs::read_link(&path)
+                && error.is_not_found()
+            {
+                // The name is there, and taken.
+                let what = format!("a link to `{}`, where nothing is", target.display());
+                not_a_netns(&attempt, &what)
+            } else if error.is_not_found() {
                 error.hint(format!("{FOLDER} has no such name, see `ip netns list`"))
             } else if error.is_not_a_netns() {
                 error.hint(format!(
@@ -286,9 +295,7 @@ fn remove(path: &Path, attempt: &str) -> Result<()> {
         let denied = is_permission(&cause);
         let error = Error::kernel(attempt.to_owned(), cause);
         match denied {
-            true => error.hint(enter::cure(
-                "deleting network namespaces needs CAP_SYS_ADMIN",
-            )),
+            true => error.hint(why::cure("deleting network namespaces needs CAP_SYS_ADMIN")),
             false => error,
         }
     };
@@ -298,7 +305,8 @@ fn remove(path: &Path, attempt: &str) -> Result<()> {
         if !netns::is_on_nsfs(located.as_fd()).map_err(failed)? {
             break;
         }
-        let open = netns::reopen(located.as_fd()).map_err(failed)?;
+        let open = netns::reopen(located.as_fd())
+            .map_err(|cause| why::no_proc(attempt, &cause).unwrap_or_else(|| failed(cause)))?;
         if let FileKind::Other(what) = netns::file_kind(open.as_fd()).map_err(failed)? {
             return Err(not_a_netns(attempt, what));
         }
