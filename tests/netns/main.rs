@@ -1,6 +1,7 @@
 //! Namespace handles: where they come from, what they mean, what they refuse.
 
 mod callers;
+mod conversions;
 mod handles;
 mod life;
 mod names;

@@ -36,6 +36,50 @@ impl Netns {
         self.visit(|| Ok(()))
     }
 
+    /// Finds out whether threads of this process can enter network namespaces that
+    /// they are not in: whether it has `CAP_SYS_ADMIN`, both in its own user namespace
+    /// and in the one that owns its home namespace.
+    ///
+    /// For a program to decide at its start. `true` promises nothing of a namespace
+    /// that belongs to yet another user namespace; [`check_enter`](Netns::check_enter)
+    /// asks for one and gives the reason. In a user namespace without a network
+    /// namespace of its own it is `false`, although namespaces that are made there
+    /// can be entered.
+    ///
+    /// A short-lived thread tries it for real, with the home namespace, where it is
+    /// already; the caller waits for it. So it tells what the process's workers can
+    /// do, and not what the calling thread can, which may have given its capabilities
+    /// up, as that of a sealed job has.
+    ///
+    /// # Errors
+    ///
+    /// Fails without `/proc`, and when no thread can be started (`EAGAIN`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// if !Netns::can_enter_others()? {
+    ///     eprintln!("needs CAP_SYS_ADMIN: serving this network namespace only");
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn can_enter_others() -> Result<bool> {
+        let attempt = "cannot find out whether network namespaces can be entered";
+        // setns(2) asks for the capabilities wherever the thread is.
+        let tried = Home::get()?
+            .visit(|| sys::netns::of_this_thread().and_then(sys::netns::enter))
+            .and_then(|tried| tried);
+        match tried {
+            Ok(()) => Ok(true),
+            Err(cause) if is_permission(&cause) => Ok(false),
+            Err(cause) => {
+                Err(why::no_proc(attempt, &cause).unwrap_or_else(|| Error::kernel(attempt, cause)))
+            }
+        }
+    }
+
     /// Brings the loopback device up, as `ip link set lo up` does: before
     /// that, not even `127.0.0.1` can be reached in a new namespace.
     ///

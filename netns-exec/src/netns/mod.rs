@@ -6,6 +6,7 @@
 //! takes a privilege that the caller may have given up, as the thread of a
 //! sealed job has, by one that is born with all the process has.
 
+mod convert;
 mod enter;
 mod handle;
 pub(crate) mod id;
