@@ -143,6 +143,34 @@ fn owner_below_is_named_and_so_is_where_the_process_is() {
     assert!(text.contains(&user_ns_of("self")), "{text}");
 }
 
+/// As after `unshare --user --net` without `--mount`: it may do all but mount.
+#[test]
+fn name_that_the_mount_namespace_refuses_tells_who_owns_that() {
+    if !is_alone(this_test!()) {
+        let temp = TempNetns::new();
+        run_alone(
+            this_test!(),
+            Alone::OrdinaryUserAsRoot,
+            temp.name(),
+            Stdio::null(),
+        );
+        return;
+    }
+    assert!(Netns::can_enter_others().unwrap());
+    Netns::new().unwrap();
+    let name = note().unwrap();
+    for error in [
+        Netns::create("nxt-forbidden").unwrap_err(),
+        Netns::delete(&name).unwrap_err(),
+    ] {
+        assert!(error.is_permission_denied(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("mount namespace"), "{text}");
+        assert!(text.contains("another user namespace"), "{text}");
+        assert!(text.contains(&user_ns_of("self")), "{text}");
+    }
+}
+
 #[test]
 fn missing_privilege_in_the_own_user_namespace_is_no_matter_of_owners() {
     if !is_alone(this_test!()) {

@@ -293,7 +293,15 @@ fn path_of(name: &OsStr, attempt: &str) -> Result<PathBuf> {
 
 /// Makes a namespace and mounts it at `path`. Moves the calling thread there.
 fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
-    let failed = |step: &str, cause| creation_failed(format!("{attempt}: {step}"), cause);
+    let failed = |step: &str, cause| {
+        let attempt = format!("{attempt}: {step}");
+        match is_permission(&cause) {
+            true => {
+                Error::kernel(attempt, cause).hint(why::name_denied("creating network namespaces"))
+            }
+            false => creation_failed(attempt, cause),
+        }
+    };
 
     prepare_folder().map_err(|(step, cause)| failed(step, cause))?;
     let file = OpenOptions::new()
@@ -312,7 +320,7 @@ fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
         Err(error) => return Err(failed("cannot make its file", error)),
     };
     let made = netns::unshare()
-        .map_err(|cause| failed("cannot make the namespace", cause))
+        .map_err(|cause| creation_failed(format!("{attempt}: cannot make the namespace"), cause))
         .and_then(|netns| {
             // Bound by the thread's own entry: this thread is in it.
             mount::bind(Path::new("/proc/thread-self/ns/net"), path)
@@ -373,7 +381,7 @@ fn remove(path: &Path, attempt: &str) -> Result<()> {
         let denied = is_permission(&cause);
         let error = Error::kernel(attempt.to_owned(), cause);
         match denied {
-            true => error.hint(why::cure("deleting network namespaces needs CAP_SYS_ADMIN")),
+            true => error.hint(why::name_denied("deleting network namespaces")),
             false => error,
         }
     };

@@ -317,9 +317,7 @@ pub(super) fn creation_failed(attempt: impl Into<String>, cause: io::Error) -> E
     }
     let error = Error::kernel(attempt, cause);
     match errno {
-        Some(libc::EPERM | libc::EACCES) => {
-            error.hint(why::cure("creating network namespaces needs CAP_SYS_ADMIN"))
-        }
+        Some(libc::EPERM | libc::EACCES) => error.hint(why::creation_denied()),
         Some(libc::ENOSPC) => error.hint("see /proc/sys/user/max_net_namespaces"),
         Some(libc::EAGAIN) => {
             error.hint("no thread could be started: see `ulimit -u` and pids.max")

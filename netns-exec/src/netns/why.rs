@@ -1,7 +1,7 @@
 //! Why the kernel said no, and what helps.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::{Error, Kind};
 use crate::sys;
@@ -45,11 +45,39 @@ pub(super) fn denied(netns: BorrowedFd<'_>) -> String {
     }
 }
 
-/// Says which user namespace owns a network namespace, and which one this process is
+/// Says why a new network namespace was refused, and what helps.
+pub(super) fn creation_denied() -> String {
+    match sys::caps::has_sys_admin() {
+        Ok(true) => "this process has CAP_SYS_ADMIN, so a security module or a seccomp filter \
+             refuses it"
+            .to_owned(),
+        _ => cure("creating network namespaces needs CAP_SYS_ADMIN"),
+    }
+}
+
+/// Says why a name was refused, whose file is in `/run/netns` and whose mount in the
+/// mount namespace, and what helps. `doing` reads "creating network namespaces".
+pub(super) fn name_denied(doing: &str) -> String {
+    if !matches!(sys::caps::has_sys_admin(), Ok(true)) {
+        return cure(&format!("{doing} needs CAP_SYS_ADMIN"));
+    }
+    let mounts = sys::netns::mount_ns_of_this_thread().ok();
+    match mounts.and_then(|mounts| foreign_owner(mounts.as_fd())) {
+        Some(foreign) => format!(
+            "this process has CAP_SYS_ADMIN, but not over its mount namespace: {foreign}; \
+             start it in a mount namespace of its own (unshare --mount)"
+        ),
+        None => "this process has CAP_SYS_ADMIN, so what refuses it is who owns /run, that it is \
+             read-only, or a security module"
+            .to_owned(),
+    }
+}
+
+/// Says which user namespace owns another namespace, and which one this process is
 /// in, where these are two. `None` also where that cannot be told.
-pub(super) fn foreign_owner(netns: BorrowedFd<'_>) -> Option<String> {
+pub(super) fn foreign_owner(namespace: BorrowedFd<'_>) -> Option<String> {
     let own = sys::netns::user_ns_of_this_thread().ok()?;
-    match sys::netns::owner(netns) {
+    match sys::netns::owner(namespace) {
         Ok(owner) if owner == own => None,
         Ok(owner) => Some(format!(
             "it belongs to another user namespace, user:[{owner}], and this process is in user:[{own}]"

@@ -69,14 +69,19 @@ pub(crate) fn is_proc_there() -> bool {
     fs::symlink_metadata("/proc/thread-self/ns").is_ok()
 }
 
-/// The inode number of the user namespace that owns a network namespace: the number
+/// The inode number of the user namespace that owns another namespace: the number
 /// in `user:[4026531837]`. `EPERM` where that is neither the caller's nor below it.
-pub(crate) fn owner(netns: BorrowedFd<'_>) -> io::Result<u64> {
+pub(crate) fn owner(namespace: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: this request takes no argument.
-    let fd = unsafe { ioctl::ns_get_userns(netns.as_raw_fd()) }?;
+    let fd = unsafe { ioctl::ns_get_userns(namespace.as_raw_fd()) }?;
     // SAFETY: the kernel just made this descriptor, so this is its only owner.
     let owner = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(fstat(owner)?.st_ino)
+}
+
+/// Opens the mount namespace of the calling thread.
+pub(crate) fn mount_ns_of_this_thread() -> io::Result<OwnedFd> {
+    File::open("/proc/thread-self/ns/mnt").map(OwnedFd::from)
 }
 
 /// The inode number of the user namespace that the calling thread is in.
