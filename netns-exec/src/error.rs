@@ -1,5 +1,7 @@
 //! What went wrong: what was attempted, on what, and why.
 
+mod convert;
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
@@ -18,6 +20,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// refused, [`raw_os_error`](Error::raw_os_error) is its errno and
 /// [`source`](std::error::Error::source) the [`io::Error`] that holds it.
 ///
+/// It converts into an [`io::Error`] and from one. The first keeps the errno, and an
+/// [`io::Error`] with an errno has no room for a text of its own: who wants the text
+/// writes it down first, or wraps the whole with [`io::Error::other`].
+///
 /// # Examples
 ///
 /// ```
@@ -33,7 +39,8 @@ pub struct Error {
 
 struct Inner {
     kind: Kind,
-    /// What was attempted and on what: "cannot enter netns `blue`".
+    /// What was attempted and on what: "cannot enter netns `blue`". Empty where only
+    /// the cause is known, as of an [`io::Error`] from elsewhere.
     attempt: Cow<'static, str>,
     cause: Option<io::Error>,
     /// What the reader can do about it.
@@ -102,7 +109,7 @@ impl Refused {
 
 /// Private so that it can grow; callers use the predicates.
 pub(crate) enum Kind {
-    /// The kernel refused; the errno is in the cause.
+    /// The kernel refused, or cannot be asked; an errno is in the cause.
     Kernel,
     /// A name, path, process or namespace that does not exist (any more).
     NotFound,
@@ -259,54 +266,165 @@ impl Error {
     }
 
     /// Tells whether a privilege was missing (`EPERM` or `EACCES`).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// if let Err(error) = Netns::new() {
+    ///     assert!(error.is_permission_denied(), "{error}");
+    ///     eprintln!("{error}"); // says how to get the privilege
+    /// }
+    /// ```
     pub fn is_permission_denied(&self) -> bool {
-        matches!(self.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+        let kind = self.inner.cause.as_ref().map(io::Error::kind);
+        kind == Some(io::ErrorKind::PermissionDenied)
     }
 
     /// Tells whether the name, path, process or namespace does not exist.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// assert!(Netns::open("no-such-namespace").unwrap_err().is_not_found());
+    /// ```
     pub fn is_not_found(&self) -> bool {
         matches!(self.inner.kind, Kind::NotFound)
     }
 
     /// Tells whether the name is already taken.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// let blue = match Netns::create("blue") {
+    ///     Err(error) if error.is_already_exists() => Netns::open("blue")?,
+    ///     created => created?,
+    /// };
+    /// # let _ = blue;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_already_exists(&self) -> bool {
         matches!(self.inner.kind, Kind::Exists)
     }
 
     /// Tells whether something was found that is not a network namespace.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// assert!(Netns::from_path("/dev/null").unwrap_err().is_not_a_netns());
+    /// ```
     pub fn is_not_a_netns(&self) -> bool {
         matches!(self.inner.kind, Kind::NotANetns)
     }
 
     /// Tells whether the request makes no sense, whatever the state of the
     /// system: a name with a slash, zero workers.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// assert!(Netns::open("a/b").unwrap_err().is_invalid_input());
+    /// ```
     pub fn is_invalid_input(&self) -> bool {
         matches!(self.inner.kind, Kind::Invalid)
     }
 
     /// Tells whether the job was given up before it started.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let (executor, blue) = (Executor::new()?, Netns::open("blue")?);
+    /// match executor.spawn(&blue, || 6 * 7)?.join() {
+    ///     Err(error) if error.is_cancelled() => eprintln!("the executor was shut down first"),
+    ///     answer => println!("{}", answer?),
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_cancelled(&self) -> bool {
         matches!(self.inner.kind, Kind::Cancelled)
     }
 
     /// Tells whether the job panicked; [`into_panic`](Error::into_panic) has
     /// the payload.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let job = Executor::new()?.spawn(&Netns::open("blue")?, || panic!("boom"))?;
+    /// assert!(job.join().unwrap_err().is_panic());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_panic(&self) -> bool {
         matches!(self.inner.kind, Kind::Panic)
     }
 
     /// Tells whether the executor takes no more jobs.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::new()?;
+    /// executor.clone().shutdown(None)?;
+    /// let error = executor.run(&Netns::current()?, || ()).unwrap_err();
+    /// assert!(error.is_shut_down());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_shut_down(&self) -> bool {
         matches!(self.inner.kind, Kind::ShutDown)
     }
 
     /// Tells whether there was no room for another job just now
     /// ([`try_spawn`](crate::Executor::try_spawn)).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let (executor, blue) = (Executor::new()?, Netns::open("blue")?);
+    /// match executor.try_spawn(&blue, || ()).map_err(|error| error.into_error()) {
+    ///     Err(error) if error.is_full() => eprintln!("later"),
+    ///     spawned => spawned?.join()?,
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_full(&self) -> bool {
         matches!(self.inner.kind, Kind::Full)
     }
 
     /// Tells whether a wait that was bounded in time ran out.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use netns_exec::Executor;
+    ///
+    /// match Executor::new()?.shutdown(Some(Duration::from_secs(5))) {
+    ///     Err(error) if error.is_timed_out() => eprintln!("jobs are still running"),
+    ///     done => done?,
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_timed_out(&self) -> bool {
         matches!(self.inner.kind, Kind::TimedOut)
     }
@@ -314,12 +432,39 @@ impl Error {
     /// Tells whether the job left its thread in another namespace, or with files, a
     /// working directory, a user or capabilities that the process has not; that
     /// thread runs nothing any more.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns};
+    /// # fn third_party() {}
+    ///
+    /// match Executor::new()?.run(&Netns::open("blue")?, third_party) {
+    ///     Err(error) if error.is_escaped() => eprintln!("it calls setns(2)"),
+    ///     done => done?,
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_escaped(&self) -> bool {
         matches!(self.inner.kind, Kind::Escaped)
     }
 
     /// Tells whether the job left threads behind in its namespace
     /// ([`Guard::Detect`](crate::Guard::Detect)).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Guard, Netns};
+    /// # fn third_party() {}
+    ///
+    /// let executor = Executor::builder().guard(Guard::Detect).build()?;
+    /// match executor.run(&Netns::open("blue")?, third_party) {
+    ///     Err(error) if error.is_left_threads() => eprintln!("{error}"), // names them
+    ///     done => done?,
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_left_threads(&self) -> bool {
         matches!(self.inner.kind, Kind::LeftThreads)
     }
@@ -331,11 +476,33 @@ impl Error {
     /// whose reason it may be. It is never guessed: the guard counts what it refuses,
     /// and where it cannot, this is `false`. A job that got `EPERM` from anything else
     /// was refused nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let job = Executor::new()?.spawn(&Netns::open("blue")?, || {
+    ///     std::thread::spawn(|| ()).join().unwrap(); // a sealed job may start none
+    /// })?;
+    /// let error = job.join().unwrap_err();
+    /// assert!(error.is_panic() && error.is_refused());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_refused(&self) -> bool {
         self.inner.is_refused
     }
 
     /// The errno, where the kernel refused.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// let error = Netns::open("no-such-namespace").unwrap_err();
+    /// assert_eq!(error.raw_os_error(), Some(2)); // ENOENT
+    /// ```
     pub fn raw_os_error(&self) -> Option<i32> {
         self.inner.cause.as_ref().and_then(io::Error::raw_os_error)
     }
@@ -346,6 +513,19 @@ impl Error {
     /// # Errors
     ///
     /// Gives the error back when the job did not panic.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let job = Executor::new()?.spawn(&Netns::open("blue")?, || panic!("boom"))?;
+    /// let error = job.join().unwrap_err();
+    /// if let Ok(payload) = error.into_panic() {
+    ///     std::panic::resume_unwind(payload);
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn into_panic(mut self) -> Result<Box<dyn Any + Send>> {
         match self.inner.left.take().map(Mutex::into_inner) {
             Some(Left::Panic(payload)) => Ok(payload),
@@ -364,6 +544,22 @@ impl Error {
     /// Gives the error back when it holds no value of this type: the job did not
     /// return, or was not spawned but [run](crate::Executor::run), whose values
     /// may borrow.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Guard, Netns};
+    /// # fn third_party() -> u32 { 42 }
+    ///
+    /// let executor = Executor::builder().guard(Guard::Detect).build()?;
+    /// let job = executor.spawn(&Netns::open("blue")?, third_party)?;
+    /// let answer = match job.join() {
+    ///     Err(error) if error.is_left_threads() => error.into_result::<u32>()?,
+    ///     answer => answer?,
+    /// };
+    /// # let _ = answer;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn into_result<T: 'static>(mut self) -> Result<T> {
         match self.inner.left.take().map(Mutex::into_inner) {
             Some(Left::Value(value)) => match value.downcast() {
@@ -400,7 +596,8 @@ impl fmt::Display for Error {
         }
         let reason = inner.cause.as_ref().map(reason);
         if let Some(reason) = &reason {
-            write!(f, ": {reason}")?;
+            let colon = if inner.attempt.is_empty() { "" } else { ": " };
+            write!(f, "{colon}{reason}")?;
         }
         if let Some(hint) = &inner.hint {
             // A panic or a cause that quotes another error may have given it.
@@ -432,20 +629,6 @@ impl std::error::Error for Error {
     }
 }
 
-impl From<Error> for io::Error {
-    /// Keeps the errno's [`io::ErrorKind`] and the whole text.
-    fn from(error: Error) -> io::Error {
-        let kind = match &error.inner.kind {
-            Kind::NotFound => io::ErrorKind::NotFound,
-            Kind::Exists => io::ErrorKind::AlreadyExists,
-            Kind::Invalid | Kind::NotANetns => io::ErrorKind::InvalidInput,
-            Kind::TimedOut => io::ErrorKind::TimedOut,
-            _ => (error.inner.cause.as_ref()).map_or(io::ErrorKind::Other, io::Error::kind),
-        };
-        io::Error::new(kind, error)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -473,6 +656,30 @@ mod tests {
         assert!(error.raw_os_error().is_none());
         let payload = error.into_panic().expect("a panic");
         assert_eq!(payload.downcast_ref(), Some(&"boom"));
+    }
+
+    #[test]
+    fn error_can_be_written_while_it_is_written() {
+        /// Looks at the error it is given a part of, as a log that adds what it knows.
+        struct Again<'e>(&'e Error, Option<String>);
+
+        impl fmt::Write for Again<'_> {
+            fn write_str(&mut self, _part: &str) -> fmt::Result {
+                self.1 = Some(self.0.to_string());
+                Ok(())
+            }
+        }
+
+        let (reply, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let error = Error::panicked("job panicked", Box::new(String::from("boom")));
+            let mut again = Again(&error, None);
+            fmt::Write::write_fmt(&mut again, format_args!("{error} {error:?}")).unwrap();
+            reply.send(again.1).unwrap();
+        });
+        let again = answer.recv_timeout(std::time::Duration::from_secs(30));
+        let again = again.expect("no lock is held while it is written");
+        assert_eq!(again.as_deref(), Some("job panicked: boom"));
     }
 
     #[test]

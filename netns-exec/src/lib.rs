@@ -69,7 +69,8 @@
 //! it. An ordinary user has it in a user namespace of their own (`unshare
 //! --map-root-user`, user_namespaces(7)) for network namespaces made there. A
 //! process without it can still use the namespace it is in. Making an executor
-//! needs no privilege. [`Netns::check_enter`] tries without running anything.
+//! needs no privilege. [`Netns::check_enter`] tries without running anything, and
+//! [`Netns::can_enter_others`] before there is a namespace to try.
 //!
 //! # Limits
 //!
@@ -103,6 +104,7 @@ pub mod ports;
 mod process;
 mod sync;
 mod sys;
+mod unwind;
 
 #[doc(hidden)]
 #[path = "private.rs"]

@@ -240,10 +240,15 @@ impl<'a> Loan<'a> {
                 io::Error::from_raw_os_error(errno),
             );
             return match errno {
-                libc::EPERM => error.hint(
-                    "needs CAP_SYS_ADMIN in the user namespace that owns the netns, and in the child's \
-                     own; a command with `uid` or `gid` has given it up by then: start it inside a job",
-                ),
+                libc::EPERM => {
+                    let need = "needs CAP_SYS_ADMIN in the user namespace that owns the netns, and in \
+                                the child's own; a command with `uid` or `gid` has given it up by \
+                                then: start it inside a job";
+                    match ns.foreign_owner() {
+                        Some(foreign) => error.hint(format!("{need}; {foreign}")),
+                        None => error.hint(need),
+                    }
+                }
                 libc::EBADF | libc::EINVAL => error.hint(crate::netns::NOT_THE_SAME_FILE),
                 _ => error,
             };

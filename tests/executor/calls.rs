@@ -416,6 +416,34 @@ fn pinned_workers_outstay_the_idle_timeout() {
 }
 
 #[test]
+fn clone_of_a_pin_keeps_the_workers_by_itself() {
+    let executor = with_idle(Some(Duration::from_millis(1)));
+    let (kept, other) = (fresh(), fresh());
+    let mut pinned = executor.pin(&kept).unwrap();
+    // The second time, what is cloned is what came after the first workers.
+    for _ in 0..2 {
+        let first = pinned.run(|| thread::current().id()).unwrap();
+        let clone = pinned.clone();
+        assert_eq!(clone.id(), kept.id());
+        drop(pinned);
+        for _ in 0..5 {
+            executor.run(&other, || ()).unwrap();
+            eventually("the other worker has idled away", || {
+                executor.stats().workers == 1
+            });
+        }
+        assert_eq!(clone.run(|| thread::current().id()).unwrap(), first);
+        executor.retire(&kept).unwrap();
+        assert_ne!(clone.run(|| thread::current().id()).unwrap(), first);
+        pinned = clone;
+    }
+    drop(pinned);
+    eventually("nothing keeps it any more", || {
+        executor.stats().workers == 0
+    });
+}
+
+#[test]
 fn pinned_starts_anew_after_retire_while_the_namespace_exists() {
     let executor = Executor::new().unwrap();
     let netns = fresh();

@@ -1,9 +1,11 @@
 //! Namespace handles: where they come from, what they mean, what they refuse.
 
 mod callers;
+mod conversions;
 mod handles;
 mod life;
 mod names;
+mod reasons;
 
 use netns_exec::WeakNetns;
 use netns_exec_tests::eventually;

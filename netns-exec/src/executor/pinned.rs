@@ -23,6 +23,8 @@ use crate::netns::{Netns, NetnsId, WeakNetns};
 /// of its last name end the workers all the same. A later call starts new ones
 /// if the namespace still exists, that is if something else refers to it.
 ///
+/// A clone keeps the workers too, for as long as it lives itself.
+///
 /// # Examples
 ///
 /// See [`Executor::pin`].
@@ -41,6 +43,12 @@ impl PinnedGroup {
     fn new(group: Arc<Group>) -> Self {
         group.pin();
         PinnedGroup(group)
+    }
+}
+
+impl Clone for PinnedGroup {
+    fn clone(&self) -> Self {
+        PinnedGroup::new(Arc::clone(&self.0))
     }
 }
 
@@ -228,6 +236,17 @@ impl Pinned {
         let before = self.later.lock().replace(renewed);
         drop(before);
         Ok(group)
+    }
+}
+
+impl Clone for Pinned {
+    fn clone(&self) -> Self {
+        Pinned {
+            executor: self.executor.clone(),
+            netns: self.netns.clone(),
+            group: self.group.clone(),
+            later: Mutex::new(self.later.lock().clone()),
+        }
     }
 }
 

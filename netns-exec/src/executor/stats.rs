@@ -7,7 +7,7 @@ use crate::netns::NetnsId;
 /// The figures are read one after the other while work goes on; each is exact by
 /// itself. Jobs that ran inline, because their caller already was on a worker of
 /// their namespace, are part of the job that called them and not counted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Workers alive.
@@ -27,7 +27,7 @@ pub struct Stats {
 
 /// The part of [`Stats`] that belongs to one namespace, since its first worker
 /// started.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NetnsStats {
     /// The namespace.

@@ -365,6 +365,13 @@ fn in_a_copy() -> Error {
 /// Says what keeps the home thread from being as the main thread is.
 fn unlike_main(difference: Difference) -> Error {
     let Difference { attribute, cause } = difference;
+    if !sys::netns::is_proc_there() {
+        return Error::kernel(
+            "cannot find out what the process's main thread is like",
+            cause,
+        )
+        .hint("/proc is not mounted, or is of another pid namespace");
+    }
     if attribute == inherit::NETWORK_NAMESPACE {
         return Error::kernel(
             "cannot move the home thread to the network namespace of the process's main thread",

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use super::Netns;
 use super::thread::enter;
-use super::{Netns, is_permission};
+use super::why::{self, is_permission};
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::sys;
@@ -19,8 +20,8 @@ impl Netns {
     ///
     /// - [`is_permission_denied`](Error::is_permission_denied): `EPERM`. Takes
     ///   `CAP_SYS_ADMIN` both in the process's own user namespace and in the
-    ///   one that owns this namespace; the text says which is missing, and how
-    ///   to get it. No privilege is needed for the home namespace.
+    ///   one that owns this namespace; the text says which is missing, how to get
+    ///   it, and, where these are two user namespaces, which. No privilege is needed for the home namespace.
     /// - `EAGAIN`: no thread could be started.
     ///
     /// # Examples
@@ -33,6 +34,50 @@ impl Netns {
     /// ```
     pub fn check_enter(&self) -> Result<()> {
         self.visit(|| Ok(()))
+    }
+
+    /// Finds out whether threads of this process can enter network namespaces that
+    /// they are not in: whether it has `CAP_SYS_ADMIN`, both in its own user namespace
+    /// and in the one that owns its home namespace.
+    ///
+    /// For a program to decide at its start. `true` promises nothing of a namespace
+    /// that belongs to yet another user namespace; [`check_enter`](Netns::check_enter)
+    /// asks for one and gives the reason. In a user namespace without a network
+    /// namespace of its own it is `false`, although namespaces that are made there
+    /// can be entered.
+    ///
+    /// A short-lived thread tries it for real, with the home namespace, where it is
+    /// already; the caller waits for it. So it tells what the process's workers can
+    /// do, and not what the calling thread can, which may have given its capabilities
+    /// up, as that of a sealed job has.
+    ///
+    /// # Errors
+    ///
+    /// Fails without `/proc`, and when no thread can be started (`EAGAIN`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// if !Netns::can_enter_others()? {
+    ///     eprintln!("needs CAP_SYS_ADMIN: serving this network namespace only");
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn can_enter_others() -> Result<bool> {
+        let attempt = "cannot find out whether network namespaces can be entered";
+        // setns(2) asks for the capabilities wherever the thread is.
+        let tried = Home::get()?
+            .visit(|| sys::netns::of_this_thread().and_then(sys::netns::enter))
+            .and_then(|tried| tried);
+        match tried {
+            Ok(()) => Ok(true),
+            Err(cause) if is_permission(&cause) => Ok(false),
+            Err(cause) => {
+                Err(why::no_proc(attempt, &cause).unwrap_or_else(|| Error::kernel(attempt, cause)))
+            }
+        }
     }
 
     /// Brings the loopback device up, as `ip link set lo up` does: before
@@ -60,14 +105,18 @@ impl Netns {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn set_loopback_up(&self) -> Result<()> {
-        let label = self.label().to_owned();
+        let netns = self.clone();
         self.visit(move || {
             sys::netns::set_loopback_up().map_err(|cause| {
                 let denied = is_permission(&cause);
-                let error = Error::kernel(format!("cannot bring lo up in netns `{label}`"), cause);
-                match denied {
-                    true => error.hint("needs CAP_NET_ADMIN over the namespace"),
-                    false => error,
+                let error = Error::kernel(format!("cannot bring lo up in netns `{netns}`"), cause);
+                if !denied {
+                    return error;
+                }
+                let need = "needs CAP_NET_ADMIN over the namespace";
+                match netns.foreign_owner() {
+                    Some(foreign) => error.hint(format!("{need}: {foreign}")),
+                    None => error.hint(need),
                 }
             })
         })
@@ -81,8 +130,8 @@ impl Netns {
         let failed = |cause: io::Error| {
             let error = Error::kernel(format!("cannot enter netns `{self}`"), cause);
             match error.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => error.hint(why_denied()),
-                Some(libc::EBADF | libc::EINVAL) => error.hint(NOT_THE_SAME_FILE),
+                Some(libc::EPERM | libc::EACCES) => error.hint(why::denied(self.as_fd())),
+                Some(libc::EBADF | libc::EINVAL) => error.hint(why::NOT_THE_SAME_FILE),
                 _ => error,
             }
         };
@@ -96,6 +145,12 @@ impl Netns {
                 Err(Error::kernel(attempt, cause))
             }
         }
+    }
+
+    /// Says which user namespace owns the namespace, and which one this process is
+    /// in, where these are two: for errors. `None` also where that cannot be told.
+    pub(crate) fn foreign_owner(&self) -> Option<String> {
+        why::foreign_owner(self.as_fd())
     }
 
     /// Runs `f` in the namespace, on a thread that ends there.
@@ -117,28 +172,4 @@ impl Netns {
             .hint("see `ulimit -u` and pids.max")),
         }
     }
-}
-
-/// Why a descriptor that was a namespace's is not.
-pub(crate) const NOT_THE_SAME_FILE: &str = "the handle's file descriptor means another file to \
-     the thread that enters: the descriptor was closed behind the handle's back, or the handle was \
-     made by a thread with a descriptor table of its own (unshare(2), close_range(2))";
-
-/// Why setns(2) refused the calling thread, and what helps.
-fn why_denied() -> String {
-    match sys::caps::has_sys_admin() {
-        Ok(true) => {
-            "this process has CAP_SYS_ADMIN, but not over this namespace, which belongs to \
-                     another user namespace: enter that one before the first thread starts"
-                .to_owned()
-        }
-        _ => cure("entering network namespaces needs CAP_SYS_ADMIN"),
-    }
-}
-
-pub(super) fn cure(need: &str) -> String {
-    format!(
-        "{need}: run as root, give the program the capability (setcap cap_sys_admin+ep), \
-         or start it in a user namespace of its own (unshare --user --map-root-user --net)"
-    )
 }

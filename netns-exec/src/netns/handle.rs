@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::stat::fstat;
 
-use super::NetnsId;
 use super::identify::id_of;
+use super::{NetnsId, why};
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -95,6 +95,9 @@ impl Netns {
     /// called by its id.
     pub(super) fn wrap(fd: OwnedFd, label: Option<&str>, attempt: &str) -> Result<Netns> {
         let id = id_of(fd.as_fd()).map_err(|cause| {
+            if let Some(error) = why::no_proc(attempt, &cause) {
+                return error;
+            }
             Error::kernel(format!("{attempt}: cannot read the namespace's id"), cause)
                 .hint("before Linux 6.18 that takes the privilege to enter it; Linux 5.14 at least")
         })?;

@@ -34,6 +34,16 @@ pub struct NetnsId(u64);
 
 impl NetnsId {
     /// Returns the number itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// let cookie = Netns::current()?.id().as_u64(); // as eBPF programs see it
+    /// assert_ne!(cookie, 0);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn as_u64(self) -> u64 {
         self.0
     }

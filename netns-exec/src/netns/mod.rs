@@ -6,6 +6,7 @@
 //! takes a privilege that the caller may have given up, as the thread of a
 //! sealed job has, by one that is born with all the process has.
 
+mod convert;
 mod enter;
 mod handle;
 pub(crate) mod id;
@@ -15,16 +16,18 @@ mod source;
 mod thread;
 pub(crate) mod watch;
 mod weak;
+mod why;
 
 use std::io;
 
 use crate::home::Home;
 
-pub(crate) use enter::NOT_THE_SAME_FILE;
 use handle::Inner;
 pub use handle::Netns;
 pub use id::NetnsId;
 pub use weak::WeakNetns;
+pub(crate) use why::NOT_THE_SAME_FILE;
+use why::is_permission;
 
 /// Tries on the calling thread, and where that lacks a privilege on the home
 /// thread, which never gives one up.
@@ -38,8 +41,4 @@ fn with_privilege<T: Send + 'static>(
         },
         result => result,
     }
-}
-
-fn is_permission(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }

@@ -8,16 +8,19 @@
 //! mounts below it, so the process that does it holds a lock on the folder (flock(2)),
 //! as iproute2 does.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::Netns;
 use super::source::{creation_failed, not_a_netns, open_at};
-use super::{Netns, enter, is_permission};
+use super::why::{self, is_permission};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::sys::mount;
@@ -36,10 +39,12 @@ impl Netns {
     /// - [`is_not_found`](Error::is_not_found): there is no such name.
     /// - [`is_not_a_netns`](Error::is_not_a_netns): the name stands for
     ///   something else. A regular file is a name that is just being made, or
-    ///   was left by a crash.
+    ///   was left by a crash; a link may lead nowhere.
     /// - [`is_invalid_input`](Error::is_invalid_input): no namespace can have
     ///   that name: it is empty, `.` or `..`, has a slash or a NUL in it, or
     ///   is longer than 255 bytes.
+    /// - Otherwise what open(2) failed with. Without `/proc` nothing can be opened,
+    ///   and the text says that.
     ///
     /// # Examples
     ///
@@ -51,10 +56,40 @@ impl Netns {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn open(name: &str) -> Result<Netns> {
-        let attempt = format!("cannot open netns `{name}`");
+        Netns::open_os(name)
+    }
+
+    /// Opens a namespace as [`open`](Netns::open) does, by a name that need not be
+    /// UTF-8: a file's name is any bytes.
+    ///
+    /// The label is the name with U+FFFD in the place of what is not UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Netns::open).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// for name in std::env::args_os().skip(1) {
+    ///     println!("{name:?} has id {}", Netns::open_os(&name)?.id());
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn open_os(name: impl AsRef<OsStr>) -> Result<Netns> {
+        let name = name.as_ref();
+        let attempt = format!("cannot open netns `{}`", name.display());
         let path = path_of(name, &attempt)?;
-        open_at(&path, name, &attempt).map_err(|error| {
-            if error.is_not_found() {
+        open_at(&path, &name.to_string_lossy(), &attempt).map_err(|error| {
+            if let Ok(target) = fs::read_link(&path)
+                && error.is_not_found()
+            {
+                // The name is there, and taken.
+                let what = format!("a link to `{}`, where nothing is", target.display());
+                not_a_netns(&attempt, &what)
+            } else if error.is_not_found() {
                 error.hint(format!("{FOLDER} has no such name, see `ip netns list`"))
             } else if error.is_not_a_netns() {
                 error.hint(format!(
@@ -101,7 +136,33 @@ impl Netns {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn create(name: &str) -> Result<Netns> {
-        let attempt = format!("cannot create netns `{name}`");
+        Netns::create_os(name)
+    }
+
+    /// Makes a namespace as [`create`](Netns::create) does, with a name that need not
+    /// be UTF-8. The label is as with [`open_os`](Netns::open_os).
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Netns::create).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::ffi::OsStr;
+    /// use std::os::unix::ffi::OsStrExt;
+    ///
+    /// use netns_exec::Netns;
+    ///
+    /// let latin1 = OsStr::from_bytes(b"gr\xfcn");
+    /// let netns = Netns::create_os(latin1)?;
+    /// assert_eq!(Netns::open_os(latin1)?, netns);
+    /// Netns::delete_os(latin1)?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn create_os(name: impl AsRef<OsStr>) -> Result<Netns> {
+        let name = name.as_ref();
+        let attempt = format!("cannot create netns `{}`", name.display());
         let path = path_of(name, &attempt)?;
         let made = {
             let attempt = attempt.clone();
@@ -110,7 +171,7 @@ impl Netns {
             Home::get()?.visit(move || make(&path, &attempt))
         };
         let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
-        Netns::wrap(fd, Some(name), &attempt).map(Netns::with_name)
+        Netns::wrap(fd, Some(&name.to_string_lossy()), &attempt).map(Netns::with_name)
     }
 
     /// Takes the name away, as `ip netns del` does.
@@ -139,7 +200,32 @@ impl Netns {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn delete(name: &str) -> Result<()> {
-        let attempt = format!("cannot delete netns `{name}`");
+        Netns::delete_os(name)
+    }
+
+    /// Takes a name away as [`delete`](Netns::delete) does; it need not be UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// As [`delete`](Netns::delete).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// // By what the folder has: a label may stand for a name that is not UTF-8.
+    /// for entry in std::fs::read_dir("/run/netns")? {
+    ///     let name = entry?.file_name();
+    ///     if name.as_encoded_bytes().starts_with(b"test-") {
+    ///         Netns::delete_os(name)?;
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn delete_os(name: impl AsRef<OsStr>) -> Result<()> {
+        let name = name.as_ref();
+        let attempt = format!("cannot delete netns `{}`", name.display());
         let path = path_of(name, &attempt)?;
         Home::get()?.call(move || remove(&path, &attempt))
     }
@@ -148,7 +234,8 @@ impl Netns {
     /// them.
     ///
     /// What is not a namespace, or no longer, is left out, and so is a file
-    /// that is not yet one. Without `/run/netns` the list is empty.
+    /// that is not yet one. Without `/run/netns` the list is empty. The labels are as
+    /// with [`open_os`](Netns::open_os).
     ///
     /// # Errors
     ///
@@ -191,13 +278,13 @@ impl Netns {
     }
 }
 
-fn path_of(name: &str, attempt: &str) -> Result<PathBuf> {
+fn path_of(name: &OsStr, attempt: &str) -> Result<PathBuf> {
     const NAME_MAX: usize = 255;
-    let reason = match name {
-        "" => "a name must not be empty",
-        "." | ".." => "that is a folder's name",
-        _ if name.contains('/') => "a name has no slash; see `Netns::from_path`",
-        _ if name.contains('\0') => "a name has no NUL byte",
+    let reason = match name.as_bytes() {
+        b"" => "a name must not be empty",
+        b"." | b".." => "that is a folder's name",
+        bytes if bytes.contains(&b'/') => "a name has no slash; see `Netns::from_path`",
+        bytes if bytes.contains(&0) => "a name has no NUL byte",
         _ if name.len() > NAME_MAX => "a name has at most 255 bytes",
         _ => return Ok(Path::new(FOLDER).join(name)),
     };
@@ -206,7 +293,15 @@ fn path_of(name: &str, attempt: &str) -> Result<PathBuf> {
 
 /// Makes a namespace and mounts it at `path`. Moves the calling thread there.
 fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
-    let failed = |step: &str, cause| creation_failed(format!("{attempt}: {step}"), cause);
+    let failed = |step: &str, cause| {
+        let attempt = format!("{attempt}: {step}");
+        match is_permission(&cause) {
+            true => {
+                Error::kernel(attempt, cause).hint(why::name_denied("creating network namespaces"))
+            }
+            false => creation_failed(attempt, cause),
+        }
+    };
 
     prepare_folder().map_err(|(step, cause)| failed(step, cause))?;
     let file = OpenOptions::new()
@@ -225,7 +320,7 @@ fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
         Err(error) => return Err(failed("cannot make its file", error)),
     };
     let made = netns::unshare()
-        .map_err(|cause| failed("cannot make the namespace", cause))
+        .map_err(|cause| creation_failed(format!("{attempt}: cannot make the namespace"), cause))
         .and_then(|netns| {
             // Bound by the thread's own entry: this thread is in it.
             mount::bind(Path::new("/proc/thread-self/ns/net"), path)
@@ -286,9 +381,7 @@ fn remove(path: &Path, attempt: &str) -> Result<()> {
         let denied = is_permission(&cause);
         let error = Error::kernel(attempt.to_owned(), cause);
         match denied {
-            true => error.hint(enter::cure(
-                "deleting network namespaces needs CAP_SYS_ADMIN",
-            )),
+            true => error.hint(why::name_denied("deleting network namespaces")),
             false => error,
         }
     };
@@ -298,7 +391,8 @@ fn remove(path: &Path, attempt: &str) -> Result<()> {
         if !netns::is_on_nsfs(located.as_fd()).map_err(failed)? {
             break;
         }
-        let open = netns::reopen(located.as_fd()).map_err(failed)?;
+        let open = netns::reopen(located.as_fd())
+            .map_err(|cause| why::no_proc(attempt, &cause).unwrap_or_else(|| failed(cause)))?;
         if let FileKind::Other(what) = netns::file_kind(open.as_fd()).map_err(failed)? {
             return Err(not_a_netns(attempt, what));
         }
@@ -324,11 +418,14 @@ mod tests {
     fn names_that_are_no_file_names_are_refused() {
         let long = "x".repeat(256);
         for name in ["", ".", "..", "/", "a/b", "../blue", "a\0b", &long] {
-            let error = path_of(name, "cannot create it").unwrap_err();
+            let error = path_of(name.as_ref(), "cannot create it").unwrap_err();
             assert!(error.is_invalid_input(), "{name:?}: {error}");
         }
         for name in ["blue", "...", "-", "a b", "größe", &long[1..]] {
-            assert!(path_of(name, "cannot create it").is_ok(), "{name:?}");
+            assert!(
+                path_of(name.as_ref(), "cannot create it").is_ok(),
+                "{name:?}"
+            );
         }
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use super::{Netns, NetnsId, is_permission, with_privilege};
+use super::why::{self, is_permission};
+use super::{Netns, NetnsId, with_privilege};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::sys::netns::{self, FileKind};
@@ -26,6 +27,7 @@ impl Netns {
     ///   `ENOTDIR`, `ESRCH`).
     /// - [`is_not_a_netns`](Error::is_not_a_netns): something else is there,
     ///   and the text says what.
+    /// - Without `/proc` no namespace can be opened, and the text says that.
     /// - Otherwise what open(2) failed with; `EACCES` for the namespaces of a
     ///   process that the caller may not trace (ptrace(2)).
     ///
@@ -80,6 +82,9 @@ impl Netns {
             _ => return Err(Error::new(Kind::Invalid, attempt).hint("no process has this number")),
         };
         let fd = with_privilege(move || netns::of_pid(raw)).map_err(|cause| {
+            if let Some(error) = why::no_proc(&attempt, &cause) {
+                return error;
+            }
             match cause.raw_os_error() {
                 Some(libc::ESRCH) => Error::new(Kind::NotFound, attempt.clone()).caused_by(cause),
                 Some(libc::EINVAL | libc::ENOENT) => Error::new(Kind::NotFound, attempt.clone())
@@ -258,12 +263,7 @@ impl Netns {
 }
 
 fn proc_failed(attempt: &'static str, cause: io::Error) -> Error {
-    let missing = cause.kind() == io::ErrorKind::NotFound;
-    let error = Error::kernel(attempt, cause);
-    match missing {
-        true => error.hint("is /proc mounted?"),
-        false => error,
-    }
+    why::no_proc(attempt, &cause).unwrap_or_else(|| Error::kernel(attempt, cause))
 }
 
 /// Opens what is at `path` if it is a network namespace.
@@ -274,11 +274,17 @@ pub(super) fn open_at(path: &Path, label: &str, attempt: &str) -> Result<Netns> 
         }
         _ => Error::kernel(attempt.to_owned(), cause),
     };
-    let located = netns::locate(path, true).map_err(failed)?;
+    // What is found by way of /proc, be it by a link, is not known to be missing
+    // while /proc is.
+    let leads_to_proc = || path.starts_with("/proc") || path.is_symlink();
+    let located = netns::locate(path, true).map_err(|cause| {
+        (why::no_proc(attempt, &cause).filter(|_| leads_to_proc())).unwrap_or_else(|| failed(cause))
+    })?;
     let on_nsfs = netns::is_on_nsfs(located.as_fd()).map_err(failed)?;
     // Of anything else not even the type needs an open file.
     let fd = match on_nsfs {
-        true => netns::reopen(located.as_fd()).map_err(failed)?,
+        true => netns::reopen(located.as_fd())
+            .map_err(|cause| why::no_proc(attempt, &cause).unwrap_or_else(|| failed(cause)))?,
         false => located,
     };
     admit(fd, Some(label), attempt)
@@ -305,12 +311,13 @@ pub(super) fn not_a_netns(attempt: &str, what: &str) -> Error {
 
 /// Names what unshare(2) wanted.
 pub(super) fn creation_failed(attempt: impl Into<String>, cause: io::Error) -> Error {
-    let errno = cause.raw_os_error();
-    let error = Error::kernel(attempt.into(), cause);
+    let (attempt, errno) = (attempt.into(), cause.raw_os_error());
+    if let Some(error) = why::no_proc(&attempt, &cause) {
+        return error;
+    }
+    let error = Error::kernel(attempt, cause);
     match errno {
-        Some(libc::EPERM | libc::EACCES) => error.hint(super::enter::cure(
-            "creating network namespaces needs CAP_SYS_ADMIN",
-        )),
+        Some(libc::EPERM | libc::EACCES) => error.hint(why::creation_denied()),
         Some(libc::ENOSPC) => error.hint("see /proc/sys/user/max_net_namespaces"),
         Some(libc::EAGAIN) => {
             error.hint("no thread could be started: see `ulimit -u` and pids.max")

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::stat::fstat;
 
-use super::is_permission;
+use super::why::is_permission;
 use crate::sys;
 
 /// Moves the calling thread; that it is there already is no failure.

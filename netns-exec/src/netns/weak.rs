@@ -74,6 +74,19 @@ impl WeakNetns {
     /// unless it is that of the calling thread. On older kernels, without that
     /// privilege, or when the process has no file descriptor to spare, `None`
     /// comes although the namespace may live on.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// let netns = Netns::new()?;
+    /// let weak = netns.downgrade();
+    /// assert!(weak.upgrade().is_some());
+    /// drop(netns);
+    /// assert!(weak.upgrade().is_none()); // nothing referred to it any more
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn upgrade(&self) -> Option<Netns> {
         if let Some(inner) = self.inner.upgrade() {
             return Some(Netns { inner });
@@ -103,11 +116,30 @@ impl WeakNetns {
     }
 
     /// Returns the namespace's never-reused id.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// let here = Netns::current()?;
+    /// assert_eq!(here.downgrade().id(), here.id());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn id(&self) -> NetnsId {
         self.id
     }
 
     /// Returns what people call the namespace; see [`Netns::label`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// assert_eq!(Netns::home()?.downgrade().label(), "home");
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn label(&self) -> &str {
         &self.label
     }

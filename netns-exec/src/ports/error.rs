@@ -501,13 +501,14 @@ impl std::error::Error for Error {
 }
 
 impl From<Error> for io::Error {
-    /// Keeps the errno's [`io::ErrorKind`] and the whole text.
+    /// Keeps the errno, or where there is none the [`io::ErrorKind`] and the whole
+    /// text, as for [`netns_exec::Error`](crate::Error).
     fn from(error: Error) -> io::Error {
         let kind = match (error.kind(), error.raw_os_error()) {
             (ErrorKind::Invalid, _) => io::ErrorKind::InvalidInput,
             (ErrorKind::AlreadyLeased, _) => io::ErrorKind::AddrInUse,
             (ErrorKind::Deadline, _) => io::ErrorKind::TimedOut,
-            (_, Some(errno)) => io::Error::from_raw_os_error(errno).kind(),
+            (_, Some(errno)) => return io::Error::from_raw_os_error(errno),
             (_, None) => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)

@@ -12,11 +12,12 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::sys::stat::{Mode, stat};
+use nix::sys::stat::{Mode, fstat, stat};
 use nix::sys::statfs::fstatfs;
 
 mod ioctl {
     // include/uapi/linux/nsfs.h
+    nix::ioctl_none!(ns_get_userns, 0xb7, 1);
     nix::ioctl_none!(ns_get_nstype, 0xb7, 3);
     nix::ioctl_read!(ns_get_id, 0xb7, 13, u64);
     // include/uapi/linux/pidfd.h. The kernel demands a third argument of 0,
@@ -60,6 +61,32 @@ pub(crate) fn of_this_thread() -> io::Result<OwnedFd> {
 /// Opens the namespace of the process's main thread.
 pub(crate) fn of_main_thread() -> io::Result<OwnedFd> {
     File::open("/proc/self/ns/net").map(OwnedFd::from)
+}
+
+/// Tells whether `/proc` has an entry for the calling thread: whether it is mounted,
+/// and shows the pid namespace that this process is in.
+pub(crate) fn is_proc_there() -> bool {
+    fs::symlink_metadata("/proc/thread-self/ns").is_ok()
+}
+
+/// The inode number of the user namespace that owns another namespace: the number
+/// in `user:[4026531837]`. `EPERM` where that is neither the caller's nor below it.
+pub(crate) fn owner(namespace: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: this request takes no argument.
+    let fd = unsafe { ioctl::ns_get_userns(namespace.as_raw_fd()) }?;
+    // SAFETY: the kernel just made this descriptor, so this is its only owner.
+    let owner = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(fstat(owner)?.st_ino)
+}
+
+/// Opens the mount namespace of the calling thread.
+pub(crate) fn mount_ns_of_this_thread() -> io::Result<OwnedFd> {
+    File::open("/proc/thread-self/ns/mnt").map(OwnedFd::from)
+}
+
+/// The inode number of the user namespace that the calling thread is in.
+pub(crate) fn user_ns_of_this_thread() -> io::Result<u64> {
+    Ok(fstat(File::open("/proc/thread-self/ns/user")?)?.st_ino)
 }
 
 /// Opens the namespace of a process, or of one thread of it (Linux 6.9).
@@ -132,7 +159,9 @@ fn of_pid_in_proc(pid: libc::pid_t, pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd
     }
     match file {
         // A process that exited and was not reaped has no namespaces left.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Errno::ESRCH.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_proc_there() => {
+            Err(Errno::ESRCH.into())
+        }
         file => file.map(OwnedFd::from),
     }
 }
@@ -201,10 +230,9 @@ pub(crate) fn file_kind(fd: BorrowedFd<'_>) -> io::Result<FileKind> {
 }
 
 fn file_type(fd: BorrowedFd<'_>) -> io::Result<&'static str> {
-    // A descriptor's /proc entry is a link to the file itself, whatever became
-    // of its path, so this is fstat(2) with std's names for the types.
-    let link = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
-    let file_type = fs::metadata(link)?.file_type();
+    // fstat(2) with std's names for the types.
+    let file = File::from(fd.try_clone_to_owned()?);
+    let file_type = file.metadata()?.file_type();
     Ok(if file_type.is_file() {
         "a regular file"
     } else if file_type.is_dir() {
@@ -370,7 +398,6 @@ impl FileHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::stat::fstat;
 
     #[test]
     fn id_is_the_socket_cookie() {
