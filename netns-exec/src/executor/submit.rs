@@ -259,6 +259,7 @@ pub(crate) fn started(
                     continue;
                 };
                 birth::start(registry, &group, start).inspect_err(|_| {
+                    registry.bury(&group);
                     // A sender that found a worker before, which has left, may have
                     // relied on this one.
                     ensure_served(registry, netns, &group);
