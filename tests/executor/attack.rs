@@ -159,7 +159,7 @@ fn jobs_of_workers_that_leave_are_counted_once() {
         let (begun, done) = (AtomicU64::new(0), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
-                for _ in 0..3000 {
+                for _ in 0..500 {
                     begun.fetch_add(1, Ordering::SeqCst);
                     executor.run(&netns, || ()).unwrap();
                     executor.retire(&netns).unwrap();

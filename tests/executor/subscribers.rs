@@ -1,8 +1,9 @@
 //! Subscribers of `tracing` that use the library, or fail.
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 
-use netns_exec::Executor;
+use netns_exec::{Executor, Netns};
 use netns_exec_tests::{Alone, alone, fresh, here, within};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -71,5 +72,26 @@ fn subscriber_may_use_the_global_executor_that_is_being_made() {
     within("the global executor", || {
         let netns = fresh();
         assert_eq!(netns_exec::run(&netns, here).unwrap(), netns.id());
+    });
+}
+
+#[test]
+fn subscriber_may_ship_what_the_deletion_watch_says_through_a_worker() {
+    alone!(Alone::AsIs);
+    static THROUGH: OnceLock<(Executor, Netns)> = OnceLock::new();
+    let ship = || {
+        if let Some((executor, netns)) = THROUGH.get() {
+            executor.run(netns, || ()).unwrap();
+        }
+    };
+    listen(ship, || ());
+    within("events of the watch", || {
+        THROUGH.set((Executor::new().unwrap(), fresh())).ok();
+        let (executor, netns) = THROUGH.get().unwrap();
+        executor.run(netns, || ()).unwrap();
+        // Idle for long enough to have the watch asked.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        executor.run(netns, || ()).unwrap();
+        executor.retire(netns).unwrap();
     });
 }

@@ -289,6 +289,9 @@ impl<'a> Worker<'a> {
         let subscribed =
             (netns.inode()).and_then(|inode| watch::subscribe(inode, id, had_name, retire));
         drop(netns);
+        for note in watch::take_notes() {
+            self.door.report(|| note.tell());
+        }
         match subscribed {
             Ok(subscription) => drop(group.keep_watched(subscription)),
             Err(error) => {

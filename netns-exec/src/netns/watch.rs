@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::error::{Error, Result};
 use crate::home::Home;
@@ -37,6 +37,51 @@ use crate::sys::mount_table::{MountWaiter, MountWatch, Notification};
 /// The watch of this process.
 static WATCH: DeletionWatch =
     DeletionWatch::new(&[Notification::MountEvents, Notification::MountInfo]);
+
+/// What the watch has to say. A subscriber of `tracing` is user code, which runs on
+/// no thread of ours but workers, and under no lock: a worker tells it.
+pub(crate) enum Note {
+    CannotBeHad(&'static str, io::Error),
+    Failed(&'static str, io::Error),
+    Blind(io::Error),
+    Panicked(NetnsId),
+}
+
+impl Note {
+    /// Tells the subscriber of `tracing`.
+    pub(crate) fn tell(&self) {
+        match self {
+            Note::CannotBeHad(notification, cause) => {
+                info!(notification, error = %cause, "mount notification cannot be had");
+            }
+            Note::Failed(notification, cause) => {
+                warn!(notification, error = %cause, "mount notification failed");
+            }
+            Note::Blind(cause) => {
+                error!(error = %cause, "deletion of network namespaces goes unnoticed");
+            }
+            Note::Panicked(id) => {
+                error!(netns_id = %id, "panic while a network namespace was let go");
+            }
+        }
+    }
+}
+
+static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
+
+fn note(note: Note) {
+    const MOST: usize = 64;
+    let mut notes = NOTES.lock();
+    if notes.len() < MOST {
+        notes.push(note);
+    }
+}
+
+/// Takes what there is to tell: for a thread that may run user code, after it has
+/// [subscribed](subscribe).
+pub(crate) fn take_notes() -> Vec<Note> {
+    std::mem::take(&mut NOTES.lock())
+}
 
 /// Calls `on_unmounted` each time the namespace is left without a bind mount in
 /// this process's mount namespace after it had one; not when it never had one.
@@ -239,14 +284,9 @@ impl DeletionWatch {
         let mut failure = io::Error::from_raw_os_error(libc::ENOSYS);
         for &notification in notifications {
             match MountWatch::new(notification) {
-                Ok(mounts) => {
-                    let notification = notification.name();
-                    debug!(notification, "watching for unmounted network namespaces");
-                    return Ok(mounts);
-                }
+                Ok(mounts) => return Ok(mounts),
                 Err(cause) => {
-                    let notification = notification.name();
-                    info!(notification, error = %cause, "mount notification cannot be had");
+                    note(Note::CannotBeHad(notification.name(), raw_copy(&cause)));
                     failure = cause;
                 }
             }
@@ -268,7 +308,6 @@ impl DeletionWatch {
                 drop(state);
                 // Closing a fanotify group takes the kernel a while.
                 drop(ended);
-                debug!("no longer watching for unmounted network namespaces");
                 return;
             }
             let running = state.running.as_mut();
@@ -280,7 +319,7 @@ impl DeletionWatch {
             });
             if let Err(cause) = refreshed {
                 let notification = running.mounts.notification();
-                warn!(notification = notification.name(), error = %cause, "mount notification failed");
+                note(Note::Failed(notification.name(), cause));
                 let failed = self.notifications.iter().position(|&n| n == notification);
                 let others = &self.notifications[failed.map_or(0, |at| at + 1)..];
                 match self.watch_mounts(others) {
@@ -289,7 +328,7 @@ impl DeletionWatch {
                         running.mounts = mounts;
                     }
                     Err(cause) => {
-                        error!(error = %cause, "deletion of network namespaces goes unnoticed");
+                        note(Note::Blind(cause));
                         state.running = None;
                         return;
                     }
@@ -300,9 +339,8 @@ impl DeletionWatch {
             let cost = begun.elapsed();
 
             for (id, on_unmounted) in due {
-                debug!(netns_id = %id, "network namespace is no longer mounted");
                 if catch_unwind(AssertUnwindSafe(|| on_unmounted())).is_err() {
-                    error!(netns_id = %id, "panic while a network namespace was let go");
+                    note(Note::Panicked(id));
                 }
             }
             // Others may be mounting by the thousand: let some of that pile up,
