@@ -32,16 +32,21 @@ pub(crate) fn carry_out(
             Todo::Reship(jobs) => return jobs,
             Todo::Start(start) => start,
         };
+        let netns = start.netns.clone();
         let Err(error) = self::start(registry, group, start) else {
             return Vec::new();
         };
-        if !mem::replace(&mut tried, true) && make_room(registry, &error) {
-            todo = group.notify();
+        if !mem::replace(&mut tried, true)
+            && make_room(registry, &error)
+            && let Some(again) = group.begin_again(netns)
+        {
+            todo = Todo::Start(again);
             continue;
         }
         for job in group.orphans() {
             job.abort(error.duplicate());
         }
+        registry.bury(group);
         return Vec::new();
     }
 }
@@ -166,7 +171,10 @@ impl Birth {
             }
             Err(error) => {
                 (self.group).start_failed(self.role, self.is_needed, error.duplicate());
-                self.registry.bury(&self.group);
+                // The thread that needed it may try once more, and buries it itself.
+                if !self.is_needed {
+                    self.registry.bury(&self.group);
+                }
                 self.notice.tell(Err(error));
             }
         }

@@ -350,6 +350,20 @@ impl Group {
         Some(self.begin_start(&mut state, Role::Lane(0), true))
     }
 
+    /// Begins, once more, the birth of a worker that jobs in the queue rely on: what it
+    /// failed for may be there now. `None` when that is not so any more.
+    pub(crate) fn begin_again(&self, netns: Netns) -> Option<Start> {
+        let mut state = self.state.lock();
+        if state.dead || self.runnable.count() > 0 || self.queue.is_empty() {
+            return None;
+        }
+        // Let go of with the failure, when there was no other worker.
+        state.netns.get_or_insert(netns);
+        self.pool.capacity.reserve_anyway();
+        // It takes a lane that has no worker with its first job.
+        Some(self.begin_start(&mut state, Role::Spare, true))
+    }
+
     /// Waits for the end of a birth that another thread has begun.
     pub(crate) fn wait_first(&self) -> Result<()> {
         let mut state = self.state.lock();

@@ -109,8 +109,8 @@ impl<T> JoinHandle<T> {
     ///
     /// # Errors
     ///
-    /// [`is_panic`](Error::is_panic) with the payload when the job panicked,
-    /// [`is_cancelled`](Error::is_cancelled) when it never ran, and what the
+    /// [`is_panic`](crate::Error::is_panic) with the payload when the job panicked,
+    /// [`is_cancelled`](crate::Error::is_cancelled) when it never ran, and what the
     /// [`Guard`](crate::Guard) found, see [`Executor::run`](crate::Executor::run).
     pub fn join(mut self) -> Result<T> {
         wait(&self.task, None)?;

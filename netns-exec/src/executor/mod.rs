@@ -124,12 +124,12 @@ impl Executor {
     /// # Errors
     ///
     /// * the namespace cannot be entered: the errno of setns(2),
-    ///   [`is_permission_denied`](Error::is_permission_denied) without
+    ///   [`is_permission_denied`](crate::Error::is_permission_denied) without
     ///   `CAP_SYS_ADMIN`; or its worker cannot be started: `EAGAIN` at a limit of
     ///   threads, `EMFILE` at the limit of open files. `f` has not run.
-    /// * [`is_shut_down`](Error::is_shut_down): the executor takes no more jobs.
+    /// * [`is_shut_down`](crate::Error::is_shut_down): the executor takes no more jobs.
     ///   `f` has not run.
-    /// * [`is_escaped`](Error::is_escaped), [`is_left_threads`](Error::is_left_threads):
+    /// * [`is_escaped`](crate::Error::is_escaped), [`is_left_threads`](crate::Error::is_left_threads):
     ///   `f` did what the [`Guard`] forbids.
     ///
     /// # Panics
@@ -507,7 +507,7 @@ impl Executor {
     ///
     /// # Errors
     ///
-    /// [`is_timed_out`](Error::is_timed_out) when `timeout` has passed.
+    /// [`is_timed_out`](crate::Error::is_timed_out) when `timeout` has passed.
     ///
     /// # Examples
     ///

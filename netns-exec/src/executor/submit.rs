@@ -255,10 +255,15 @@ pub(crate) fn started(
                 if !registry.reserve(room, || matches!(group.first(), First::Wanted))? {
                     continue;
                 }
-                match group.begin_first(handle) {
-                    Some(start) => birth::start(registry, &group, start),
-                    None => continue,
-                }
+                let Some(start) = group.begin_first(handle) else {
+                    continue;
+                };
+                birth::start(registry, &group, start).inspect_err(|_| {
+                    registry.bury(&group);
+                    // A sender that found a worker before, which has left, may have
+                    // relied on this one.
+                    ensure_served(registry, netns, &group);
+                })
             }
         };
         match born {

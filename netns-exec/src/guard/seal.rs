@@ -3,7 +3,7 @@
 //! Moving takes `CAP_SYS_ADMIN`, which the thread gives up. Breeding takes
 //! clone(2), which a seccomp filter refuses, and so does what would give the thread
 //! files or a working directory of its own. What the filter refuses to whom is said
-//! at [`filter`](super::filter), and how it is counted at [`ear`](super::ear).
+//! at `filter`, and how it is counted at `ear`.
 //!
 //! Whether `pthread_create` is covered is not taken for granted but tried, on a
 //! thread that ends afterwards; a libc that is built in another way (musl hides

@@ -214,7 +214,7 @@ impl Credit {
         seen != Seen::No
     }
 
-    /// As [`spin`](Credit::look), and lets others run in between. It costs little
+    /// As [`spin`](Credit::spin), and lets others run in between. It costs little
     /// when it is in vain, but much when others have the CPU for long.
     pub(crate) fn spin_by_turns(&mut self, found: impl FnMut() -> bool) -> bool {
         let seen = spin_by_turns(found);

@@ -176,7 +176,7 @@ pub(crate) fn of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// Finds `path` without opening what is there: opening a device or a FIFO can
-/// have effects of its own. The result is good for [`inspect`] and [`reopen`].
+/// have effects of its own. The result is good for [`file_kind`] and [`reopen`].
 pub(crate) fn locate(path: &Path, follow_symlinks: bool) -> io::Result<OwnedFd> {
     let nofollow = if follow_symlinks { 0 } else { libc::O_NOFOLLOW };
     OpenOptions::new()
