@@ -1,6 +1,8 @@
 //! Who is in which namespace, and what keeps one alive: shown on real threads,
 //! descriptors, sockets and mounts, in this process and in others.
 
+mod holders;
+
 use std::fs::{self, File};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};

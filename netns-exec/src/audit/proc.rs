@@ -83,8 +83,23 @@ impl ProcDir {
         task::list(|| self.list("task"), stat)
     }
 
-    pub(super) fn fds(&self) -> io::Result<Vec<u32>> {
-        self.list("fd")
+    /// Lists what a thread has open.
+    pub(super) fn fds(&self, tid: u32) -> io::Result<Vec<u32>> {
+        self.list(&format!("task/{tid}/fd"))
+    }
+
+    /// The inode number of an open file, as the kernel remembers it; `None` where
+    /// it does not say (before Linux 5.14).
+    pub(super) fn inode_in_fdinfo(&self, tid: u32, fd: u32) -> io::Result<Option<u64>> {
+        let info = self.read(&format!("task/{tid}/fdinfo/{fd}"))?;
+        let inode = info.lines().find_map(|line| line.strip_prefix("ino:"));
+        Ok(inode.and_then(|inode| inode.trim().parse().ok()))
+    }
+
+    /// Finds a file, following links, and does not open it.
+    pub(super) fn locate(&self, path: &str) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Ok(openat(&self.dir, path, flags, Mode::empty())?)
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<u32>> {

@@ -82,6 +82,16 @@ impl NsProbe {
     }
 }
 
+/// Tells whether two threads have one table of descriptors: kcmp(2), which takes
+/// the privilege to look at both, and which not every kernel and filter allows.
+pub(crate) fn share_files(one: u32, other: u32) -> io::Result<bool> {
+    // include/uapi/linux/kcmp.h
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: of this type the call takes five integers and touches no memory.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
+    Ok(Errno::result(order)? == 0)
+}
+
 /// Lists threads by reading a `/proc/PID/task` again and again with `read`, until
 /// that can be trusted. A thread that was there all the time is in the list; one
 /// that came or went meanwhile may be.
