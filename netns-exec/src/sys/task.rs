@@ -142,7 +142,7 @@ pub(crate) struct Stat {
 
 impl Stat {
     /// `None` when the thread is on its way out, or the text says nothing.
-    fn parse(text: &str) -> Option<Stat> {
+    pub(crate) fn parse(text: &str) -> Option<Stat> {
         // See linux/sched.h.
         const PF_EXITING: u32 = 0x4;
         const PF_IO_WORKER: u32 = 0x10;
@@ -161,6 +161,13 @@ impl Stat {
             is_io_worker,
         })
     }
+}
+
+/// When a thread started, in clock ticks, by its proc_pid_stat(5): also of a main
+/// thread that has ended before the others.
+pub(crate) fn start_of(stat: &str) -> Option<u64> {
+    let (_, tail) = stat.rsplit_once(')')?;
+    tail.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 fn stat_of(read: io::Result<String>) -> io::Result<Option<Stat>> {
