@@ -204,6 +204,7 @@ fn register(netns: Option<NetnsId>, role: Role) -> Registration {
 }
 
 /// Tells whether `tid` is a thread that this library put where it is.
+#[cfg(test)]
 pub(crate) fn contains(tid: u32) -> bool {
     ROSTER.lock().get(tid).is_some()
 }
@@ -222,6 +223,7 @@ pub(crate) fn home_thread() -> Option<u32> {
 
 /// Returns the namespace that the worker `tid` serves; `None` when it is no
 /// worker, or only visiting.
+#[cfg(test)]
 pub(crate) fn netns_of(tid: u32) -> Option<NetnsId> {
     ROSTER.lock().get(tid).and_then(|entry| entry.netns)
 }
