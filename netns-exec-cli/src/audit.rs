@@ -25,9 +25,9 @@ use crate::unreadable::{self, LeftOut};
 #[derive(clap::Args)]
 #[command(after_help = "\
 A thread is at home where its process's main thread is. One in another
-namespace is a worker of netns-exec, known by its seal; or a stray, left there
-by code that entered the namespace, started something, and went back. What may
-not be read, or cannot be told from outside, is unknown.
+namespace is a worker of netns-exec, which its process says it is; or a stray,
+left there by code that entered the namespace, started something, and went back.
+What may not be read is unknown.
 
 Exit status: 0 when there is no stray, 1 when there is one, 2 when there is
 none but some threads are unknown.
@@ -36,7 +36,8 @@ JSON, one document (one for each line with --watch):
   {\"version\": 1, \"audited\": N, \"strays\": N, \"unknown\": N, \"processes\": [
     {\"pid\": N, \"name\": \"...\", \"home\": ID|null, \"threads\": [
       {\"tid\": N, \"name\": \"...\", \"netns_id\": ID|null, \"label\": \"...\",
-       \"verdict\": \"home\"|\"worker\"|\"stray\"|\"unknown\"}]}]}
+       \"verdict\": \"home\"|\"worker\"|\"stray\"|\"unknown\",
+       \"origin\": \"...\"|null}]}]}
 audited counts processes. Keys may be added; version changes when one changes its
 meaning.
 
@@ -198,6 +199,7 @@ struct ThreadRow<'a> {
     netns_id: Option<u64>,
     label: &'a str,
     verdict: String,
+    origin: Option<String>,
 }
 
 impl<'a> Report<'a> {
@@ -208,6 +210,7 @@ impl<'a> Report<'a> {
             netns_id: thread.netns_id().map(u64::from),
             label: thread.label(),
             verdict: thread.verdict().to_string(),
+            origin: thread.origin(),
         };
         let process = |audit: &'a Process| ProcessRow {
             pid: audit.pid(),
@@ -310,6 +313,7 @@ fn print(args: &Args, subject: &Subject, audited: &Audited) -> Result<(), Failur
 fn show(args: &Args, subject: &Subject, audits: &[Process]) -> Result<(), Failure> {
     let mut table = Table::new(&HEADINGS, &[0, 2, 5], &SAVINGS);
     let mut rows = 0;
+    let mut origins = Vec::new();
     for audit in audits {
         if !args.all && !subject.is_about(audit) {
             continue;
@@ -336,10 +340,16 @@ fn show(args: &Args, subject: &Subject, audits: &[Process]) -> Result<(), Failur
             ];
             table.row(tone, cells.map(Texts::from).into());
             rows += 1;
+            if let Some(origin) = thread.origin() {
+                origins.push(format!("thread {} is {origin}", thread.tid()));
+            }
         }
     }
     if rows > 0 {
         table.print(&args.table)?;
+    }
+    for origin in origins {
+        output::line(origin)?;
     }
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! Who is in which namespace, and what keeps one alive: shown on real threads,
 //! descriptors, sockets and mounts, in this process and in others.
 
+mod holders;
+mod outside;
+mod ring;
+
 use std::fs::{self, File};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
@@ -81,7 +85,7 @@ fn stray_in_an_unnamed_namespace_is_told_by_its_id() {
 }
 
 #[test]
-fn workers_are_known_from_inside_and_when_sealed_from_outside() {
+fn workers_are_known_from_inside_and_outside() {
     let _alone = one_at_a_time();
     if let Some(note) = note() {
         let (pid, expected) = note.split_once(' ').expect("written below");
@@ -95,11 +99,7 @@ fn workers_are_known_from_inside_and_when_sealed_from_outside() {
         return;
     }
     let netns = TempNetns::new();
-    for (guard, expected) in [
-        (Guard::Seal, "worker"),
-        (Guard::Detect, "unknown"),
-        (Guard::Off, "unknown"),
-    ] {
+    for guard in [Guard::Seal, Guard::Detect, Guard::Off] {
         let executor = Executor::builder().guard(guard).build().expect("root may");
         let tid = executor.run(&netns, || gettid().as_raw().unsigned_abs());
         let tid = tid.expect("root may enter");
@@ -111,7 +111,7 @@ fn workers_are_known_from_inside_and_when_sealed_from_outside() {
             (Some(netns.id()), netns.name())
         );
         assert_eq!(audit.strays().count(), 0, "{audit}");
-        let note = format!("{} {expected}", id());
+        let note = format!("{} worker", id());
         run_alone(this_test!(), Alone::AsIs, &note, Stdio::null());
         executor.shutdown(None).expect("nothing is running");
     }

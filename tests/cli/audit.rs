@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Stdio, id};
 
 use netns_exec::Netns;
-use netns_exec_tests::{Parked, TempNetns};
+use netns_exec_tests::{Alone, Parked, TempNetns, alone};
 use serde_json::Value;
 
 use super::{command, json, output, text};
@@ -208,4 +208,50 @@ fn watch_ends_with_the_process() {
     // Its end is no failure.
     let status = watch.process.wait().expect("it is ours");
     assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn thread_that_a_job_left_is_told_from_its_worker() {
+    alone!(Alone::AsIs);
+    let netns = TempNetns::new();
+    let executor = netns_exec::Executor::builder().guard(netns_exec::Guard::Off);
+    let executor = executor.build().expect("it takes nothing");
+    let (worker, left) = executor
+        .run(&netns, || {
+            let name = std::fs::read_to_string("/proc/thread-self/comm").expect("our own");
+            let worker = nix::unistd::gettid().as_raw();
+            (worker, Parked::here(name.trim_end()))
+        })
+        .expect("root may enter");
+
+    let found = output(&["audit", netns.name()]);
+    let said = text(&found.stdout);
+    assert_eq!(found.status.code(), Some(1), "{said}");
+    let words = format!(
+        "thread {} is no worker, but seems to be a child of worker {worker}, whose name it has",
+        left.tid()
+    );
+    assert!(said.contains(&words), "{said}");
+
+    let found = output(&["audit", netns.name(), "--json"]);
+    let report = json(&found);
+    let mut processes = report["processes"].as_array().expect("an array").iter();
+    let process = processes.find(|process| process["pid"] == id());
+    let threads = process.expect("it has a worker there")["threads"].as_array();
+    let origin_of = |tid: u64| {
+        let mut threads = threads.expect("an array").iter();
+        threads.find(|row| row["tid"] == tid).expect("it is there")["origin"].clone()
+    };
+    let origin = origin_of(left.tid().into());
+    assert!(
+        origin
+            .as_str()
+            .is_some_and(|origin| words.ends_with(origin)),
+        "{report}"
+    );
+    assert_eq!(origin_of(u64::from(worker.unsigned_abs())), Value::Null);
+
+    drop(left);
+    let found = output(&["audit", netns.name()]);
+    assert_eq!(found.status.code(), Some(0), "{}", text(&found.stdout));
 }

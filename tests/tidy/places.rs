@@ -22,6 +22,8 @@ const UNSAFE: &[&str] = &[
     "tests/executor_copies.rs",
     // What a thread does to itself, and to descriptors that it does not own.
     "tests/home/",
+    // A ring, and what a signal has the main thread do.
+    "tests/audit/",
     "benches/src/alloc.rs",
     // What the command asks of the kernel, as the library's sys/.
     "netns-exec-cli/src/sys.rs",

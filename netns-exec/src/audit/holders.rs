@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 use crate::netns::{Netns, NetnsId};
 use crate::sys;
 use crate::sys::mount_table::{netns_inode, netns_mounts};
+use crate::sys::netns::FileKind;
+use crate::sys::task;
 
 /// The way in which a process keeps a namespace alive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,8 +28,9 @@ pub enum Hold {
         /// The thread's number.
         tid: u32,
     },
-    /// The namespace itself is open, as in a [`Netns`], or a device that
-    /// belongs to it, as `/dev/net/tun` does.
+    /// The namespace itself is open, as in a [`Netns`] or through its mount
+    /// (`< /run/netns/blue`), or a device that belongs to it, as `/dev/net/tun`
+    /// does.
     #[non_exhaustive]
     Fd {
         /// The descriptor's number in that process.
@@ -213,9 +216,7 @@ impl Namespaces {
 /// that moment ends with it.
 ///
 /// What the kernel holds on its own, and descriptors that are on their way in a
-/// message or registered with an io_uring, cannot be listed. Nor is a table of
-/// descriptors looked at that a thread made its own with
-/// `unshare(CLONE_FILES)`.
+/// message or registered with an io_uring, cannot be listed.
 ///
 /// # Errors
 ///
@@ -383,6 +384,24 @@ impl Visit<'_> {
         });
     }
 
+    /// Adds what another thread's table may have shown already.
+    fn add_once(&mut self, inode: u64, hold: Hold) {
+        let pid = self.dir.pid();
+        let known = self.survey.held.get(&inode).is_some_and(|held| {
+            let mut ours = held.iter().rev().take_while(|holder| holder.pid == pid);
+            ours.any(|holder| holder.hold == hold)
+        });
+        if !known {
+            self.add(inode, hold);
+        }
+    }
+
+    /// Tells whether an error about a thread means that it has ended. One that
+    /// was not waited for is all root's.
+    fn has_ended(&self, tid: u32, error: &io::Error) -> bool {
+        is_gone(error) || (is_denied(error) && self.dir.is_exiting(tid).unwrap_or(false))
+    }
+
     /// The inode of the namespace that a link leads to, if it is of interest.
     fn meet(&mut self, path: &str) -> io::Result<Option<u64>> {
         match self.survey.wanted {
@@ -399,7 +418,7 @@ impl Visit<'_> {
             match self.meet(&format!("task/{tid}/ns/net")) {
                 Ok(Some(inode)) => self.add(inode, Hold::Thread { tid }),
                 Ok(None) => {}
-                Err(error) if is_gone(&error) => {}
+                Err(error) if self.has_ended(tid, &error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -419,7 +438,7 @@ impl Visit<'_> {
                 }
             });
             match read {
-                Err(error) if is_gone(&error) => {}
+                Err(error) if self.has_ended(tid, &error) => {}
                 // A process that has no root any more: it is about to end.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 read => read?,
@@ -458,24 +477,58 @@ impl Visit<'_> {
         self.survey.spaces.hold(netns)
     }
 
+    /// Looks at every table of descriptors there is: threads share one, unless
+    /// unshare(2) or close_range(2) gave a thread its own. That of the main thread
+    /// is gone once it has ended, whatever the others have.
     fn fds(&mut self) -> io::Result<()> {
+        let mut read: Vec<u32> = Vec::new();
+        // Without kcmp(2) every thread's is read: what is met again counts once.
+        let mut comparable = true;
+        for tid in self.dir.tids()? {
+            let mut is_known = false;
+            for &other in &read {
+                if is_known || !comparable {
+                    break;
+                }
+                match task::share_files(tid, other) {
+                    Ok(shared) => is_known = shared,
+                    Err(error) if is_gone(&error) => {}
+                    Err(_) => comparable = false,
+                }
+            }
+            if is_known {
+                continue;
+            }
+            match self.fds_of(tid) {
+                Ok(()) => read.push(tid),
+                Err(error) if self.has_ended(tid, &error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn fds_of(&mut self, tid: u32) -> io::Result<()> {
+        // Of a thread that has ended there is a table to list, an empty one.
+        self.dir.link(&format!("task/{tid}/ns/net"))?;
         let ours = self.dir.pid() == std::process::id();
-        // Opened when first needed, and then kept for this process.
+        // Opened when first needed, and then kept for this table.
         let mut pidfd = None;
         let mut denied = false;
-        for fd in self.dir.fds()? {
+        for fd in self.dir.fds(tid)? {
             if ours && self.survey.spaces.owns(fd as RawFd) {
                 continue;
             }
-            let path = format!("fd/{fd}");
+            let path = format!("task/{tid}/fd/{fd}");
             let link = match self.dir.link(&path) {
                 Err(error) if is_gone(&error) => continue,
                 link => link?,
             };
             let link = link.as_encoded_bytes();
-            if netns_inode(link).is_some() {
-                match self.meet(&path) {
-                    Ok(Some(inode)) => self.add(inode, Hold::Fd { fd }),
+            let is_path = link.starts_with(b"/");
+            if netns_inode(link).is_some() || (is_path && self.may_be_namespace(tid, fd)) {
+                match self.inode_of_file(&path) {
+                    Ok(Some(inode)) => self.add_once(inode, Hold::Fd { fd }),
                     // Another file has taken the number, or none.
                     Ok(None) => {}
                     Err(error) if is_denied(&error) => return Err(error),
@@ -491,9 +544,9 @@ impl Visit<'_> {
             if denied {
                 continue;
             }
-            match self.inode_of_socket(fd, &mut pidfd) {
-                Ok(Some(inode)) if is_socket => self.add(inode, Hold::Socket { fd }),
-                Ok(Some(inode)) => self.add(inode, Hold::Fd { fd }),
+            match self.inode_of_socket(tid, fd, &mut pidfd) {
+                Ok(Some(inode)) if is_socket => self.add_once(inode, Hold::Socket { fd }),
+                Ok(Some(inode)) => self.add_once(inode, Hold::Fd { fd }),
                 Ok(None) => {}
                 Err(error) if is_denied(&error) => denied = true,
                 // Closed meanwhile, or another file by now.
@@ -506,13 +559,55 @@ impl Visit<'_> {
         Ok(())
     }
 
+    /// Tells whether a descriptor whose link is a path may be a namespace that was
+    /// opened through a mount. Asks nothing of the filesystem that the file is on,
+    /// which may be a server that does not answer.
+    fn may_be_namespace(&self, tid: u32, fd: u32) -> bool {
+        /// From here on the kernel numbers namespaces.
+        const LOWEST: u64 = 0xe000_0000;
+        match self.dir.inode_in_fdinfo(tid, fd) {
+            Ok(Some(inode)) => match self.survey.wanted {
+                Some(wanted) => inode == wanted.inode,
+                None => (LOWEST..=u64::from(u32::MAX)).contains(&inode),
+            },
+            // Linux before 5.14 does not say.
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// The inode of the namespace that a descriptor leads to, if it is of interest.
+    fn inode_of_file(&mut self, path: &str) -> io::Result<Option<u64>> {
+        // What else has the number by now may be a device, which opening affects.
+        let located = self.dir.locate(path)?;
+        if !sys::netns::is_on_nsfs(located.as_fd())? {
+            return Ok(None);
+        }
+        if let Some(wanted) = self.survey.wanted {
+            return Ok((fstat(&located)?.st_ino == wanted.inode).then_some(wanted.inode));
+        }
+        let file = sys::netns::reopen(located.as_fd())?;
+        match sys::netns::file_kind(file.as_fd())? {
+            FileKind::Netns => self.survey.spaces.hold(file).map(Some),
+            FileKind::Other(_) => Ok(None),
+        }
+    }
+
     /// The inode of the namespace a socket was made in, if it is of interest.
-    fn inode_of_socket(&mut self, fd: u32, pidfd: &mut Option<OwnedFd>) -> io::Result<Option<u64>> {
+    fn inode_of_socket(
+        &mut self,
+        tid: u32,
+        fd: u32,
+        pidfd: &mut Option<OwnedFd>,
+    ) -> io::Result<Option<u64>> {
         if pidfd.is_none() {
-            let opened = sys::netns::pidfd_open(self.dir.pid() as libc::pid_t)?;
-            // The folder is still that of a process, so that is the one the
+            // Of the thread, where it is not the main one: that one's table may be
+            // another, or gone. Linux before 6.9 knows processes only.
+            let opened = sys::netns::pidfd_open(tid as libc::pid_t)
+                .or_else(|_| sys::netns::pidfd_open(self.dir.pid() as libc::pid_t))?;
+            // The folder is still that of a thread, so that is the one the
             // number means.
-            self.dir.link("ns/net")?;
+            self.dir.link(&format!("task/{tid}/ns/net"))?;
             *pidfd = Some(opened);
         }
         let pidfd = pidfd.as_ref().map(AsFd::as_fd).expect("opened above");

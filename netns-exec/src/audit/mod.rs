@@ -14,6 +14,18 @@
 //! (`hidepid`, another pid namespace) are left out without a word: an audit
 //! cannot know of them.
 //!
+//! # What a worker is known by
+//!
+//! A thread inherits its name, signal mask, filters and capabilities from the one
+//! that makes it, so none of these tells a worker from a thread that a job left.
+//! Each copy of this library publishes its threads instead: number, start time and
+//! the id of the namespace that it serves, in memory that shows in
+//! `/proc/PID/maps` as `/memfd:netns-exec:roster:1`. The last number is the version
+//! of the format, which `src/sys/published.rs` describes. An audit reads it through
+//! `/proc/PID/mem`, for which Yama's `ptrace_scope` may ask for `CAP_SYS_PTRACE`;
+//! without, threads in other namespaces are [`Verdict::Unknown`]. What a process
+//! publishes of itself is believed: an audit finds mistakes, not lies.
+//!
 //! # Examples
 //!
 //! A test that ends with this proves that no thread was left anywhere:

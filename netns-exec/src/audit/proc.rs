@@ -10,10 +10,9 @@ use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
 
-use crate::sys::caps;
+use crate::home::published::Published;
 use crate::sys::mount_table::netns_inode;
-use crate::sys::task;
-use crate::sys::thread::FAULTS;
+use crate::sys::task::{self, Stat};
 
 /// A process's folder in /proc, kept open: it stays that of this process, when
 /// its number has become another's.
@@ -22,14 +21,13 @@ pub(super) struct ProcDir {
     pid: u32,
 }
 
-/// What tells workers and kernel threads from others: see proc_pid_status(5).
+/// What is of interest in proc_pid_status(5).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Status {
     pub(super) tgid: u32,
     pub(super) is_kernel_thread: bool,
-    pub(super) has_sys_admin: bool,
-    pub(super) seccomp_filters: u32,
-    pub(super) blocks_signals: bool,
+    /// The number that the thread itself knows, in its own pid namespace.
+    pub(super) own_tid: u32,
 }
 
 /// Tells whether an error means that the thread or process has ended.
@@ -83,8 +81,23 @@ impl ProcDir {
         task::list(|| self.list("task"), stat)
     }
 
-    pub(super) fn fds(&self) -> io::Result<Vec<u32>> {
-        self.list("fd")
+    /// Lists what a thread has open.
+    pub(super) fn fds(&self, tid: u32) -> io::Result<Vec<u32>> {
+        self.list(&format!("task/{tid}/fd"))
+    }
+
+    /// The inode number of an open file, as the kernel remembers it; `None` where
+    /// it does not say (before Linux 5.14).
+    pub(super) fn inode_in_fdinfo(&self, tid: u32, fd: u32) -> io::Result<Option<u64>> {
+        let info = self.read(&format!("task/{tid}/fdinfo/{fd}"))?;
+        let inode = info.lines().find_map(|line| line.strip_prefix("ino:"));
+        Ok(inode.and_then(|inode| inode.trim().parse().ok()))
+    }
+
+    /// Finds a file, following links, and does not open it.
+    pub(super) fn locate(&self, path: &str) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Ok(openat(&self.dir, path, flags, Mode::empty())?)
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<u32>> {
@@ -131,23 +144,29 @@ impl ProcDir {
         Ok(Status::parse(&self.read(path)?))
     }
 
-    /// Tells whether the kernel is already taking a thread down, which it does
-    /// for a moment after a join has returned.
+    /// What the kernel says of a thread; `None` when it is already taking it down,
+    /// which it does for a moment after a join has returned.
+    pub(super) fn stat(&self, tid: u32) -> io::Result<Option<Stat>> {
+        Ok(Stat::parse(&self.read(&format!("task/{tid}/stat"))?))
+    }
+
     pub(super) fn is_exiting(&self, tid: u32) -> io::Result<bool> {
-        const PF_EXITING: u32 = 0x4;
-        let stat = self.read(&format!("task/{tid}/stat"))?;
-        // The name, in parentheses, may hold anything; behind it the flags are
-        // the seventh field, see proc_pid_stat(5).
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        let flags = fields.split_ascii_whitespace().nth(6);
-        let flags = flags.and_then(|flags| flags.parse::<u32>().ok());
-        Ok(flags.is_some_and(|flags| flags & PF_EXITING != 0))
+        Ok(self.stat(tid)?.is_none())
+    }
+
+    /// Reads what the process publishes of its threads. `by` is any thread that is
+    /// alive: the main thread may have ended before the others.
+    pub(super) fn published(&self, by: u32) -> io::Result<Published> {
+        let pid = self.status("status")?.own_tid;
+        let started = task::start_of(&self.read("stat")?).unwrap_or(0);
+        let maps = self.read(&format!("task/{by}/maps"))?;
+        let mem = || self.file(format!("task/{by}/mem"));
+        Ok(Published::read(&maps, mem, pid, started))
     }
 }
 
 impl Status {
     fn parse(text: &str) -> Status {
-        let hex = |value: &str| u64::from_str_radix(value, 16).unwrap_or(0);
         let mut status = Status::default();
         for line in text.lines() {
             let Some((key, value)) = line.split_once(':') else {
@@ -157,10 +176,10 @@ impl Status {
             match key {
                 "Tgid" => status.tgid = value.parse().unwrap_or(0),
                 "Kthread" => status.is_kernel_thread = value == "1",
-                // With it in the permitted set only, it can be had back.
-                "CapPrm" | "CapEff" => status.has_sys_admin |= hex(value) & caps::SYS_ADMIN != 0,
-                "Seccomp_filters" => status.seccomp_filters = value.parse().unwrap_or(0),
-                "SigBlk" => status.blocks_signals = hex(value) & ORDINARY == ORDINARY,
+                "NSpid" => {
+                    let innermost = value.split_ascii_whitespace().next_back();
+                    status.own_tid = innermost.and_then(|tid| tid.parse().ok()).unwrap_or(0);
+                }
                 _ => {}
             }
         }
@@ -168,42 +187,19 @@ impl Status {
     }
 }
 
-/// The classic signals that workers block: not SIGKILL and SIGSTOP, which cannot
-/// be, nor what a fault raises.
-const ORDINARY: u64 = {
-    let mut mask = 0x7fff_ffff & !bit(libc::SIGKILL) & !bit(libc::SIGSTOP);
-    let mut at = 0;
-    while at < FAULTS.len() {
-        mask &= !bit(FAULTS[at] as libc::c_int);
-        at += 1;
-    }
-    mask
-};
-
-const fn bit(signal: libc::c_int) -> u64 {
-    1 << (signal - 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn status_says_what_a_sealed_worker_is_known_by() {
-        let worker = "Name:\tns:a:b/0\nTgid:\t77\nKthread:\t0\nSigBlk:\tfffffffe3ffbfa27\n\
-            CapPrm:\t000001fffedfffff\nCapEff:\t000001fffedfffff\nSeccomp_filters:\t1\n";
+    fn status_says_what_is_needed() {
+        let contained = "Name:\ta b\nTgid:\t77\nNSpid:\t78\t9\t4\nKthread:\t0\n";
         let expected = Status {
             tgid: 77,
             is_kernel_thread: false,
-            has_sys_admin: false,
-            seccomp_filters: 1,
-            blocks_signals: true,
+            own_tid: 4,
         };
-        assert_eq!(Status::parse(worker), expected);
-
-        let ordinary = "SigBlk:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapEff:\t0\n";
-        let ordinary = Status::parse(ordinary);
-        assert!(ordinary.has_sys_admin && !ordinary.blocks_signals);
+        assert_eq!(Status::parse(contained), expected);
         assert!(Status::parse("Kthread:\t1\n").is_kernel_thread);
     }
 

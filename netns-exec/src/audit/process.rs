@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::proc::{ProcDir, Status, is_denied, is_gone};
+use super::proc::{ProcDir, is_denied, is_gone};
 use super::spaces::{self, Spaces};
 use crate::error::{Error, Kind, Result};
+use crate::home::published::{Published, Role};
 use crate::home::roster;
 use crate::netns::NetnsId;
 
@@ -21,23 +22,26 @@ const GRACE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// In the namespace of the process's main thread.
+    /// In the namespace of the process's main thread. When that has ended before
+    /// the others: of the library's home thread, which has its place from it; in a
+    /// process without one, of the oldest thread there is.
     Home,
     /// Serves another namespace on behalf of this library, and is in it.
     ///
-    /// This process knows its workers. Those of another process are known by
-    /// the [seal](crate::Guard::Seal): a worker's name (`ns:blue/0`), no
-    /// `CAP_SYS_ADMIN`, and a seccomp filter that the main thread does not
-    /// have. The name alone proves nothing: a thread inherits it from the one
-    /// that creates it.
+    /// Each process that uses this library publishes which threads are its own, for
+    /// other processes and for other copies of the library: see
+    /// [the module](super#what-a-worker-is-known-by). So nothing that a thread has
+    /// from the one that made it (name, filters, capabilities) makes it a worker.
+    ///
+    /// A kernel thread that waits for an io_uring's requests (`iou-wrk-4711`) is
+    /// judged as the thread that it does so for.
     Worker,
     /// Neither: it was left in, or wandered into, a namespace where nothing
     /// expects it. Also a worker that is not in the namespace it serves.
     Stray,
-    /// It cannot be told: the thread may not be looked at, or it has the name
-    /// of another process's worker but no seal, as under
-    /// [`Guard::Detect`](crate::Guard::Detect), where a thread that a job left
-    /// behind looks just the same. That process itself can tell.
+    /// It cannot be told: the thread may not be looked at, or may be a worker of a
+    /// process whose memory may not be read, or that publishes its workers in a way
+    /// that only a later version of this library understands.
     Unknown,
 }
 
@@ -60,6 +64,7 @@ pub struct Thread {
     netns: Option<NetnsId>,
     label: Arc<str>,
     verdict: Verdict,
+    maker: Option<u32>,
 }
 
 impl Thread {
@@ -87,6 +92,57 @@ impl Thread {
     /// Returns what the audit makes of it.
     pub fn verdict(&self) -> Verdict {
         self.verdict
+    }
+
+    /// Returns the number of the worker whose child a stray seems to be: the one
+    /// that has the same name, which a thread inherits from the one that makes it.
+    ///
+    /// `None` when no worker that is still there has that name, or several have it;
+    /// and for all that are no strays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::audit::Process;
+    ///
+    /// for stray in Process::this()?.strays() {
+    ///     match stray.seems_child_of() {
+    ///         Some(worker) => eprintln!("left by a job on thread {worker}"),
+    ///         None => eprintln!("left by code that is called {}", stray.name()),
+    ///     }
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn seems_child_of(&self) -> Option<u32> {
+        self.maker
+    }
+
+    /// Returns in words whose child a stray seems to be; `None` when nothing tells.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::audit::Process;
+    ///
+    /// for stray in Process::this()?.strays() {
+    ///     println!("{}: {}", stray.tid(), stray.origin().unwrap_or_default());
+    ///     // 4713: no worker, but seems to be a child of worker 4711, whose name it has
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn origin(&self) -> Option<String> {
+        if self.verdict != Verdict::Stray {
+            return None;
+        }
+        match self.maker {
+            Some(worker) => Some(format!(
+                "no worker, but seems to be a child of worker {worker}, whose name it has"
+            )),
+            None if is_name_of_worker(&self.name) => {
+                Some("no worker, but seems to be a child of one, whose name it has".to_owned())
+            }
+            None => None,
+        }
     }
 }
 
@@ -171,7 +227,8 @@ impl Process {
     }
 
     /// Returns the id of the main thread's namespace; `None` when it may not be
-    /// read, or the main thread has ended before the others.
+    /// read. Where the main thread has ended before the others, see
+    /// [`Verdict::Home`].
     pub fn home_id(&self) -> Option<NetnsId> {
         self.home
     }
@@ -214,6 +271,9 @@ impl fmt::Display for Process {
             } = thread;
             if *verdict != Verdict::Home {
                 write!(f, "\n{verdict}: thread {tid} ({name}) in {label}")?;
+                if let Some(origin) = thread.origin() {
+                    write!(f, " ({origin})")?;
+                }
             }
         }
         Ok(())
@@ -238,18 +298,13 @@ fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
     let pid = dir.pid();
     let failed = |cause| not_audited(pid, cause);
     let mut auditor = Auditor {
-        main: None,
+        published: None,
         spaces: Spaces::default(),
         home: None,
         whose,
         dir,
     };
-    // The link in the process's folder is that of its main thread.
-    auditor.home = match auditor.spaces.meet(&auditor.dir, "ns/net") {
-        Ok(inode) => Some(inode),
-        Err(error) if is_gone(&error) || is_denied(&error) => None,
-        Err(error) => return Err(failed(error)),
-    };
+    auditor.home = auditor.find_home().map_err(failed)?;
     let name = auditor.dir.name("comm").map_err(failed)?;
 
     let mut found = Vec::new();
@@ -275,6 +330,10 @@ fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
     if auditor.home.is_some() {
         labels.push((auditor.home, "home".into()));
     }
+    let workers: Vec<(u32, String)> = (found.iter())
+        .filter(|thread| thread.verdict == Verdict::Worker)
+        .map(|thread| (thread.tid, thread.name.clone()))
+        .collect();
     let threads = found.into_iter().map(|found| {
         let netns = found.inode.and_then(|inode| auditor.spaces.id(inode));
         let known = labels.iter().find(|(inode, _)| *inode == found.inode);
@@ -293,12 +352,18 @@ fn audit(dir: ProcDir, whose: Whose) -> Result<Process> {
                 label
             }
         };
+        let mut namesakes = workers.iter().filter(|(_, name)| *name == found.name);
+        let maker = match (found.verdict, namesakes.next(), namesakes.next()) {
+            (Verdict::Stray, Some(&(worker, _)), None) if worker != found.tid => Some(worker),
+            _ => None,
+        };
         Thread {
             tid: found.tid,
             name: found.name,
             netns,
             label,
             verdict: found.verdict,
+            maker,
         }
     });
     Ok(Process {
@@ -322,8 +387,9 @@ struct Auditor {
     whose: Whose,
     spaces: Spaces,
     home: Option<u64>,
-    /// The main thread's status, read when first needed.
-    main: Option<Status>,
+    /// What the process says of its threads; read when first needed, and anew for
+    /// every other look.
+    published: Option<Published>,
 }
 
 impl Auditor {
@@ -363,36 +429,116 @@ impl Auditor {
         }))
     }
 
-    fn judge(&mut self, tid: u32, name: &str, inode: u64) -> io::Result<Verdict> {
-        if self.whose == Whose::Ours && roster::contains(tid) {
-            return Ok(match roster::netns_of(tid) {
-                // Visitors go wherever they are sent.
-                None => Verdict::Worker,
-                serves if serves == self.spaces.id(inode) => Verdict::Worker,
-                Some(_) => Verdict::Stray,
-            });
+    /// The inode of the namespace that the process is at home in; `None` when it may
+    /// not be read.
+    fn find_home(&mut self) -> io::Result<Option<u64>> {
+        // The link in the process's folder is that of its main thread.
+        match self.spaces.meet(&self.dir, "ns/net") {
+            Ok(inode) => return Ok(Some(inode)),
+            Err(error) if is_gone(&error) => {}
+            Err(error) if is_denied(&error) => match self.dir.is_exiting(self.dir.pid()) {
+                Ok(true) => {}
+                _ => return Ok(None),
+            },
+            Err(error) => return Err(error),
         }
-        match self.home {
-            Some(home) if home == inode => return Ok(Verdict::Home),
-            Some(_) => {}
-            // It is not known which namespace is home.
-            None => return Ok(Verdict::Unknown),
+        // It has ended, and the others have not.
+        let mut oldest: Option<(u64, u64)> = None;
+        for tid in self.dir.tids()? {
+            let look = |auditor: &mut Auditor| -> io::Result<Option<(u64, Option<Role>, u64)>> {
+                let inode = auditor
+                    .spaces
+                    .meet(&auditor.dir, &format!("task/{tid}/ns/net"))?;
+                let role = auditor.role_of(tid)?;
+                let stat = auditor.dir.stat(tid)?.filter(|stat| !stat.is_io_worker);
+                Ok(stat.map(|stat| (inode, role, stat.started)))
+            };
+            match look(self) {
+                Ok(Some((inode, Some(Role::Home), _))) => return Ok(Some(inode)),
+                Ok(Some((inode, None, started))) => {
+                    let is_older = oldest.is_none_or(|(_, oldest)| started < oldest);
+                    if is_older {
+                        oldest = Some((inode, started));
+                    }
+                }
+                Ok(_) => {}
+                Err(error) if is_gone(&error) => {}
+                Err(error) if is_denied(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
-        if self.whose == Whose::Ours || !is_name_of_worker(name) {
-            return Ok(Verdict::Stray);
+        Ok(oldest.map(|(inode, _)| inode))
+    }
+
+    /// Tells what a thread is to the library.
+    fn role_of(&mut self, tid: u32) -> io::Result<Option<Role>> {
+        if self.whose == Whose::Ours
+            && let Some(role) = roster::role_of(tid)
+        {
+            return Ok(Some(role));
         }
-        let thread = self.dir.status(&format!("task/{tid}/status"))?;
-        let main = match &mut self.main {
-            Some(main) => main,
-            main => main.insert(self.dir.status("status")?),
+        let published = match &mut self.published {
+            Some(published) => published,
+            published => published.insert(match self.dir.published(tid) {
+                Err(error) if is_denied(&error) => Published::unreadable(),
+                read => read?,
+            }),
         };
-        let sealed = !thread.has_sys_admin && thread.seccomp_filters > main.seccomp_filters;
-        Ok(match (sealed, thread.blocks_signals) {
-            (true, _) => Verdict::Worker,
-            // As every worker does, and every thread that one creates.
-            (false, true) => Verdict::Unknown,
-            (false, false) => Verdict::Stray,
+        if published.is_empty() {
+            return Ok(None);
+        }
+        let own_tid = self.dir.status(&format!("task/{tid}/status"))?.own_tid;
+        let started = self.dir.stat(tid)?.map(|stat| stat.started);
+        Ok(published.role_of(own_tid, started))
+    }
+
+    fn judge(&mut self, tid: u32, name: &str, inode: u64) -> io::Result<Verdict> {
+        let is_home = self.home == Some(inode);
+        if !is_home && (self.dir.stat(tid)?).is_some_and(|stat| stat.is_io_worker) {
+            return self.judge_io_worker(name, inode);
+        }
+        match self.role_of(tid)? {
+            Some(Role::Worker(id)) => {
+                let here = self.spaces.id(inode).map(|id| id.as_u64());
+                return Ok(match here == Some(id) {
+                    true => Verdict::Worker,
+                    false => Verdict::Stray,
+                });
+            }
+            Some(Role::Home | Role::Own) if is_home => return Ok(Verdict::Home),
+            // They go wherever they are sent, or stay where home was.
+            Some(Role::Home | Role::Own) => return Ok(Verdict::Worker),
+            None => {}
+        }
+        let has_gaps = (self.published.as_ref()).is_some_and(|published| published.has_gaps);
+        Ok(match self.home {
+            Some(_) if is_home => Verdict::Home,
+            Some(_) if !has_gaps => Verdict::Stray,
+            // It is not known which namespace is home, or who is a worker.
+            _ => Verdict::Unknown,
         })
+    }
+
+    /// Judges a kernel thread, not at home, that waits for requests of an io_uring
+    /// on behalf of the thread it is named after.
+    fn judge_io_worker(&mut self, name: &str, inode: u64) -> io::Result<Verdict> {
+        let owner = name.strip_prefix("iou-wrk-");
+        let owner = owner.and_then(|owner| owner.parse::<u32>().ok());
+        if let Some(owner) = owner
+            && self.dir.tids()?.contains(&owner)
+        {
+            return self.judge(owner, "", inode);
+        }
+        // The number is that of another pid namespace.
+        let Some(id) = self.spaces.id(inode) else {
+            return Ok(Verdict::Unknown);
+        };
+        for tid in self.dir.tids()? {
+            if self.role_of(tid)? == Some(Role::Worker(id.as_u64())) {
+                return Ok(Verdict::Worker);
+            }
+        }
+        Ok(Verdict::Unknown)
     }
 
     /// Looks again at whom it would be serious to accuse wrongly.
@@ -400,6 +546,7 @@ impl Auditor {
         let deadline = Instant::now() + GRACE;
         loop {
             let mut suspects = 0;
+            self.published = None;
             let mut kept = Vec::with_capacity(found.len());
             for thread in found.drain(..) {
                 let suspect = thread.inode.is_some()
@@ -504,36 +651,26 @@ mod tests {
     }
 
     #[test]
-    fn sealed_worker_is_known_from_inside_and_outside() {
-        let policy = Policy::prepare(Guard::Seal).expect("root can seal");
-        let seal = |registration| Some(policy.install(registration).expect("as was tried"));
-        with_thread_elsewhere("ns:blue/0", seal, |tid| {
-            assert_eq!(verdict(tid, Whose::Ours), Verdict::Worker);
-            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Worker);
-        });
-        let seal = |registration| Some(policy.install(registration).expect("as was tried"));
-        with_thread_elsewhere("no worker", seal, |tid| {
-            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
-        });
+    fn worker_is_known_from_inside_and_outside_by_nothing_but_the_roster() {
+        for guard in [Guard::Seal, Guard::Off] {
+            let policy = Policy::prepare(guard).expect("root can seal");
+            let install = |registration| Some(policy.install(registration).expect("as was tried"));
+            with_thread_elsewhere("no worker's", install, |tid| {
+                assert_eq!(verdict(tid, Whose::Ours), Verdict::Worker);
+                assert_eq!(verdict(tid, Whose::Theirs), Verdict::Worker);
+            });
+        }
     }
 
     #[test]
-    fn name_of_a_worker_alone_proves_nothing() {
-        let nothing = |registration: Registration| {
-            registration.take_back();
-            None
-        };
-        with_thread_elsewhere("ns:blue/0", nothing, |tid| {
-            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
-            assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
-        });
+    fn name_and_mask_of_a_worker_prove_nothing() {
         let block = |registration: Registration| {
             registration.take_back();
             sys::thread::block_signals().expect("always possible");
             None
         };
         with_thread_elsewhere("ns:blue/0", block, |tid| {
-            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Unknown);
+            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
             assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
         });
     }
@@ -548,6 +685,7 @@ mod tests {
         };
         with_thread_elsewhere("ns:blue/0", wander, |tid| {
             assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
+            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
         });
         let go_home = |registration| {
             let guard = policy.install(registration).expect("takes nothing");
@@ -557,6 +695,7 @@ mod tests {
         };
         with_thread_elsewhere("ns:blue/0", go_home, |tid| {
             assert_eq!(verdict(tid, Whose::Ours), Verdict::Stray);
+            assert_eq!(verdict(tid, Whose::Theirs), Verdict::Stray);
         });
     }
 }

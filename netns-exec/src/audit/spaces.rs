@@ -82,7 +82,7 @@ impl Spaces {
 /// namespace, by inode: `blue` for `/run/netns/blue`, otherwise the path.
 pub(super) fn names() -> io::Result<HashMap<u64, Vec<String>>> {
     let mut names: HashMap<u64, Vec<String>> = HashMap::new();
-    for mount in netns_mounts(Path::new("/proc/self/mountinfo"))? {
+    for mount in netns_mounts(Path::new("/proc/thread-self/mountinfo"))? {
         let name = (mount.target.strip_prefix("/run/netns")).unwrap_or(&mount.target);
         let name = name.to_string_lossy().into_owned();
         let names = names.entry(mount.inode).or_default();

@@ -22,7 +22,7 @@
 //! | capabilities, NO_NEW_PRIVS | main's, or no start (1) | home's; what the seal takes | main's (3) | home's | home's |
 //! | user, groups, seccomp filters, security label, cgroup | main's, or no start (1) | home's; what the seal adds | home's | home's | home's |
 //! | signal mask | all but faults | all but faults (4) | main's (3) | all but faults | empty (5) |
-//! | place in the roster | visitor | worker | visitor | visitor | none: a process of its own |
+//! | place in the roster | home | worker | visitor | visitor | none: a process of its own |
 //!
 //! 1. Set and checked by `sys::inherit::adopt_from_main` in [`Home::start`], which
 //!    fails when there is something that it could not get; nothing is kept of a
@@ -39,6 +39,7 @@
 //! started the home thread: I/O priority, NUMA policy, securebits, keyrings, the Landlock domain.
 
 mod forkers;
+pub(crate) mod published;
 pub(crate) mod roster;
 
 use std::cell::Cell;
@@ -192,7 +193,7 @@ impl Home {
             .spawn(move || {
                 let at_home = inherit::adopt_from_main().map_err(unlike_main);
                 // It is at home, also when the main thread moves later.
-                let _registration = roster::sign_in_visitor();
+                let _registration = roster::sign_in_home();
                 let home = at_home.map(|()| -> &'static Home {
                     Box::leak(Box::new(Home {
                         tid: sys::thread::tid(),

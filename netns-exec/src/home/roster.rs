@@ -8,6 +8,10 @@
 //! is about to let go of the thread; after that there is an instant in which it looks
 //! like a stray, so both readers ask twice (see `guard::detect`).
 //!
+//! Those who look from outside, another copy of the library in this process among
+//! them, read the same from tables that are published ([`sys::published`]).
+//!
+//! [`sys::published`]: crate::sys::published
 //! [`Guard::Detect`]: crate::Guard::Detect
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,13 +20,18 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::published::Role;
 use crate::netns::id::NetnsId;
 use crate::sys;
+use crate::sys::published;
 
 static ROSTER: Mutex<Roster> = Mutex::new(Roster {
     entries: BTreeMap::new(),
     leaving: VecDeque::new(),
     reported: BTreeMap::new(),
+    published: BTreeMap::new(),
+    tables: Vec::new(),
+    free: Vec::new(),
 });
 
 struct Roster {
@@ -32,6 +41,12 @@ struct Roster {
     /// Threads that some job was already blamed for, and when they started: each
     /// is reported once, and another one that gets its number is another one.
     reported: BTreeMap<u32, u64>,
+    /// What is published of the entries.
+    published: BTreeMap<u32, &'static published::Slot>,
+    /// Where. More than one when the first is full.
+    tables: Vec<&'static published::Table>,
+    /// Slots of the tables that no thread has any more.
+    free: Vec<&'static published::Slot>,
 }
 
 #[derive(Debug)]
@@ -39,6 +54,9 @@ struct Entry {
     tid: u32,
     /// `None` for a visitor, which may see several.
     netns: Option<NetnsId>,
+    role: Role,
+    /// When the thread started, in clock ticks; 0 when that could not be told.
+    started: u64,
     /// One of [`FREE`], [`BUSY`] and [`SUSPECT`].
     state: AtomicU8,
     /// Set when it signs out: when it started, which tells it from another thread
@@ -85,7 +103,50 @@ impl Roster {
         // The number may be another thread's by now.
         if (self.entries.get(&entry.tid)).is_some_and(|other| Arc::ptr_eq(other, entry)) {
             self.entries.remove(&entry.tid);
+            if let Some(slot) = self.published.remove(&entry.tid) {
+                slot.clear();
+                self.free.push(slot);
+            }
         }
+    }
+
+    fn insert(&mut self, entry: &Arc<Entry>) {
+        self.entries.insert(entry.tid, Arc::clone(entry));
+        // A model's threads are all one.
+        if cfg!(loom) {
+            return;
+        }
+        if let Some(slot) = self.published.get(&entry.tid) {
+            slot.set(entry.role, entry.tid, entry.started);
+        }
+        if self.published.len() == self.entries.len() {
+            return;
+        }
+        // Others too, for which there was no table before: it may have taken a
+        // descriptor that was not to be had.
+        let unpublished: Vec<_> = (self.entries.values())
+            .filter(|entry| !self.published.contains_key(&entry.tid))
+            .cloned()
+            .collect();
+        for entry in unpublished {
+            let Some(slot) = self.slot() else {
+                return;
+            };
+            slot.set(entry.role, entry.tid, entry.started);
+            self.published.insert(entry.tid, slot);
+        }
+    }
+
+    fn slot(&mut self) -> Option<&'static published::Slot> {
+        if let Some(slot) = self.free.pop() {
+            return Some(slot);
+        }
+        if let Some(slot) = self.tables.last().and_then(|table| table.take()) {
+            return Some(slot);
+        }
+        let table = published::Table::publish().ok()?;
+        self.tables.push(table);
+        table.take()
     }
 }
 
@@ -107,36 +168,62 @@ pub(crate) struct Registration {
 ///
 /// To be called before it enters, so that no reader sees it inside unregistered.
 pub(crate) fn sign_in(netns: NetnsId) -> Registration {
-    register(Some(netns))
+    register(Some(netns), Role::Worker(netns.as_u64()))
 }
 
 /// Signs the calling thread in as one that enters some namespace for a moment
 /// on this library's behalf.
 pub(crate) fn sign_in_visitor() -> Registration {
-    register(None)
+    register(None, Role::Own)
 }
 
-fn register(netns: Option<NetnsId>) -> Registration {
+/// Signs the calling thread in as the home thread.
+pub(crate) fn sign_in_home() -> Registration {
+    register(None, Role::Home)
+}
+
+fn register(netns: Option<NetnsId>, role: Role) -> Registration {
     let tid = sys::thread::tid();
+    let started = match cfg!(loom) {
+        true => None,
+        false => sys::task::alive_since(tid).ok().flatten(),
+    };
     let entry = Arc::new(Entry {
         tid,
         netns,
+        role,
+        started: started.unwrap_or(0),
         state: AtomicU8::new(FREE),
         left: OnceLock::new(),
     });
     let mut roster = ROSTER.lock();
     roster.forget_some();
-    roster.entries.insert(tid, Arc::clone(&entry));
+    roster.insert(&entry);
+    drop(roster);
     Registration { entry }
 }
 
 /// Tells whether `tid` is a thread that this library put where it is.
+#[cfg(test)]
 pub(crate) fn contains(tid: u32) -> bool {
     ROSTER.lock().get(tid).is_some()
 }
 
+/// Tells what the thread `tid` signed in as.
+pub(crate) fn role_of(tid: u32) -> Option<Role> {
+    ROSTER.lock().get(tid).map(|entry| entry.role)
+}
+
+/// Finds the home thread.
+pub(crate) fn home_thread() -> Option<u32> {
+    let roster = ROSTER.lock();
+    let mut entries = roster.entries.values();
+    entries.find_map(|entry| (entry.role == Role::Home).then_some(entry.tid))
+}
+
 /// Returns the namespace that the worker `tid` serves; `None` when it is no
 /// worker, or only visiting.
+#[cfg(test)]
 pub(crate) fn netns_of(tid: u32) -> Option<NetnsId> {
     ROSTER.lock().get(tid).and_then(|entry| entry.netns)
 }

@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use super::why::{self, is_permission};
 use super::{Netns, NetnsId, with_privilege};
 use crate::error::{Error, Kind, Result};
-use crate::home::Home;
+use crate::home::{Home, roster};
 use crate::sys::netns::{self, FileKind};
 
 impl Netns {
@@ -201,7 +201,8 @@ impl Netns {
         Netns::wrap(fd, None, attempt)
     }
 
-    /// Opens the home namespace: that of the process's main thread.
+    /// Opens the home namespace: that of the process's main thread, or, once that
+    /// has ended before the others, the one where the home thread got from it.
     ///
     /// The label is `home`.
     ///
@@ -219,7 +220,15 @@ impl Netns {
     /// ```
     pub fn home() -> Result<Netns> {
         let attempt = "cannot open the netns of the main thread";
-        let fd = netns::of_main_thread().map_err(|cause| proc_failed(attempt, cause))?;
+        let fd = match netns::of_main_thread() {
+            // It has ended before the others; the home thread has its place from it.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => match roster::home_thread() {
+                Some(tid) => netns::of_thread(tid),
+                None => Err(cause),
+            },
+            opened => opened,
+        };
+        let fd = fd.map_err(|cause| proc_failed(attempt, cause))?;
         Netns::wrap(fd, Some("home"), attempt)
     }
 

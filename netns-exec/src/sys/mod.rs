@@ -13,6 +13,7 @@ pub(crate) mod netns;
 pub(crate) mod perf;
 pub(crate) mod pidfd;
 pub(crate) mod process;
+pub(crate) mod published;
 pub(crate) mod scm;
 pub(crate) mod seccomp;
 pub(crate) mod socket;

@@ -89,6 +89,11 @@ pub(crate) fn user_ns_of_this_thread() -> io::Result<u64> {
     Ok(fstat(File::open("/proc/thread-self/ns/user")?)?.st_ino)
 }
 
+/// Opens the namespace of one of the process's threads.
+pub(crate) fn of_thread(tid: u32) -> io::Result<OwnedFd> {
+    File::open(format!("/proc/self/task/{tid}/ns/net")).map(OwnedFd::from)
+}
+
 /// Opens the namespace of a process, or of one thread of it (Linux 6.9).
 ///
 /// A pid that is reused meanwhile is noticed: `ESRCH`.

@@ -82,6 +82,16 @@ impl NsProbe {
     }
 }
 
+/// Tells whether two threads have one table of descriptors: kcmp(2), which takes
+/// the privilege to look at both, and which not every kernel and filter allows.
+pub(crate) fn share_files(one: u32, other: u32) -> io::Result<bool> {
+    // include/uapi/linux/kcmp.h
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: of this type the call takes five integers and touches no memory.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
+    Ok(Errno::result(order)? == 0)
+}
+
 /// Lists threads by reading a `/proc/PID/task` again and again with `read`, until
 /// that can be trusted. A thread that was there all the time is in the list; one
 /// that came or went meanwhile may be.
@@ -132,7 +142,7 @@ pub(crate) struct Stat {
 
 impl Stat {
     /// `None` when the thread is on its way out, or the text says nothing.
-    fn parse(text: &str) -> Option<Stat> {
+    pub(crate) fn parse(text: &str) -> Option<Stat> {
         // See linux/sched.h.
         const PF_EXITING: u32 = 0x4;
         const PF_IO_WORKER: u32 = 0x10;
@@ -151,6 +161,13 @@ impl Stat {
             is_io_worker,
         })
     }
+}
+
+/// When a thread started, in clock ticks, by its proc_pid_stat(5): also of a main
+/// thread that has ended before the others.
+pub(crate) fn start_of(stat: &str) -> Option<u64> {
+    let (_, tail) = stat.rsplit_once(')')?;
+    tail.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 fn stat_of(read: io::Result<String>) -> io::Result<Option<Stat>> {
