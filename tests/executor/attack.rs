@@ -54,7 +54,10 @@ fn job_that_awaits_two_handles_waits_while_one_of_them_is_ready() {
         eventually("the other is over", || ready.is_finished());
         let mut ready = pin!(ready);
         pollster::block_on(poll_fn(|cx| match ready.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(done.unwrap()),
+            Poll::Ready(done) => {
+                done.unwrap();
+                Poll::Ready(())
+            }
             Poll::Pending => panic!("it is over"),
         }));
     });

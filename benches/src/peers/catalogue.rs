@@ -13,7 +13,7 @@ pub struct Entry {
     pub label: &'static str,
     /// On which side it stands.
     pub group: Group,
-    /// Whether it can do [`Work::Socket`].
+    /// Whether it can do [`Work::Socket`](crate::work::Work::Socket).
     pub opens_sockets: bool,
     /// Whether it stands in the comparison by number of namespaces.
     pub scales: bool,
