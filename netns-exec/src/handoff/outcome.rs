@@ -257,14 +257,14 @@ impl Door {
 /// worker's: what invariant 1 says cannot be.
 struct Tripwire {
     #[cfg(all(debug_assertions, not(loom)))]
-    home: Option<std::path::PathBuf>,
+    home: Option<crate::sys::task::NsLink>,
 }
 
 impl Tripwire {
     fn here() -> Tripwire {
         Tripwire {
             #[cfg(all(debug_assertions, not(loom)))]
-            home: crate::sys::task::netns_link_of_this_thread(),
+            home: crate::sys::task::netns_of_this_thread(),
         }
     }
 
@@ -272,7 +272,7 @@ impl Tripwire {
     fn check(&self) {
         #[cfg(all(debug_assertions, not(loom)))]
         if let Some(home) = &self.home
-            && let Some(here) = crate::sys::task::netns_link_of_this_thread()
+            && let Some(here) = crate::sys::task::netns_of_this_thread()
             && here != *home
         {
             eprintln!("netns-exec: user code of {home:?} was about to run in {here:?}");

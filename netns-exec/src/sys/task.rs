@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -39,6 +40,12 @@ impl NsLink {
             unsafe { libc::readlinkat(dir, path.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
         let length = Errno::result(length)?.unsigned_abs();
         Ok(NsLink { text, length })
+    }
+}
+
+impl fmt::Debug for NsLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.text[..self.length]))
     }
 }
 
@@ -278,8 +285,8 @@ impl TaskDir {
 
 /// What names the calling thread's network namespace; `None` without `/proc`.
 #[cfg(debug_assertions)]
-pub(crate) fn netns_link_of_this_thread() -> Option<std::path::PathBuf> {
-    std::fs::read_link("/proc/thread-self/ns/net").ok()
+pub(crate) fn netns_of_this_thread() -> Option<NsLink> {
+    NsLink::read_at(libc::AT_FDCWD, c"/proc/thread-self/ns/net").ok()
 }
 
 #[cfg(test)]
