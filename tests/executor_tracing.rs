@@ -171,7 +171,9 @@ fn jobs_cause_no_event_of_their_own() {
         }
     };
     work(100);
-    let events = events_of(&netns);
+    let mut events = events_of(&netns);
+    // The deletion watch has its news told by whichever worker is idle next.
+    events.retain(|event| !event.fields["message"].contains("watching for unmounted"));
     // At most the two workers' coming, whatever the number of jobs.
     assert!(events.len() <= 2, "{events:#?}");
     assert!(events.iter().all(|event| event.level >= Level::DEBUG));

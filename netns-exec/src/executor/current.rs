@@ -160,52 +160,40 @@ impl Drop for Waiting {
     }
 }
 
-/// What a handle that was polled remembers of it.
-pub(crate) struct Polled {
-    /// The number of the wait that it is part of, or 0.
-    wait: u64,
-}
+/// What a handle that was polled remembers of it: the number of the wait that it is part
+/// of, or 0.
+pub(crate) struct Polled<'a>(pub(crate) &'a mut u64);
 
-impl Polled {
-    pub(crate) const fn new() -> Polled {
-        Polled { wait: 0 }
-    }
-
+impl Polled<'_> {
     /// Notes that the handle was not ready: the calling thread's job will wait for it,
     /// in a way that the executor does not see.
-    pub(crate) fn in_vain(&mut self) {
+    pub(crate) fn in_vain(self) {
         static WAITS_SO_FAR: AtomicU64 = AtomicU64::new(0);
         let (wait, handles) = POLLED.with(Cell::get);
         let how = WAITS.with(Cell::get);
         if how == Waits::Polled {
-            if self.wait != wait {
-                self.wait = wait;
+            if *self.0 != wait {
+                *self.0 = wait;
                 POLLED.with(|it| it.set((wait, handles + 1)));
             }
         } else if how == Waits::No && SERVES.with(Cell::get) {
-            self.wait = WAITS_SO_FAR.fetch_add(1, Ordering::Relaxed) + 1;
-            POLLED.with(|it| it.set((self.wait, 1)));
+            *self.0 = WAITS_SO_FAR.fetch_add(1, Ordering::Relaxed) + 1;
+            POLLED.with(|it| it.set((*self.0, 1)));
             begin_wait(Waits::Polled);
         }
     }
 
     /// Notes that the job does not wait for the handle any more. It may for others.
-    pub(crate) fn no_more(&mut self) {
+    pub(crate) fn no_more(self) {
         let (wait, handles) = POLLED.with(Cell::get);
         // A wait that is over, or another thread's, is none of ours.
-        if mem::take(&mut self.wait) != wait || WAITS.with(Cell::get) != Waits::Polled {
+        if mem::take(self.0) != wait || WAITS.with(Cell::get) != Waits::Polled {
             return;
         }
         POLLED.with(|it| it.set((wait, handles - 1)));
         if handles == 1 {
             end_wait();
         }
-    }
-}
-
-impl Drop for Polled {
-    fn drop(&mut self) {
-        self.no_more();
     }
 }
 

@@ -70,7 +70,6 @@ use crate::handoff::task::TaskHandle;
 #[must_use = "a job's panic is seen by the thread that joins it; drop the handle to say that none does"]
 pub struct JoinHandle<T> {
     task: TaskHandle<'static, T>,
-    polled: Polled,
 }
 
 /// A handle to a job of a [`Scope`](crate::Scope).
@@ -95,10 +94,7 @@ fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> 
 
 impl<T> JoinHandle<T> {
     pub(crate) fn new(task: TaskHandle<'static, T>) -> Self {
-        JoinHandle {
-            task,
-            polled: Polled::new(),
-        }
+        JoinHandle { task }
     }
 
     /// Waits for the job and returns its result.
@@ -160,14 +156,21 @@ impl<T> Future for JoinHandle<T> {
     /// When polled again after it was ready.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         if self.task.poll(cx).is_ready() {
-            self.polled.no_more();
+            Polled(&mut self.task.mark).no_more();
             return Poll::Ready(self.task.take_result());
         }
         if let Err(error) = current::check_may_wait() {
             return Poll::Ready(Err(error));
         }
-        self.polled.in_vain();
+        Polled(&mut self.task.mark).in_vain();
         Poll::Pending
+    }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        // The calling thread's job may have polled it.
+        Polled(&mut self.task.mark).no_more();
     }
 }
 

@@ -242,6 +242,7 @@ where
         TaskHandle {
             packet: self.job,
             taken: false,
+            mark: 0,
         }
     }
 
@@ -400,6 +401,8 @@ where
 pub(crate) struct TaskHandle<'a, T> {
     packet: Arc<dyn Packet<T> + Send + Sync + 'a>,
     taken: bool,
+    /// Its owner's, who may keep a number here; 0 at first.
+    pub(crate) mark: u64,
 }
 
 impl<T> TaskHandle<'_, T> {
