@@ -1,8 +1,8 @@
 //! The executor: its calls, its workers, and how both end.
 
-mod attack;
 mod batch;
 mod calls;
+mod counts;
 mod deletion;
 mod faults;
 mod futures;
