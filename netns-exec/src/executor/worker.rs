@@ -109,6 +109,9 @@ impl<'a> Worker<'a> {
         // busy, so that callers use the queue, and others serve it meanwhile.
         self.door
             .report(|| tracing::debug!(is_spare, "worker started"));
+        if let Some(lack) = self.door.guards_lack() {
+            self.door.report(|| tracing::debug!("{lack}"));
+        }
         if let Some(lane) = &mut lane {
             lane.end_busy();
         }

@@ -94,14 +94,10 @@ impl Mechanism for Detect {
     fn install(&self) -> io::Result<Box<Detector>> {
         let netns_check = Rc::new(NetnsCheck::of_this_thread()?);
         let recorder = self.recording.start();
-        if recorder.is_none() && self.recording != Recording::Nothing {
-            // Each event locks two pages of memory; kernel.perf_event_mlock_kb
-            // and RLIMIT_MEMLOCK have an end.
-            tracing::debug!("no perf event for this worker: looking through /proc instead");
-        }
         Ok(Box::new(Detector {
             is_home: netns_check.entered() == self.home,
             home: self.home,
+            wants_recorder: self.recording != Recording::Nothing,
             netns_check,
             state: StateCheck::of_this_thread(self.home_tid)?,
             recorder,
@@ -131,6 +127,10 @@ pub(super) struct Detector {
     netns_check: Rc<NetnsCheck>,
     state: StateCheck,
     recorder: Option<Recorder>,
+    /// Whether the policy counts on a recorder. A worker may do without: each perf
+    /// event locks two pages of memory, and kernel.perf_event_mlock_kb and
+    /// RLIMIT_MEMLOCK have an end.
+    wants_recorder: bool,
     tasks: Arc<TaskDir>,
     home: NsLink,
     /// The worker serves the home namespace: threads may stay.
@@ -170,6 +170,11 @@ impl OnThread for Box<Detector> {
 
     fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
         Some(Rc::clone(&self.netns_check))
+    }
+
+    fn lack(&self) -> Option<&'static str> {
+        let lacks = self.wants_recorder && self.recorder.is_none();
+        lacks.then_some("no perf event for this worker: looking through /proc instead")
     }
 }
 

@@ -269,6 +269,11 @@ trait OnThread {
     fn refused(&self) -> Refused {
         Refused::default()
     }
+
+    /// What this thread's guard has to do without, if anything: for the log.
+    fn lack(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Writes out the choice between the mechanisms, so that no job pays for a call
@@ -333,6 +338,12 @@ macro_rules! mechanisms {
             fn refused(&self) -> Refused {
                 match self {
                     $(Installed::$guard(guard) => guard.refused(),)*
+                }
+            }
+
+            fn lack(&self) -> Option<&'static str> {
+                match self {
+                    $(Installed::$guard(guard) => guard.lack(),)*
                 }
             }
         }
@@ -446,6 +457,12 @@ impl ThreadGuard {
     /// What this guard refused since the job began.
     pub(crate) fn refused(&self) -> Refused {
         self.installed.refused()
+    }
+
+    /// What this guard has to do without, if anything: for the worker to tell the log,
+    /// once it serves.
+    pub(crate) fn lack(&self) -> Option<&'static str> {
+        self.installed.lack()
     }
 }
 

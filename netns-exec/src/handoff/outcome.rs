@@ -245,6 +245,11 @@ impl Door {
         self.guard.after_job()
     }
 
+    /// What the thread's guard has to do without, if anything.
+    pub(crate) fn guards_lack(&self) -> Option<&'static str> {
+        self.guard.lack()
+    }
+
     /// Puts right, before the worker sleeps, what jobs may have changed; `false` when
     /// the thread is unfit for more.
     pub(crate) fn before_park(&mut self) -> bool {

@@ -364,7 +364,7 @@ mod tests {
         assert!(tasks.ns_link(tid).expect("no error").is_none());
         assert!(tasks.alive_since(tid).expect("no error").is_none());
         // Where it was found before it ended, the kernel speaks of privilege.
-        let error = probe.expect("procfs").read().err().expect("it has ended");
+        let error = probe.expect("procfs").read().expect_err("it has ended");
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
     }
 }
