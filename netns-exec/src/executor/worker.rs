@@ -266,6 +266,8 @@ impl<'a> Worker<'a> {
         }
         self.watch_for_deletion();
         self.tell_news();
+        // A subscriber may have polled a handle.
+        current::came_back();
         !self.door.is_spoiled()
     }
 
@@ -326,6 +328,7 @@ impl<'a> Worker<'a> {
 
     fn serve_as_spare(&mut self) -> Round {
         loop {
+            current::came_back();
             while let Some(job) = self.group.queue.take() {
                 self.cover_queue();
                 self.run(job);
