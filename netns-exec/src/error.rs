@@ -135,6 +135,15 @@ pub(crate) enum Kind {
     LeftThreads,
 }
 
+/// Makes an [`io::Error`], which cannot be cloned, once more: whole where it is the
+/// kernel's, with its kind and text where it is not.
+pub(crate) fn copy_of(cause: &io::Error) -> io::Error {
+    match cause.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::new(cause.kind(), cause.to_string()),
+    }
+}
+
 impl Error {
     pub(crate) fn new(kind: Kind, attempt: impl Into<Cow<'static, str>>) -> Self {
         Error {
@@ -253,10 +262,7 @@ impl Error {
             inner: Box::new(Inner {
                 kind,
                 attempt: self.inner.attempt.clone(),
-                cause: cause.map(|cause| match cause.raw_os_error() {
-                    Some(errno) => io::Error::from_raw_os_error(errno),
-                    None => io::Error::new(cause.kind(), cause.to_string()),
-                }),
+                cause: cause.map(copy_of),
                 hint: self.inner.hint.clone(),
                 left: None,
                 panic_text: self.inner.panic_text.clone(),

@@ -30,7 +30,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, copy_of};
 use crate::home::{self, Home};
 use crate::netns::NetnsId;
 use crate::sys;
@@ -289,7 +289,7 @@ impl DeletionWatch {
             .spawn_thread("netns-watch".to_owned(), Some(STACK), move || {
                 home::forbid_waiting();
                 let waiter = self.set_up();
-                let _ = ready.send(waiter.as_ref().map(|_| ()).map_err(raw_copy));
+                let _ = ready.send(waiter.as_ref().map(|_| ()).map_err(copy_of));
                 if let Ok(Some((waiter, wake))) = waiter {
                     self.serve(waiter, &wake);
                 }
@@ -333,7 +333,7 @@ impl DeletionWatch {
                 }
                 Err(cause) => {
                     self.news
-                        .add(News::NotToBeHad(notification, raw_copy(&cause)));
+                        .add(News::NotToBeHad(notification, copy_of(&cause)));
                     failure = cause;
                 }
             }
@@ -459,13 +459,6 @@ fn is_mounted(inode: u64, mountinfo: &Path) -> io::Result<bool> {
 fn mounted(mountinfo: &Path) -> io::Result<HashSet<u64>> {
     let mounts = sys::mount_table::netns_mounts(mountinfo)?;
     Ok(mounts.iter().map(|mount| mount.inode).collect())
-}
-
-/// An [`io::Error`] cannot be cloned; the kernel's can be made again.
-fn raw_copy(error: &io::Error) -> io::Error {
-    error
-        .raw_os_error()
-        .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 #[cfg(test)]
