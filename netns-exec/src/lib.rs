@@ -92,6 +92,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod audit;
+mod bell;
 mod error;
 mod executor;
 mod guard;

@@ -17,6 +17,7 @@ mod subscribers;
 mod threads;
 mod user_code;
 mod waits;
+mod wakes;
 mod workers;
 
 use std::time::Duration;

@@ -57,6 +57,8 @@ pub(crate) enum Leaving {
 /// What a group knows of one of its workers.
 pub(crate) struct Member {
     pub(crate) number: u64,
+    /// Woken by its bell, and not by futex.
+    pub(crate) is_rung: bool,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -148,8 +150,8 @@ struct State {
     /// outside the locks: it has some of its own.
     watched: Option<Subscription>,
     live: Vec<Arc<Member>>,
-    /// Which lanes have a worker, born or being born.
-    taken: Vec<bool>,
+    /// Which lanes have a worker, born or being born: its number.
+    taken: Vec<Option<u64>>,
     starting: usize,
     spares_parked: usize,
     /// Parked spares that were called and have not woken yet.
@@ -190,7 +192,7 @@ impl Group {
                 netns: None,
                 watched: None,
                 live: Vec::new(),
-                taken: vec![false; lanes],
+                taken: vec![None; lanes],
                 starting: 0,
                 spares_parked: 0,
                 called: 0,
@@ -285,7 +287,7 @@ impl Group {
     }
 
     fn grow_locked(&self, state: &mut State) -> Todo {
-        let free = state.taken.iter().position(|taken| !taken);
+        let free = state.taken.iter().position(Option::is_none);
         match free {
             Some(index)
                 if !state.live.is_empty()
@@ -379,15 +381,16 @@ impl Group {
     }
 
     fn begin_start(&self, state: &mut State, role: Role, is_needed: bool) -> Start {
+        let number = self.pool.next_worker_number();
         state.starting += 1;
         if let Role::Lane(index) = role {
-            state.taken[index] = true;
+            state.taken[index] = Some(number);
         }
         if is_needed {
             self.runnable.add();
         }
         Start {
-            number: self.pool.next_worker_number(),
+            number,
             role,
             netns: (state.netns.clone()).expect("here while there are workers"),
             is_needed,
@@ -413,7 +416,7 @@ impl Group {
     pub(crate) fn start_failed(&self, role: Role, is_needed: bool, error: Error) {
         let mut state = self.state.lock();
         if let Role::Lane(index) = role {
-            state.taken[index] = false;
+            state.taken[index] = None;
         }
         if is_needed {
             self.runnable.remove();
@@ -477,13 +480,13 @@ impl Group {
 
     /// Takes a lane that has lost its worker, for a spare that serves under load:
     /// callers would go through the queue until the load pauses.
-    pub(crate) fn take_vacant_lane(&self) -> Option<usize> {
+    pub(crate) fn take_vacant_lane(&self, member: &Member) -> Option<usize> {
         if !self.lanes.iter().any(Lane::is_closed) {
             return None;
         }
         let mut state = self.state.lock();
-        let index = state.taken.iter().position(|taken| !taken)?;
-        state.taken[index] = true;
+        let index = state.taken.iter().position(Option::is_none)?;
+        state.taken[index] = Some(member.number);
         Some(index)
     }
 
@@ -546,7 +549,7 @@ impl Group {
         state.done += member.counters.done();
         state.panicked += member.counters.panicked();
         if let Role::Lane(index) = role {
-            state.taken[index] = false;
+            state.taken[index] = None;
         }
         let _ = (self.evictions).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |evictions| {
             evictions.checked_sub(1)
@@ -564,6 +567,15 @@ impl Group {
         }
         self.changed.notify_all();
         Some(todo)
+    }
+
+    /// A worker whose thread has ended in a job, without leaving, and the lane that it had.
+    pub(super) fn take_lost(&self) -> Option<(Arc<Member>, Role)> {
+        let index = self.lanes.iter().position(Lane::take_lost)?;
+        let state = self.state.lock();
+        let number = state.taken[index]?;
+        let member = (state.live.iter()).find(|member| member.number == number)?;
+        Some((Arc::clone(member), Role::Lane(index)))
     }
 
     /// Parks a spare that has nothing to do; says why when it is to leave instead.
@@ -707,6 +719,7 @@ impl Group {
             id: self.id,
             label: self.label.clone(),
             workers: state.live.len(),
+            rung: (state.live.iter().filter(|member| member.is_rung)).count(),
             queued: self.queue.len(),
             running: counters().filter(|counters| counters.is_running()).count(),
             done: state.done + counters().map(|counters| counters.done()).sum::<u64>(),

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
+use crate::handoff::outcome::discard;
 use crate::handoff::pace;
 use crate::netns::NetnsId;
 use crate::sync::{Condvar, Mutex, thread};
@@ -349,8 +351,11 @@ impl Threads {
         let Some((number, handle)) = found else {
             return false;
         };
-        // A worker's main function catches every panic, and says so itself.
-        let _ = handle.join();
+        // A worker's main function catches every panic, and says so itself. That of a
+        // thread which a job has ended is none, and std panics over it here.
+        if let Ok(Err(panic)) | Err(panic) = catch_unwind(AssertUnwindSafe(|| handle.join())) {
+            discard(panic);
+        }
         let ended = (self.state.lock().threads.get(&number)).and_then(|thread| thread.ended);
         if let Some(tid) = ended {
             sys::thread::wait_gone(tid);

@@ -6,7 +6,6 @@
 
 use crate::handoff::job::JobRef;
 use crate::handoff::pace;
-use crate::handoff::placement::{Cpu, CpuHint};
 use crate::sync::{
     self, AtomicU32, Condvar, Mutex, Ordering, Receiver, Sender, TrySendError, fence,
 };
@@ -17,8 +16,6 @@ pub(crate) struct Queue {
     receiver: Receiver<JobRef>,
     /// Senders that wait for room.
     waiting: AtomicU32,
-    /// Where the last of them was.
-    waiting_on: CpuHint,
     room: Condvar,
     room_lock: Mutex<()>,
 }
@@ -30,7 +27,6 @@ impl Queue {
             sender,
             receiver,
             waiting: AtomicU32::new(0),
-            waiting_on: CpuHint::new(),
             room: Condvar::new(),
             room_lock: Mutex::new(()),
         }
@@ -53,7 +49,7 @@ impl Queue {
 
     /// Puts a job in, and waits for room.
     pub(crate) fn push(&self, mut job: JobRef) {
-        if pace::spin_if_it_pays(|| !self.sender.is_full()) {
+        if pace::spin_by_turns(|| !self.sender.is_full()) {
             match self.try_push(job) {
                 Ok(()) => return,
                 Err(back) => job = back,
@@ -61,7 +57,6 @@ impl Queue {
         }
         let mut guard = self.room_lock.lock();
         loop {
-            self.waiting_on.set(Cpu::here(), false);
             self.waiting.fetch_add(1, Ordering::Relaxed);
             // See the module: the other half is in `take`.
             fence(Ordering::SeqCst);
@@ -94,9 +89,9 @@ impl Queue {
         std::iter::from_fn(|| self.take()).collect()
     }
 
-    /// Whether a sender that waited for room is about to wake up on another CPU,
-    /// with the queue empty now.
+    /// Whether a sender that waited for room is about to wake up, with the queue empty
+    /// now.
     pub(crate) fn expects_jobs(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0 && !self.waiting_on.get().is(Cpu::here())
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 }

@@ -21,7 +21,7 @@ use crate::guard::ThreadGuard;
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{Counters, Door, discard};
-use crate::handoff::pace::{self, Credit};
+use crate::handoff::pace;
 use crate::home::roster;
 use crate::netns::{Netns, watch};
 
@@ -54,6 +54,9 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     let counters = Arc::new(Counters::default());
     let member = Arc::new(Member {
         number,
+        is_rung: guard
+            .listened()
+            .is_some_and(|listened| listened.bell().rings()),
         counters: Arc::clone(&counters),
     });
     let mut worker = Worker {
@@ -96,7 +99,15 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     /// Opens a lane, busy as yet.
     fn open(&self, index: usize) -> Serving<'a> {
-        (self.group.lane(index).open()).expect("a lane has one worker at a time")
+        let bell = self.door.listened().map(|listened| {
+            let bell = listened.bell();
+            let group = Arc::downgrade(self.group);
+            bell.set_unpark(Some(Box::new(move || {
+                (group.upgrade()).is_some_and(|group| group.lane(index).unpark_trapped())
+            })));
+            Arc::clone(bell)
+        });
+        (self.group.lane(index).open(bell)).expect("a lane has one worker at a time")
     }
 
     /// Serves, and leaves the group in order, whatever happens.
@@ -107,8 +118,9 @@ impl<'a> Worker<'a> {
         let is_spare = lane.is_none();
         // A subscriber may ship its line through this very namespace: the lane is
         // busy, so that callers use the queue, and others serve it meanwhile.
+        let is_rung = self.member.is_rung;
         self.door
-            .report(|| tracing::debug!(is_spare, "worker started"));
+            .report(|| tracing::debug!(is_spare, is_rung, "worker started"));
         if let Some(lack) = self.door.guards_lack() {
             self.door.report(|| tracing::debug!("{lack}"));
         }
@@ -171,9 +183,9 @@ impl<'a> Worker<'a> {
 
     fn serve_lane(&mut self, lane: &mut Serving<'a>) -> Leaving {
         let may_spin = self.group.pool().may_spin;
-        let mut credit = Credit::new();
         // Whether it has just emptied the queue.
         let mut emptied = false;
+        let mut idle = Idle::default();
         loop {
             current::came_back();
             if self.door.is_spoiled() {
@@ -182,26 +194,30 @@ impl<'a> Worker<'a> {
             if lane.has_call() {
                 self.cover_queue();
                 lane.serve(&mut self.door);
-                if lane.was_sent_away() {
-                    credit = Credit::full();
-                }
-            } else if !self.group.queue.is_empty() {
+                idle = Idle::default();
+            } else if lane.is_called() || !self.group.queue.is_empty() {
                 if lane.begin_busy() {
-                    self.serve_queue();
+                    if self.serve_queue() {
+                        emptied = true;
+                        idle = Idle::default();
+                    }
                     if self.door.is_spoiled() {
                         continue;
                     }
                     lane.end_busy();
-                    emptied = true;
                 } else {
                     lane.await_post();
                 }
-            } else if mem::take(&mut emptied) && may_spin && self.group.queue.expects_jobs() {
-                // A sender that floods the queue and this worker would sleep by turns.
-                Credit::full().spin(pace::LONGEST_SPIN, || self.has_work(lane));
-            } else if may_spin && may_spin_for(lane, &mut credit) {
-                credit.spin(lane.spin_budget(), || self.has_work(lane));
-            } else if let Some(why) = self.park(lane, &mut credit) {
+            } else if may_spin
+                && (lane.expects_call()
+                    || mem::take(&mut emptied) && self.group.queue.expects_jobs())
+            {
+                // A caller that comes at once; or a sender that floods the queue, and
+                // would sleep by turns with this worker.
+                if let Err(since) = pace::spin(pace::SPIN, || self.has_work(lane)) {
+                    idle.since = Some(since);
+                }
+            } else if let Some(why) = self.park(lane, &mut idle) {
                 return why;
             }
         }
@@ -212,20 +228,24 @@ impl<'a> Worker<'a> {
         lane.has_call() || !self.group.queue.is_empty()
     }
 
-    /// Runs the jobs of the queue until there is none, or the thread is spoiled.
-    fn serve_queue(&mut self) {
+    /// Runs the jobs of the queue until there is none, or the thread is spoiled; tells
+    /// whether there was any.
+    fn serve_queue(&mut self) -> bool {
+        let mut any = false;
         while !self.door.is_spoiled()
             && let Some(job) = self.group.queue.take()
         {
+            any = true;
             self.cover_queue();
             self.run(job);
         }
+        any
     }
 
     /// Sleeps until there may be work; says so when the worker has left instead.
-    fn park(&mut self, lane: &mut Serving<'a>, credit: &mut Credit) -> Option<Leaving> {
-        let parked = Instant::now();
-        if !lane.begin_park(parked) {
+    fn park(&mut self, lane: &mut Serving<'a>, idle: &mut Idle) -> Option<Leaving> {
+        let since = *idle.since.get_or_insert_with(Instant::now);
+        if !lane.begin_park(since) {
             lane.await_post();
             return None;
         }
@@ -234,28 +254,30 @@ impl<'a> Worker<'a> {
             return None;
         }
         if self.group.wants_leave(self.role) {
+            lane.stay_awake();
             return self.leave_lane(lane, Leaving::Told);
         }
         self.group.note_idle();
         // What an idle worker does is not done yet: on a CPU that both share, the
         // caller would wait for it.
-        if lane.sleep(Some(UPKEEP_AFTER)) {
-            if parked.elapsed() < pace::QUICK {
-                credit.gain();
-            }
+        let limit = if idle.has_seen_to_itself {
+            self.idle_timeout()
+        } else {
+            Some(UPKEEP_AFTER)
+        };
+        if lane.is_trapped()
+            && let Some(listened) = self.door.listened()
+        {
+            listened.set_alarm(limit);
+        }
+        if lane.sleep(limit) {
             return None;
         }
-        if !self.upkeep() {
-            return Some(self.leave_spoiled(Some(lane)));
-        }
-        if lane.sleep(self.idle_timeout()) {
-            return None;
+        if !mem::replace(&mut idle.has_seen_to_itself, true) {
+            return (!self.upkeep()).then(|| self.leave_spoiled(Some(lane)));
         }
         // Pinned meanwhile? Then the next round sleeps without a limit.
-        if self.idle_timeout().is_none() {
-            lane.stay_awake();
-            return None;
-        }
+        self.idle_timeout()?;
         self.leave_lane(lane, Leaving::Idle)
     }
 
@@ -335,7 +357,7 @@ impl<'a> Worker<'a> {
                 if self.door.is_spoiled() {
                     return Round::Leaves(self.leave_spoiled(None));
                 }
-                if let Some(index) = self.group.take_vacant_lane() {
+                if let Some(index) = self.group.take_vacant_lane(self.member) {
                     return Round::HasLane(index);
                 }
                 if self.group.has_enough_workers() {
@@ -414,8 +436,10 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Whether the worker of `lane` should spin before it parks.
-#[inline]
-fn may_spin_for(lane: &Serving<'_>, credit: &mut Credit) -> bool {
-    !lane.is_beside_caller() && credit.allows()
+/// How a worker idles.
+#[derive(Default)]
+struct Idle {
+    since: Option<Instant>,
+    /// It has done what an idle worker does.
+    has_seen_to_itself: bool,
 }

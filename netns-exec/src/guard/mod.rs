@@ -7,12 +7,11 @@
 //! thread once it has entered its namespace, and asks it after every job.
 //!
 //! How each is kept is a [`Mechanism`], one a file: [`seal`] (with its [`filter`]
-//! and the [`ear`] that counts what it refuses), [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
+//! and [`bell`](crate::bell), which counts what it refuses), [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
 //! `mechanisms!` below.
 
 mod check;
 mod detect;
-mod ear;
 mod filter;
 mod off;
 mod seal;
@@ -23,6 +22,7 @@ use std::rc::Rc;
 
 pub(crate) use check::NetnsCheck;
 
+use crate::bell::ear::Listened;
 use crate::error::{Error, LeftThread, Refused, Result};
 use crate::home::roster::Registration;
 use crate::sys;
@@ -50,7 +50,7 @@ use crate::sys;
 /// | a job takes files (`CLONE_FILES`) or a working directory (`CLONE_FS`) of its own | refused: `EPERM` | found after the job | files: found after the job |
 /// | `CAP_SYS_ADMIN` in a job | gone | kept | kept |
 /// | cost of each job | nothing | some nanoseconds, or a look into `/proc` | a look into `/proc`, and kcmp(2) |
-/// | descriptors for each worker | none | 2 | 2 |
+/// | descriptors for each worker | 1, see [`NetnsStats::rung`](crate::NetnsStats::rung) | 2 | 2 |
 ///
 /// No policy is a sandbox. They stop accidents, in code that means no harm, and
 /// reach no further than the kernel's view of one thread; a job shares its
@@ -175,7 +175,8 @@ pub enum Guard {
     /// position-independent; a system call through the 32-bit entry of a 64-bit
     /// kernel; a process that shares this one's memory (`CLONE_VM` without
     /// `CLONE_THREAD`); a job that ends its thread by the bare exit(2), whose caller
-    /// waits for ever. And a job can keep its namespace alive by letting a socket out.
+    /// waits for ever where the worker is not [rung](crate::NetnsStats::rung) or the job
+    /// was spawned. And a job can keep its namespace alive by letting a socket out.
     ///
     /// # A process that confines itself
     ///
@@ -270,6 +271,11 @@ trait OnThread {
         Refused::default()
     }
 
+    /// What hears of the thread's traps, by which it can be woken.
+    fn listened(&self) -> Option<&Listened> {
+        None
+    }
+
     /// What this thread's guard has to do without, if anything: for the log.
     fn lack(&self) -> Option<&'static str> {
         None
@@ -332,6 +338,12 @@ macro_rules! mechanisms {
             fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
                 match self {
                     $(Installed::$guard(guard) => guard.netns_check(),)*
+                }
+            }
+
+            fn listened(&self) -> Option<&Listened> {
+                match self {
+                    $(Installed::$guard(guard) => guard.listened(),)*
                 }
             }
 
@@ -452,6 +464,11 @@ impl ThreadGuard {
             Ok(_) => self.installed.when_idle(),
             Err(error) => ThreadState::Unknown(error),
         }
+    }
+
+    /// What hears of the thread's traps, by which it can be woken.
+    pub(crate) fn listened(&self) -> Option<&Listened> {
+        self.installed.listened()
     }
 
     /// What this guard refused since the job began.

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::bell::ear::Listened;
 use crate::error::{Error, Kind, LeftThread, Refused};
 use crate::guard::{ThreadGuard, ThreadState};
 
@@ -243,6 +244,11 @@ impl Door {
             return ThreadState::Escaped;
         }
         self.guard.after_job()
+    }
+
+    /// What hears of the thread's traps, by which it can be woken.
+    pub(crate) fn listened(&self) -> Option<&Listened> {
+        self.guard.listened()
     }
 
     /// What the thread's guard has to do without, if anything.
