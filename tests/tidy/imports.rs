@@ -27,7 +27,7 @@ const ROWS: &[&[&str]] = &[
     &["handoff::wake", "handoff::caller", "handoff::job"],
     &["handoff::placement", "handoff::outcome", "handoff::latch"],
     &["handoff::pace"],
-    &["guard", "audit"],
+    &["guard", "audit", "view"],
     &["netns"],
     &["home"],
     &["netns::id"],

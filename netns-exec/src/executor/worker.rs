@@ -75,6 +75,11 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
 fn enter(netns: &Netns, pool: &Pool) -> Result<ThreadGuard> {
     let registration = roster::sign_in(netns.id());
     netns.enter()?;
+    // Before the guard, which takes the privilege away and the state of the thread for
+    // what it is to stay.
+    if let Some(view) = &pool.config.view {
+        view.put_on_worker(netns)?;
+    }
     pool.policy.install(registration)
 }
 
