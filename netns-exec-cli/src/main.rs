@@ -27,6 +27,7 @@ mod unreadable;
     reason = "before this process has a second thread"
 )]
 mod userns;
+mod view;
 
 use std::io;
 use std::process::ExitCode;

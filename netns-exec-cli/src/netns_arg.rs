@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParserFactory};
 use netns_exec::Netns;
@@ -72,7 +72,7 @@ impl NetnsArg {
     /// Opens the namespace.
     pub(crate) fn open(&self) -> Result<Netns, Failure> {
         let opened = match self {
-            NetnsArg::Name(name) => open_name(name),
+            NetnsArg::Name(name) => Netns::open_os(name),
             NetnsArg::Path(path) => Netns::from_path(path),
             NetnsArg::Pid(pid) => match pid.to_str().and_then(|pid| pid.parse().ok()) {
                 Some(pid) => Netns::from_pid(pid),
@@ -84,15 +84,6 @@ impl NetnsArg {
             },
         };
         opened.map_err(Failure::from)
-    }
-}
-
-/// Opens a namespace by its name, which may be any bytes but is text in the
-/// library.
-fn open_name(name: &OsStr) -> Result<Netns, netns_exec::Error> {
-    match name.to_str() {
-        Some(name) => Netns::open(name),
-        None => Netns::from_path(Path::new(FOLDER).join(name)),
     }
 }
 
@@ -131,7 +122,7 @@ impl NetnsArgs {
         };
         if self.all {
             for name in names()? {
-                match open_name(&name) {
+                match Netns::open_os(&name) {
                     Ok(netns) => add(name, netns),
                     // Deleted meanwhile, being made, or left by a crash.
                     Err(error) if error.is_not_found() || error.is_not_a_netns() => {}
@@ -196,7 +187,7 @@ mod tests {
         let arg = NetnsArg::from(bytes.to_owned());
         assert_eq!(arg.to_os_string(), bytes);
         let failure = arg.open().expect_err("no such name").to_string();
-        assert!(failure.contains("/run/netns/bl"), "{failure}");
+        assert!(failure.contains("/run/netns has no such name"), "{failure}");
     }
 
     #[test]
