@@ -61,8 +61,9 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Exec(exec::Args),
-    Audit(audit::Args),
+    #[command(aliases = ["list", "show"])]
     Ls(ls::Args),
+    Audit(audit::Args),
     Lease(lease::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -73,8 +74,8 @@ impl Command {
         match self {
             Command::Demo(args) => demo::run(args),
             Command::Exec(args) => exec::run(args),
-            Command::Audit(args) => audit::run(args),
             Command::Ls(args) => ls::run(args),
+            Command::Audit(args) => audit::run(args),
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Completions(args) => completions::run(args, Cli::command()),
