@@ -14,6 +14,7 @@ mod exec;
 mod failure;
 mod lease;
 mod ls;
+mod names;
 mod netns_arg;
 mod output;
 mod seconds;
@@ -78,12 +79,15 @@ impl Command {
             Command::Audit(args) => audit::run(args),
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),
-            Command::Completions(args) => completions::run(args, Cli::command()),
+            Command::Completions(args) => completions::run(args),
         }
     }
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = completions::answer(Cli::command) {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -2,18 +2,16 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParserFactory};
+use clap_complete::engine::ArgValueCompleter;
 use netns_exec::Netns;
 
+use crate::completions::netns_args;
 use crate::failure::Failure;
-
-/// Where `ip netns` keeps the names.
-const FOLDER: &str = "/run/netns";
+use crate::names::names;
 
 /// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`. A name
 /// or path is any bytes, as files' names are.
@@ -98,7 +96,8 @@ pub(crate) struct Labelled {
 pub(crate) struct NetnsArgs {
     /// The namespaces: a NAME as `ip netns list` shows it, a PATH (anything with
     /// a slash), or pid:N for that of a process
-    #[arg(value_name = "NS", required_unless_present = "all")]
+    #[arg(value_name = "NS", required_unless_present = "all",
+          add = ArgValueCompleter::new(netns_args))]
     netns: Vec<NetnsArg>,
 
     /// All named namespaces, as `ip -all netns` takes them
@@ -136,21 +135,6 @@ impl NetnsArgs {
         }
         Ok(opened)
     }
-}
-
-/// The names that `ip netns list` shows, in order.
-fn names() -> Result<Vec<OsString>, Failure> {
-    let failed = |error| Failure::io(format!("cannot read {FOLDER}"), error);
-    let entries = match fs::read_dir(FOLDER) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut names = (entries.map(|entry| Ok(entry?.file_name())))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    names.sort();
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -1,0 +1,86 @@
+//! Completions.
+
+use std::env;
+use std::fs;
+use std::process::Command;
+
+use netns_exec_tests::{TempNetns, unique_name};
+
+use super::{PROGRAM, output, text};
+
+/// What bash makes of a command line, with the cursor behind its last word.
+fn completed(line: &[&str]) -> Vec<String> {
+    let path = env::temp_dir().join(unique_name());
+    fs::write(&path, output(&["completions", "bash"]).stdout).expect("a file of our own");
+    let folder = std::path::Path::new(PROGRAM).parent().expect("it has one");
+    let words = line.iter().map(|word| format!("'{word}'"));
+    let script = format!(
+        "PATH={}:$PATH; . {}; COMP_WORDS=({}); COMP_CWORD={}; COMP_TYPE=9; \
+         $(complete -p netns-exec | grep -o '_[^ ]*') netns-exec '{}' x; \
+         printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        folder.display(),
+        path.display(),
+        words.collect::<Vec<_>>().join(" "),
+        line.len() - 1,
+        line.last().expect("a word"),
+    );
+    let shown = Command::new("bash").args(["-c", &script]).output();
+    fs::remove_file(&path).expect("own file");
+    let shown = shown.expect("bash");
+    let words = text(&shown.stdout).lines();
+    words.map(|word| word.trim_end().to_owned()).collect()
+}
+
+#[test]
+fn completions_know_the_subcommands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = output(&["completions", shell]);
+        assert!(script.status.success());
+        assert!(text(&script.stdout).contains("netns-exec"), "{shell}");
+    }
+    assert_eq!(completed(&["netns-exec", "dem"]), ["demo"]);
+    let words = completed(&["netns-exec", ""]);
+    for subcommand in ["audit", "exec"] {
+        assert!(words.iter().any(|word| word == subcommand), "{words:?}");
+    }
+    assert!(completed(&["netns-exec", "exec", "--no"]).contains(&"--no-view".to_owned()));
+}
+
+#[test]
+fn completions_know_the_names_that_there_are() {
+    let blue = TempNetns::new();
+    let beginning = &blue.name()[..blue.name().len() - 1];
+    for subcommand in [&["exec"][..], &["exec", "--jobs", "2"]] {
+        let words = completed(&[&["netns-exec"], subcommand, &[beginning]].concat());
+        assert!(
+            words.iter().any(|word| word == blue.name()),
+            "{subcommand:?}: {words:?}"
+        );
+    }
+    // A second one, after the first.
+    let words = completed(&["netns-exec", "exec", "red", beginning]);
+    assert!(words.iter().any(|word| word == blue.name()), "{words:?}");
+    // A path is completed as one.
+    let words = completed(&["netns-exec", "exec", "/proc/self/ns/ne"]);
+    assert_eq!(words, ["/proc/self/ns/net"]);
+}
+
+#[test]
+fn a_variable_of_another_program_changes_nothing() {
+    let shown = Command::new(PROGRAM)
+        .args(["completions", "bash"])
+        .env("COMPLETE", "bash")
+        .output()
+        .expect("the program was built");
+    assert!(text(&shown.stdout).contains("complete -o"));
+    let shown = Command::new(PROGRAM)
+        .env("NETNS_EXEC_COMPLETE", "tcsh")
+        .output()
+        .expect("the program was built");
+    assert_eq!(shown.status.code(), Some(2));
+    assert!(
+        text(&shown.stderr).starts_with("netns-exec: "),
+        "{}",
+        text(&shown.stderr)
+    );
+}
