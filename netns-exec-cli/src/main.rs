@@ -8,15 +8,19 @@ mod audit;
 )]
 mod bench;
 mod completions;
+mod create;
+mod delete;
 #[expect(clippy::disallowed_methods, reason = "has callers of its own")]
 mod demo;
 mod exec;
 mod failure;
+mod identify;
 mod lease;
 mod ls;
 mod names;
 mod netns_arg;
 mod output;
+mod pids;
 mod seconds;
 mod setting;
 mod stdio;
@@ -62,8 +66,14 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Exec(exec::Args),
+    #[command(alias = "add")]
+    Create(create::Args),
+    #[command(alias = "del")]
+    Delete(delete::Args),
     #[command(aliases = ["list", "show"])]
     Ls(ls::Args),
+    Identify(identify::Args),
+    Pids(pids::Args),
     Audit(audit::Args),
     Lease(lease::Args),
     Bench(bench::Args),
@@ -75,7 +85,11 @@ impl Command {
         match self {
             Command::Demo(args) => demo::run(args),
             Command::Exec(args) => exec::run(args),
+            Command::Create(args) => create::run(args),
+            Command::Delete(args) => delete::run(args),
             Command::Ls(args) => ls::run(args),
+            Command::Identify(args) => identify::run(args),
+            Command::Pids(args) => pids::run(args),
             Command::Audit(args) => audit::run(args),
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),

@@ -40,7 +40,7 @@ fn completions_know_the_subcommands() {
     }
     assert_eq!(completed(&["netns-exec", "dem"]), ["demo"]);
     let words = completed(&["netns-exec", ""]);
-    for subcommand in ["audit", "exec"] {
+    for subcommand in ["create", "delete"] {
         assert!(words.iter().any(|word| word == subcommand), "{words:?}");
     }
     assert!(completed(&["netns-exec", "exec", "--no"]).contains(&"--no-view".to_owned()));
@@ -50,11 +50,11 @@ fn completions_know_the_subcommands() {
 fn completions_know_the_names_that_there_are() {
     let blue = TempNetns::new();
     let beginning = &blue.name()[..blue.name().len() - 1];
-    for subcommand in [&["exec"][..], &["exec", "--jobs", "2"]] {
-        let words = completed(&[&["netns-exec"], subcommand, &[beginning]].concat());
+    for subcommand in ["exec", "pids", "delete", "del"] {
+        let words = completed(&["netns-exec", subcommand, beginning]);
         assert!(
             words.iter().any(|word| word == blue.name()),
-            "{subcommand:?}: {words:?}"
+            "{subcommand}: {words:?}"
         );
     }
     // A second one, after the first.

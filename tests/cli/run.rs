@@ -449,7 +449,18 @@ fn exec_all_means_all_named_namespaces() {
 fn help_has_examples_that_begin_with_the_command() {
     let all = output(&["--help"]);
     assert!(all.status.success());
-    for subcommand in ["demo", "exec", "ls", "audit", "bench", "completions"] {
+    for subcommand in [
+        "demo",
+        "exec",
+        "create",
+        "delete",
+        "ls",
+        "identify",
+        "pids",
+        "audit",
+        "bench",
+        "completions",
+    ] {
         assert!(text(&all.stdout).contains(subcommand));
         let help = output(&[subcommand, "--help"]);
         let help = text(&help.stdout);
@@ -460,7 +471,7 @@ fn help_has_examples_that_begin_with_the_command() {
         assert!(!output(usage).stdout.is_empty() || !output(usage).stderr.is_empty());
     }
     // As fingers that know iproute2 have it.
-    for alias in ["list", "show"] {
+    for alias in ["add", "del", "list", "show"] {
         assert!(output(&[alias, "--help"]).status.success(), "{alias}");
     }
 }
