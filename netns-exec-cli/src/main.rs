@@ -17,6 +17,7 @@ mod failure;
 mod identify;
 mod lease;
 mod ls;
+mod monitor;
 mod names;
 mod netns_arg;
 mod output;
@@ -74,6 +75,7 @@ enum Command {
     Ls(ls::Args),
     Identify(identify::Args),
     Pids(pids::Args),
+    Monitor(monitor::Args),
     Audit(audit::Args),
     Lease(lease::Args),
     Bench(bench::Args),
@@ -90,6 +92,7 @@ impl Command {
             Command::Ls(args) => ls::run(args),
             Command::Identify(args) => identify::run(args),
             Command::Pids(args) => pids::run(args),
+            Command::Monitor(args) => monitor::run(args),
             Command::Audit(args) => audit::run(args),
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),

@@ -457,6 +457,7 @@ fn help_has_examples_that_begin_with_the_command() {
         "ls",
         "identify",
         "pids",
+        "monitor",
         "audit",
         "bench",
         "completions",
