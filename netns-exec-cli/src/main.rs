@@ -24,6 +24,7 @@ mod output;
 mod pids;
 mod seconds;
 mod setting;
+mod shell;
 mod stdio;
 mod sys;
 mod table;
@@ -55,7 +56,7 @@ use crate::failure::Failure;
     arg_required_else_help = true,
     subcommand_required = true,
     after_help = "Exit status: 0 when all is well, 1 when a check failed, 2 when the command itself \
-                  failed or was misused. `exec` and `lease` pass on the status of what they ran."
+                  failed or was misused. `exec`, `shell` and `lease` pass on the status of what they ran."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -67,6 +68,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Exec(exec::Args),
+    Shell(shell::Args),
     #[command(alias = "add")]
     Create(create::Args),
     #[command(alias = "del")]
@@ -87,6 +89,7 @@ impl Command {
         match self {
             Command::Demo(args) => demo::run(args),
             Command::Exec(args) => exec::run(args),
+            Command::Shell(args) => shell::run(args),
             Command::Create(args) => create::run(args),
             Command::Delete(args) => delete::run(args),
             Command::Ls(args) => ls::run(args),
@@ -130,7 +133,10 @@ fn usage(error: &clap::Error) -> ExitCode {
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         // The low numbers belong to the command that would have run.
-        _ if std::env::args_os().nth(1).is_some_and(|arg| arg == "exec") => {
+        _ if std::env::args_os()
+            .nth(1)
+            .is_some_and(|arg| arg == "exec" || arg == "shell") =>
+        {
             ExitCode::from(failure::FAILED)
         }
         _ => ExitCode::from(2),

@@ -15,6 +15,7 @@ mod monitor;
 mod names;
 mod pages;
 mod run;
+mod shell;
 mod tables;
 mod view;
 

@@ -40,7 +40,7 @@ fn completions_know_the_subcommands() {
     }
     assert_eq!(completed(&["netns-exec", "dem"]), ["demo"]);
     let words = completed(&["netns-exec", ""]);
-    for subcommand in ["create", "delete"] {
+    for subcommand in ["create", "delete", "shell", "monitor"] {
         assert!(words.iter().any(|word| word == subcommand), "{words:?}");
     }
     assert!(completed(&["netns-exec", "exec", "--no"]).contains(&"--no-view".to_owned()));
@@ -50,7 +50,7 @@ fn completions_know_the_subcommands() {
 fn completions_know_the_names_that_there_are() {
     let blue = TempNetns::new();
     let beginning = &blue.name()[..blue.name().len() - 1];
-    for subcommand in ["exec", "pids", "delete", "del"] {
+    for subcommand in ["exec", "shell", "pids", "delete", "del"] {
         let words = completed(&["netns-exec", subcommand, beginning]);
         assert!(
             words.iter().any(|word| word == blue.name()),

@@ -452,6 +452,7 @@ fn help_has_examples_that_begin_with_the_command() {
     for subcommand in [
         "demo",
         "exec",
+        "shell",
         "create",
         "delete",
         "ls",
