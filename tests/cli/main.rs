@@ -11,6 +11,7 @@ mod exec_terminal;
 mod lease;
 mod lease_command;
 mod libnetwork_1113;
+mod ls;
 mod monitor;
 mod names;
 mod pages;
