@@ -17,6 +17,7 @@ mod failure;
 mod identify;
 mod lease;
 mod ls;
+mod man;
 mod monitor;
 mod names;
 mod netns_arg;
@@ -82,6 +83,7 @@ enum Command {
     Lease(lease::Args),
     Bench(bench::Args),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Command {
@@ -100,6 +102,7 @@ impl Command {
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Completions(args) => completions::run(args),
+            Command::Man(args) => man::run(args, Cli::command()),
         }
     }
 }

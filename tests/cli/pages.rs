@@ -1,4 +1,4 @@
-//! Completions.
+//! Completions and manual pages.
 
 use std::env;
 use std::fs;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use netns_exec_tests::{TempNetns, unique_name};
 
-use super::{PROGRAM, output, text};
+use super::{PROGRAM, assert_fails, output, text};
 
 /// What bash makes of a command line, with the cursor behind its last word.
 fn completed(line: &[&str]) -> Vec<String> {
@@ -82,5 +82,47 @@ fn a_variable_of_another_program_changes_nothing() {
         text(&shown.stderr).starts_with("netns-exec: "),
         "{}",
         text(&shown.stderr)
+    );
+}
+
+#[test]
+fn there_is_a_manual_page_for_every_subcommand() {
+    let dir = env::temp_dir().join(unique_name());
+    let path = dir.join("deep").display().to_string();
+    let shown = output(&["man", "--dir", &path]);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let help = output(&["--help"]);
+    let subcommands = (text(&help.stdout).lines())
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| line.starts_with("  "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|subcommand| *subcommand != "help");
+    let mut count = 1;
+    for subcommand in subcommands {
+        let page = format!("{path}/netns-exec-{subcommand}.1");
+        let page = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(
+            page.contains(".TH") && page.contains(".SH SYNOPSIS"),
+            "{page}"
+        );
+        count += 1;
+    }
+    assert_eq!(fs::read_dir(&path).expect("there").count(), count);
+    let first = output(&["man"]);
+    assert_eq!(
+        text(&first.stdout),
+        fs::read_to_string(format!("{path}/netns-exec.1")).expect("a page")
+    );
+    fs::remove_dir_all(&dir).expect("our own");
+}
+
+#[test]
+fn folder_that_cannot_be_made_is_named() {
+    let shown = output(&["man", "--dir", "/etc/passwd/man1"]);
+    assert_fails(
+        &shown,
+        2,
+        &["cannot make /etc/passwd/man1", "not a directory"],
     );
 }

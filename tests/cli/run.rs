@@ -462,6 +462,7 @@ fn help_has_examples_that_begin_with_the_command() {
         "audit",
         "bench",
         "completions",
+        "man",
     ] {
         assert!(text(&all.stdout).contains(subcommand));
         let help = output(&[subcommand, "--help"]);
