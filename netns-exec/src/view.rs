@@ -24,9 +24,14 @@ const FOLDER: &str = "/etc/netns";
 /// | `/etc/X` | `/etc/netns/NAME/X`, for each file and folder in there: `resolv.conf`, `hosts`, `nsswitch.conf`. Where `/etc/X` is a symbolic link, the file takes the link's place, wherever that leads |
 /// | `/proc/net`, `/proc/self/net` | what `/proc/thread-self/net` shows: those of its own namespace and not of the process's main thread. `/proc/sys/net` is right without a view |
 ///
+/// In a place that is a mount already, as in a container, they are mounted on top.
+///
 /// It is given to [`Builder::view`](crate::Builder::view) and to
 /// [`CommandExt::view`](crate::CommandExt::view). It is made once, when a worker is born
-/// or a child starts; jobs cost nothing more.
+/// or a child starts, which takes 0.3 ms longer, and 4 microseconds for each mount that
+/// there is, names of namespaces included: a mount namespace is a copy. Jobs cost nothing
+/// more. Where thousands of namespaces have workers with a view at the same time, each of
+/// them has a copy of all names, and a name that comes or goes does so in all.
 ///
 /// # How
 ///

@@ -7,6 +7,7 @@ use std::thread;
 
 use netns_exec::{Executor, Netns, View};
 use netns_exec_tests::{Alone, TempNetns, alone, fresh, try_ip};
+use nix::mount::{MsFlags, mount};
 
 use super::{Files, empty_etc, facts, look_up, read, read_in};
 
@@ -273,4 +274,36 @@ fn link_gives_way() {
     }
     let link = fs::read_link("/etc/resolv.conf").expect("still a link");
     assert_eq!(link.to_str(), Some(target));
+}
+
+#[test]
+fn file_that_is_a_mount_already_is_covered() {
+    alone!(Alone::FreshRun);
+    mount_is_covered();
+}
+
+#[test]
+fn file_that_is_a_mount_already_is_covered_for_an_ordinary_user() {
+    alone!(Alone::LimitedRoot);
+    mount_is_covered();
+}
+
+/// As a container's runtime leaves them.
+fn mount_is_covered() {
+    empty_etc();
+    let (files, blue) = (Files::new(), TempNetns::new());
+    let none = None::<&str>;
+    for file in ["hosts", "resolv.conf"] {
+        let source = format!("/run/{file}");
+        fs::write(&source, "the runtime's\n").expect("our own");
+        fs::write(format!("/etc/{file}"), "").expect("our own");
+        let target = format!("/etc/{file}");
+        mount(Some(&*source), &*target, none, MsFlags::MS_BIND, none).expect("root may mount");
+    }
+    files.write(blue.name(), "hosts", "blue's\n");
+    let executor = files.executor();
+    assert_eq!(read_in(&executor, &blue, "/etc/hosts"), "blue's\n");
+    let kept = read_in(&executor, &blue, "/etc/resolv.conf");
+    assert_eq!(kept, "the runtime's\n");
+    assert_eq!(read("/etc/hosts"), "the runtime's\n");
 }

@@ -102,8 +102,8 @@ impl Builder {
     /// and its files over `/etc`, as `ip netns exec` shows them. Default: none, and jobs
     /// see what the process sees.
     ///
-    /// It is made when a worker is born: tenths of a millisecond, more where much
-    /// is mounted, and none later. A worker that cannot have it is an error of the call
+    /// It is made when a worker is born, and costs nothing later; [`View`] says what it
+    /// takes. A worker that cannot have it is an error of the call
     /// that needed the worker, as when it may not enter.
     ///
     /// # Examples
