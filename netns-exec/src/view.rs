@@ -252,6 +252,8 @@ impl View {
                 }
             }
         }
+        // What covers the folder itself goes last: the others are looked for in it.
+        files.sort_by_key(|file| folder.starts_with(&file.target));
         Ok(files)
     }
 }

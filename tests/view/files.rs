@@ -243,6 +243,27 @@ fn view_shows_what_ip_netns_exec_shows() {
     );
 }
 
+/// The folder that the files are in is covered by one of them.
+#[test]
+fn namespace_may_have_an_etc_netns_of_its_own() {
+    alone!(Alone::FreshRun);
+    empty_etc();
+    let blue = TempNetns::new();
+    let folder = format!("/etc/netns/{}", blue.name());
+    fs::create_dir_all(format!("{folder}/netns")).expect("our own");
+    fs::write(format!("{folder}/netns/inner"), "").expect("our own");
+    for file in ["hosts", "resolv.conf"] {
+        fs::write(format!("/etc/{file}"), "").expect("our own");
+        fs::write(format!("{folder}/{file}"), "blue's\n").expect("our own");
+    }
+    let executor = Executor::builder().view(View::new()).build();
+    let executor = executor.expect("an executor");
+    for file in ["/etc/hosts", "/etc/resolv.conf"] {
+        assert_eq!(read_in(&executor, &blue, file), "blue's\n");
+    }
+    assert_eq!(read_in(&executor, &blue, "/etc/netns/inner"), "");
+}
+
 #[test]
 fn link_at_resolv_conf_gives_way_wherever_it_leads() {
     alone!(Alone::FreshRun);

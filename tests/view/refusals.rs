@@ -5,6 +5,7 @@ use std::process::Command;
 
 use netns_exec::{CommandExt, Executor, Netns, View};
 use netns_exec_tests::{Alone, TempNetns, alone, fresh, handed_over, to_hand_over};
+use nix::mount::{MsFlags, mount};
 
 use super::{Files, facts, read_in};
 
@@ -127,4 +128,59 @@ fn namespace_that_may_not_be_entered_is_refused_before_the_view() {
     alone!(Alone::OrdinaryUser, "", to_hand_over(&fresh()));
     let error = View::new().check(&handed_over()).expect_err("no privilege");
     assert!(error.to_string().contains("cannot enter netns"), "{error}");
+}
+
+/// Lets this user namespace, which is the test's own, have so many mount namespaces.
+fn limit_mount_namespaces(count: u32) {
+    fs::write("/proc/sys/user/max_mnt_namespaces", count.to_string()).expect("its root may");
+}
+
+#[test]
+fn limit_on_mount_namespaces_is_named() {
+    alone!(Alone::OrdinaryUserAsRoot);
+    limit_mount_namespaces(0);
+    let error = View::new().check(&fresh()).expect_err("no room");
+    assert_eq!(error.raw_os_error(), Some(nix::libc::ENOSPC));
+    let text = error.to_string();
+    assert!(
+        text.contains("mount namespace") && text.contains("max_mnt_namespaces"),
+        "{text}"
+    );
+}
+
+/// As with threads and descriptors.
+#[test]
+fn idle_workers_make_room_for_a_view() {
+    alone!(Alone::OrdinaryUserAsRoot);
+    // One for a worker, and one for what is just being mounted.
+    limit_mount_namespaces(2);
+    let (blue, red) = (fresh(), fresh());
+    let executor = Executor::builder().view(View::new()).build();
+    let executor = executor.expect("an executor");
+    for netns in [&blue, &red, &blue] {
+        executor.run(netns, || ()).expect("the idle one has left");
+        assert_eq!(executor.stats().workers, 1);
+    }
+}
+
+/// In a container's `/sys`: read-only, and with a part that is hidden.
+#[test]
+fn sys_that_was_read_only_is_and_what_was_hidden_stays_so() {
+    alone!(Alone::FreshRun);
+    let none = None::<&str>;
+    let tmpfs = Some("tmpfs");
+    let flags = MsFlags::MS_RDONLY;
+    mount(tmpfs, "/sys/kernel", tmpfs, flags, none).expect("root may mount");
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
+    mount(none, "/sys", none, flags, none).expect("root may mount");
+    let executor = Executor::builder().view(View::new()).build();
+    let executor = executor.expect("an executor");
+    let seen = executor.run(&fresh(), || {
+        let hidden = fs::read_dir("/sys/kernel").expect("a folder").count();
+        let written = fs::write("/sys/class/net/lo/ifalias", "x");
+        (hidden, written.map_err(|error| error.raw_os_error()))
+    });
+    let (hidden, written) = seen.expect("the job ran");
+    assert_eq!(hidden, 0);
+    assert_eq!(written, Err(Some(nix::libc::EROFS)));
 }

@@ -222,13 +222,20 @@ fn show(dir: libc::c_int, source: &CStr, target: &CStr, follow: bool) -> Result<
 }
 
 /// A new sysfs may allow no more than the one that is there: in a user namespace the
-/// kernel insists (`EPERM`), and elsewhere a container's runtime has meant it.
+/// kernel insists (`EPERM`), also on how times are kept, and elsewhere a container's
+/// runtime has meant it.
 fn flags_of_sys() -> MsFlags {
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    if statvfs(SYS).is_ok_and(|sys| sys.flags().contains(FsFlags::ST_RDONLY)) {
-        flags |= MsFlags::MS_RDONLY;
-    }
-    flags
+    let there = statvfs(SYS).map_or(FsFlags::empty(), |sys| sys.flags());
+    let kept = [
+        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+    ];
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    (kept.into_iter()).fold(flags, |flags, (is, kept)| match there.contains(is) {
+        true => flags | kept,
+        false => flags,
+    })
 }
 
 /// The paths of the mounts that lie directly on the uppermost one at /sys.
