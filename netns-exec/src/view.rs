@@ -44,8 +44,9 @@ const FOLDER: &str = "/etc/netns";
 ///
 /// With its mount namespace a thread has a working directory and a umask of its own
 /// (`CLONE_FS`): those of the process at that time. A job that changes them changes them
-/// for the jobs after it on the same worker and for no other thread. Nothing is shown in another
-/// place than before, so paths mean what they meant.
+/// for no other thread; the worker is retired when it has nothing to do, and jobs that it
+/// runs before that find them changed. Nothing is shown in another place than before, so
+/// paths mean what they meant.
 ///
 /// # NAME
 ///

@@ -161,15 +161,37 @@ fn names_made_later_are_seen_in_a_view() {
 }
 
 fn working_directory_of_a_viewed_worker_is_its_own() {
-    let blue = TempNetns::new();
-    let before = std::env::current_dir().expect("there");
-    let seen = viewed().run(&blue, || {
-        let at_birth = std::env::current_dir().expect("there");
-        std::env::set_current_dir("/proc").expect("there");
-        at_birth
-    });
-    assert_eq!(seen.expect("the job ran"), before);
-    assert_eq!(std::env::current_dir().expect("there"), before);
+    use nix::sys::stat::{Mode, umask};
+
+    let cwd = || std::env::current_dir().expect("there");
+    let before = cwd();
+    let leave = [
+        || std::env::set_current_dir("/proc").expect("there"),
+        || {
+            umask(Mode::from_bits_truncate(0o147));
+        },
+    ];
+    for (guard, leave) in GUARDS
+        .into_iter()
+        .flat_map(|guard| leave.map(|leave| (guard, leave)))
+    {
+        let blue = TempNetns::new();
+        let executor = Executor::builder().view(View::new()).guard(guard).build();
+        let executor = executor.expect("root may have every guard");
+        let job = || {
+            let at_birth = cwd();
+            leave();
+            (tid(), at_birth)
+        };
+        let (first, at_birth) = executor.run(&blue, job).expect("the job ran");
+        assert_eq!(at_birth, before);
+        assert_eq!(cwd(), before);
+        // Once it has had nothing to do, no job comes to a worker that is elsewhere.
+        eventually("the worker has left", || !tids().contains(&first));
+        let (second, at_birth) = executor.run(&blue, job).expect("the job ran");
+        assert_ne!(first, second);
+        assert_eq!(at_birth, before);
+    }
 }
 
 fn children_of_a_viewed_job_have_the_view() {

@@ -77,10 +77,14 @@ fn enter(netns: &Netns, pool: &Pool) -> Result<ThreadGuard> {
     netns.enter()?;
     // Before the guard, which takes the privilege away and the state of the thread for
     // what it is to stay.
-    if let Some(view) = &pool.config.view {
-        view.put_on_worker(netns)?;
+    let view = pool.config.view.as_ref();
+    view.map_or(Ok(()), |view| view.put_on_worker(netns))?;
+    let mut guard = pool.policy.install(registration)?;
+    if view.is_some() {
+        (guard.keep_place())
+            .map_err(|cause| Error::kernel("cannot tell where a worker is", cause))?;
     }
-    pool.policy.install(registration)
+    Ok(guard)
 }
 
 /// What a round of serving ended with.

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, stat, umask};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::mount_table::unescape;
@@ -119,6 +119,27 @@ impl Plan {
     /// Whether a step is about /sys.
     pub(crate) fn is_sysfs(&self, step: usize) -> bool {
         matches!(self.steps.get(step), Some(Step::Sysfs { .. }))
+    }
+}
+
+/// Where a thread that has these for itself was, and how it made files.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    folder: (libc::dev_t, libc::ino_t),
+    umask: Mode,
+}
+
+impl Place {
+    /// To be called by a thread that shares neither with another one: a umask can be
+    /// read by setting it alone.
+    pub(crate) fn of_this_thread() -> io::Result<Place> {
+        let folder = stat(c".")?;
+        let mask = umask(Mode::empty());
+        umask(mask);
+        Ok(Place {
+            folder: (folder.st_dev, folder.st_ino),
+            umask: mask,
+        })
     }
 }
 
