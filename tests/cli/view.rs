@@ -10,8 +10,8 @@ const BOTH: [Who; 2] = [Who::Root, Who::OrdinaryUser];
 const BLUE: &str = "ip netns add blue && mkdir -p /etc/netns/blue \
      && echo '10.1.2.3 db.internal' > /etc/netns/blue/hosts && ";
 
-/// Shows what is mounted, but for the names of other tests, and a file.
-const SEEN: &str = "'grep -v /netns/nxt- /proc/self/mountinfo; cat /etc/hosts'";
+/// Shows what is mounted, but for names of namespaces, which come and go, and a file.
+const SEEN: &str = "'grep -v nsfs /proc/self/mountinfo; cat /etc/hosts'";
 
 #[test]
 fn command_sees_what_it_sees_under_ip_netns_exec() {
