@@ -69,6 +69,9 @@ pub(crate) struct Refusal {
 
 const SYS: &CStr = c"/sys";
 
+/// How often a step is tried again where there is no room, two milliseconds later.
+const PATIENCE: u32 = 20;
+
 impl Plan {
     /// Plans the view of the calling thread or of its children: `files` in their places, and `/proc/net`
     /// of its own for a thread that is not its process's main thread.
@@ -105,8 +108,17 @@ impl Plan {
     pub(crate) fn apply(&self) -> Result<(), Refusal> {
         let mut old_sys = None;
         for (step, what) in self.steps.iter().enumerate() {
-            what.apply(&mut old_sys)
-                .map_err(|errno| Refusal { step, errno })?;
+            let mut done = what.apply(&mut old_sys);
+            // The kernel counts a mount namespace for a while after its last thread has
+            // gone, or what was mounted from it.
+            for _ in 0..PATIENCE {
+                if done != Err(Errno::ENOSPC) {
+                    break;
+                }
+                pause();
+                done = what.apply(&mut old_sys);
+            }
+            done.map_err(|errno| Refusal { step, errno })?;
         }
         Ok(())
     }
@@ -205,6 +217,16 @@ impl fmt::Display for Step {
             Step::OwnProcNet => f.write_str("show /proc/thread-self/net as /proc/net"),
         }
     }
+}
+
+/// Sleeps for two milliseconds, and is async-signal-safe.
+fn pause() {
+    let time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 2_000_000,
+    };
+    // SAFETY: the kernel reads one struct, which lives longer than the call.
+    unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
 }
 
 /// Mounts the tree at `source`, as it is under `dir`, on `target`: open_tree(2) and
