@@ -27,7 +27,7 @@ const ROWS: &[&[&str]] = &[
     &["handoff::job"],
     &["handoff::outcome", "handoff::latch"],
     &["handoff::pace"],
-    &["guard", "audit"],
+    &["guard", "audit", "view"],
     &["netns"],
     &["bell"],
     &["home"],

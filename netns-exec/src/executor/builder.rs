@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
 use crate::home::Home;
 use crate::sys;
+use crate::view::View;
 
 /// Configures an [`Executor`].
 ///
@@ -94,6 +95,31 @@ impl Builder {
     /// Default: [`Guard::Seal`].
     pub fn guard(mut self, guard: Guard) -> Self {
         self.guard = guard;
+        self
+    }
+
+    /// Gives workers a view: their jobs see the `/sys` and `/proc/net` of their namespace,
+    /// and its files over `/etc`, as `ip netns exec` shows them. Default: none, and jobs
+    /// see what the process sees.
+    ///
+    /// It is made when a worker is born, and costs nothing later; [`View`] says what it
+    /// takes. A worker that cannot have it is an error of the call
+    /// that needed the worker, as when it may not enter.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns, View};
+    ///
+    /// let executor = Executor::builder().view(View::new()).build()?;
+    /// let devices = executor.run(&Netns::open("blue")?, || {
+    ///     std::fs::read_dir("/sys/class/net").map(Iterator::count)
+    /// })?;
+    /// # let _ = devices;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn view(mut self, view: View) -> Self {
+        self.config.view = Some(view);
         self
     }
 

@@ -14,6 +14,7 @@ use crate::handoff::pace;
 use crate::netns::NetnsId;
 use crate::sync::{Condvar, Mutex, thread};
 use crate::sys;
+use crate::view::View;
 
 /// What a [`Builder`](crate::Builder) was told.
 #[derive(Clone, Debug)]
@@ -24,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) stack_size: usize,
     pub(crate) name_prefix: String,
+    pub(crate) view: Option<View>,
 }
 
 impl Default for Config {
@@ -35,6 +37,7 @@ impl Default for Config {
             idle_timeout: Some(Duration::from_secs(10)),
             stack_size: 2 << 20,
             name_prefix: "ns".to_owned(),
+            view: None,
         }
     }
 }

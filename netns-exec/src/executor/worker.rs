@@ -78,7 +78,16 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
 fn enter(netns: &Netns, pool: &Pool) -> Result<ThreadGuard> {
     let registration = roster::sign_in(netns.id());
     netns.enter()?;
-    pool.policy.install(registration)
+    // Before the guard, which takes the privilege away and the state of the thread for
+    // what it is to stay.
+    let view = pool.config.view.as_ref();
+    view.map_or(Ok(()), |view| view.put_on_worker(netns))?;
+    let mut guard = pool.policy.install(registration)?;
+    if view.is_some() {
+        (guard.keep_place())
+            .map_err(|cause| Error::kernel("cannot tell where a worker is", cause))?;
+    }
+    Ok(guard)
 }
 
 /// What a round of serving ended with.

@@ -26,6 +26,7 @@ use crate::bell::ear::Listened;
 use crate::error::{Error, LeftThread, Refused, Result};
 use crate::home::roster::Registration;
 use crate::sys;
+use crate::sys::view::Place;
 
 /// Keeps a job from moving its thread to another namespace and from leaving
 /// threads behind in its own.
@@ -73,6 +74,7 @@ use crate::sys;
 /// | user and group, by the system call for one thread | not looked at | seen when the worker idles | seen when the worker idles |
 /// | nice value, scheduling policy, CPUs, timer slack, keyrings, securebits, thread-locals | not looked at | the same | the same |
 /// | what belongs to the process (working directory, umask, limits, environment) | not looked at | the same | the same |
+/// | working directory and umask, with a [`View`](crate::View) | seen when the worker idles | the same | the same |
 ///
 /// A worker idles when it has had nothing to do for 20 milliseconds; one that is then
 /// found unfit is retired with a line in the log. Where there is no kcmp(2) (a kernel
@@ -407,6 +409,7 @@ impl Policy {
         Ok(ThreadGuard {
             installed,
             name: sys::thread::name().unwrap_or_default(),
+            place: None,
             registration,
         })
     }
@@ -417,6 +420,8 @@ pub(crate) struct ThreadGuard {
     installed: Installed,
     /// What the thread was called when it was born.
     name: CString,
+    /// Where it was, if it has a working directory of its own.
+    place: Option<Place>,
     registration: Registration,
 }
 
@@ -453,6 +458,13 @@ impl ThreadGuard {
         self.installed.netns_check()
     }
 
+    /// Has the calling thread, which shares its working directory with no other, stay
+    /// where it is.
+    pub(crate) fn keep_place(&mut self) -> io::Result<()> {
+        self.place = Some(Place::of_this_thread()?);
+        Ok(())
+    }
+
     /// Puts right, before the worker sleeps, what a job may have changed.
     ///
     /// A job that unblocked signals would make its worker the one that runs
@@ -460,10 +472,15 @@ impl ThreadGuard {
     /// the worker.
     pub(crate) fn before_park(&mut self) -> ThreadState {
         sys::thread::set_name(&self.name);
-        match sys::thread::block_signals() {
-            Ok(_) => self.installed.when_idle(),
-            Err(error) => ThreadState::Unknown(error),
+        if let Err(error) = sys::thread::block_signals() {
+            return ThreadState::Unknown(error);
         }
+        if let Some(place) = &self.place
+            && Place::of_this_thread().ok().as_ref() != Some(place)
+        {
+            return ThreadState::Altered("another working directory or umask");
+        }
+        self.installed.when_idle()
     }
 
     /// What hears of the thread's traps, by which it can be woken.
