@@ -144,6 +144,17 @@ pub(crate) fn copy_of(cause: &io::Error) -> io::Error {
     }
 }
 
+/// What the payload of a panic says, if that is text.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> Option<String> {
+    (payload.downcast_ref::<&str>()).map_or_else(
+        || {
+            (payload.downcast_ref::<String>().cloned())
+                .or_else(|| payload.downcast_ref::<Error>().map(Error::to_string))
+        },
+        |text| Some((*text).to_owned()),
+    )
+}
+
 impl Error {
     pub(crate) fn new(kind: Kind, attempt: impl Into<Cow<'static, str>>) -> Self {
         Error {
@@ -204,12 +215,7 @@ impl Error {
     }
 
     pub(crate) fn with_panic(mut self, payload: Box<dyn Any + Send>) -> Self {
-        let text = (payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned()))
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .or_else(|| payload.downcast_ref::<Error>().map(Error::to_string));
-        self.inner.panic_text = text;
+        self.inner.panic_text = panic_text(&*payload);
         self.inner.left = Some(Mutex::new(Left::Panic(payload)));
         self
     }

@@ -6,6 +6,7 @@ mod counts;
 mod deletion;
 mod faults;
 mod futures;
+mod hooks;
 mod idle;
 mod nested;
 mod panics;

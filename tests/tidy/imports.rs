@@ -20,7 +20,7 @@ const ROWS: &[&[&str]] = &[
     &["executor::registry"],
     &["executor::group"],
     &["executor::queue", "executor::pool"],
-    &["executor::stats"],
+    &["executor::stats", "executor::hooks"],
     &["handoff"],
     &["handoff::scope"],
     &["handoff::lane", "handoff::task"],

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::birth::carry_out;
 use super::group::Group;
+use super::hooks;
 use super::pool::Pool;
 use super::registry::Registry;
 use crate::error::{Error, Result};
@@ -116,14 +117,26 @@ pub(crate) fn is_worker_of(pool: &Pool) -> bool {
 /// # Errors
 ///
 /// In a copy of a process that used the library: `ESRCH`. On a thread that all others
-/// depend on, the home thread or the watch's: `EDEADLK`.
+/// depend on, the home thread or the watch's, and in a start hook: `EDEADLK`.
 #[inline]
 pub(crate) fn check_may_wait() -> Result<()> {
     if sys::fork::is_copy() {
         return Err(in_a_copy());
     }
+    if hooks::is_in_start_hook() {
+        return Err(in_start_hook());
+    }
     home::check_may_wait()
         .map_err(|cause| Error::kernel("cannot wait on a thread that serves all others", cause))
+}
+
+#[cold]
+fn in_start_hook() -> Error {
+    Error::kernel(
+        "cannot use an executor in a worker's start hook: calls wait for this worker",
+        std::io::Error::from_raw_os_error(libc::EDEADLK),
+    )
+    .hint("do it in a job, or before the executor is built")
 }
 
 #[cold]

@@ -5,6 +5,7 @@ mod builder;
 pub(crate) mod current;
 mod group;
 mod handle;
+mod hooks;
 mod owner;
 mod pinned;
 mod pool;

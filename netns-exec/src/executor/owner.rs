@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::hooks::Hooks;
 use super::pool::Pool;
 use super::registry::Registry;
 use super::{current, submit, worker};
@@ -43,8 +44,8 @@ struct Handle {
 }
 
 impl Executor {
-    pub(super) fn start(pool: Pool) -> Executor {
-        let registry = Arc::new(Registry::new(pool, worker::main));
+    pub(super) fn start(pool: Pool, hooks: Hooks) -> Executor {
+        let registry = Arc::new(Registry::new(pool, worker::main).with_hooks(hooks));
         Executor {
             handle: Arc::new(Handle { registry }),
         }
@@ -70,7 +71,11 @@ impl Handle {
         }
         // A time that is out of range is one that never comes.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let ended = current::blocking(|| groups.iter().all(|group| group.wait_empty(deadline)));
+        // A worker that has left its group may still be at its stop hook.
+        let ended = current::blocking(|| {
+            groups.iter().all(|group| group.wait_empty(deadline))
+                && registry.pool().threads.wait_all_at_end(deadline)
+        });
         if !ended {
             registry.pool().abandon();
             return Err(Error::new(

@@ -300,6 +300,23 @@ impl Threads {
         true
     }
 
+    /// Waits until no thread has anything left to do but to end; `false` when `deadline`
+    /// came first.
+    pub(crate) fn wait_all_at_end(&self, deadline: Option<Instant>) -> bool {
+        let mut state = self.state.lock();
+        while (state.threads.values()).any(|thread| thread.ended.is_none()) {
+            match deadline {
+                None => self.changed.wait(&mut state),
+                Some(deadline) => {
+                    if self.changed.wait_until(&mut state, deadline).timed_out() {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
     /// Whether every thread has been joined.
     #[cfg(all(test, loom))]
     pub(crate) fn is_empty(&self) -> bool {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::group::{Group, Leaving, Member, Role, Start, Todo};
+use super::hooks::Hooks;
 use super::pool::Pool;
 use super::stats::Stats;
 use crate::error::{Error, Kind, Result};
@@ -25,6 +26,8 @@ pub(crate) struct Registry {
     pool: Arc<Pool>,
     /// What the thread of a worker runs.
     pub(super) worker_main: WorkerMain,
+    /// Not the pool's, which threads hold by the group of their last call.
+    pub(super) hooks: Hooks,
     /// Keyed by the id, which is never reused. Only groups that may still get a
     /// worker are here.
     groups: RwLock<HashMap<NetnsId, Arc<Group>>>,
@@ -38,11 +41,17 @@ impl Registry {
     pub(crate) fn new(pool: Pool, worker_main: WorkerMain) -> Registry {
         Registry {
             worker_main,
+            hooks: Hooks::default(),
             pool: Arc::new(pool),
             groups: RwLock::new(HashMap::new()),
             leaving: Mutex::new(Vec::new()),
             next_group: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn with_hooks(mut self, hooks: Hooks) -> Registry {
+        self.hooks = hooks;
+        self
     }
 
     #[inline]

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use super::birth::carry_out;
 use super::current;
 use super::group::{Group, Leaving, Member, Role, Start};
-use super::pool::Pool;
 use super::registry::{Registry, Report};
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
@@ -38,7 +37,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         netns,
         ..
     } = start;
-    let guard = match catch_unwind(AssertUnwindSafe(|| enter(&netns, registry.pool()))) {
+    let guard = match catch_unwind(AssertUnwindSafe(|| enter(&netns, registry))) {
         Ok(Ok(guard)) => guard,
         Ok(Err(error)) => return report(Err(error)),
         Err(panic) => {
@@ -48,6 +47,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
             return report(Err(Error::new(Kind::Panic, what)));
         }
     };
+    let stops_in = registry.hooks.netns_to_stop_in(&netns);
     // The group has a handle of its own, for as long as it has workers.
     drop(netns);
     current::begin(registry, group, guard.netns_check());
@@ -62,6 +62,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         member: &member,
         role,
         door: Door::new(guard, counters),
+        stops_in,
     };
     let lane = match role {
         Role::Lane(index) => Some(worker.open(index)),
@@ -72,10 +73,11 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
 }
 
 /// Brings the calling thread, new and at home, to where it will stay.
-fn enter(netns: &Netns, pool: &Pool) -> Result<ThreadGuard> {
+fn enter(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
     let registration = roster::sign_in(netns.id());
     netns.enter()?;
-    pool.policy.install(registration)
+    registry.hooks.run_start(netns)?;
+    registry.pool().policy.install(registration)
 }
 
 /// What a round of serving ended with.
@@ -91,6 +93,8 @@ struct Worker<'a> {
     member: &'a Member,
     role: Role,
     door: Door,
+    /// What the stop hooks are told of, if there are any.
+    stops_in: Option<Netns>,
 }
 
 impl<'a> Worker<'a> {
@@ -123,6 +127,9 @@ impl<'a> Worker<'a> {
             self.leave_spoiled(lane.as_mut())
         });
         self.tell_news();
+        if let Some(netns) = self.stops_in.take() {
+            self.registry.hooks.run_stop(&netns, &mut self.door);
+        }
         let (done, panicked) = (self.member.counters.done(), self.member.counters.panicked());
         self.door.report(|| match why {
             Leaving::Spoiled => tracing::warn!(
