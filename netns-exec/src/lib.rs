@@ -112,7 +112,7 @@ pub mod __private;
 
 pub use error::{Error, Result};
 pub use executor::{
-    Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope, ScopedJoinHandle, Stats,
+    AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope, ScopedJoinHandle, Stats,
     TrySpawnError, blocking, run, spawn,
 };
 pub use guard::Guard;

@@ -1,5 +1,7 @@
 //! The executor: its calls, its workers, and how both end.
 
+mod abort;
+mod awaited;
 mod batch;
 mod calls;
 mod counts;

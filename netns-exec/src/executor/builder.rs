@@ -205,7 +205,7 @@ impl Builder {
     /// # Panics
     ///
     /// With the panic of a [`prewarm`](Builder::prewarm) closure.
-    pub fn build(self) -> Result<Executor> {
+    pub fn build(mut self) -> Result<Executor> {
         let config = self.config;
         let nonsense = |what| Err(Error::new(Kind::Invalid, what));
         if config.workers_per_netns == 0 {
@@ -235,6 +235,7 @@ impl Builder {
         })?;
         let home = Home::get()?;
         let policy = Policy::prepare(self.guard)?;
+        self.hooks.get_ready()?;
         tracing::debug!(guard = ?self.guard, mechanism = policy.mechanism(), "executor built");
         if !self.prewarm.is_empty() {
             // What it runs may wait for the namespace that this thread serves.

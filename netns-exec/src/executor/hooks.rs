@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result, panic_text};
 use crate::handoff::outcome::{Door, Payload, discard};
-use crate::home::aside;
+use crate::home::aside::Lease;
 use crate::netns::Netns;
 
 type OnStart = Box<dyn Fn(&Netns) -> io::Result<()> + Send + Sync>;
@@ -27,6 +27,8 @@ pub(crate) struct Hooks {
 struct Given {
     start: Vec<OnStart>,
     stop: Vec<OnStop>,
+    /// They have what a user captured, and may be dropped where no user code runs.
+    lease: Option<Lease>,
 }
 
 impl Hooks {
@@ -36,6 +38,17 @@ impl Hooks {
 
     pub(super) fn add_stop(&mut self, hook: OnStop) {
         self.given().stop.push(hook);
+    }
+
+    /// Makes sure that they can be dropped wherever that happens.
+    pub(super) fn get_ready(&mut self) -> Result<()> {
+        if self.given.is_some() {
+            let lease = Lease::new().map_err(|cause| {
+                Error::kernel("cannot start the thread that drops hooks", cause)
+            })?;
+            self.given().lease = Some(lease);
+        }
+        Ok(())
     }
 
     fn given(&mut self) -> &mut Given {
@@ -130,8 +143,11 @@ impl Drop for Given {
         if start.is_empty() && stop.is_empty() {
             return;
         }
-        // They have what a user captured, and this may be a thread that runs none of it.
-        aside::drop_user_value((start, stop), IS_WORKER.get());
+        match &self.lease {
+            Some(lease) => lease.drop_user_value((start, stop), IS_WORKER.get()),
+            // Of a builder that was never built.
+            None => drop((start, stop)),
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! The executor: ships jobs to the workers of all namespaces in use.
 
+mod abort;
+mod asynchronous;
+mod awaited;
 pub(crate) mod birth;
 mod builder;
 pub(crate) mod current;
@@ -14,12 +17,14 @@ mod registry;
 mod scope;
 mod stats;
 pub(crate) mod submit;
+mod wakers;
 pub(crate) mod worker;
 
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use abort::{AbortHandle, AbortOnDrop};
 pub use builder::Builder;
 #[cfg(all(test, loom))]
 pub(crate) use group::Group;

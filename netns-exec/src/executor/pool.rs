@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::wakers::Wakers;
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
 use crate::handoff::pace;
@@ -159,6 +160,8 @@ pub(crate) struct Capacity {
     max: Option<usize>,
     state: Mutex<CapacityState>,
     changed: Condvar,
+    /// Tasks that wait for a change. Registered before they look at the state.
+    tasks: Wakers,
 }
 
 #[derive(Default)]
@@ -174,6 +177,7 @@ impl Capacity {
             max,
             state: Mutex::new(CapacityState::default()),
             changed: Condvar::new(),
+            tasks: Wakers::default(),
         }
     }
 
@@ -205,7 +209,12 @@ impl Capacity {
         if self.is_limited() {
             self.state.lock().epoch += 1;
             self.changed.notify_all();
+            self.tasks.wake_all();
         }
+    }
+
+    pub(crate) fn tasks(&self) -> &Wakers {
+        &self.tasks
     }
 
     pub(crate) fn epoch(&self) -> u64 {

@@ -4,6 +4,9 @@
 //! worker takes a job, fences, and looks whether a sender waits. At least one of
 //! them sees the other.
 
+use std::task::Waker;
+
+use super::wakers::{Ticket, Wakers};
 use crate::handoff::job::JobRef;
 use crate::handoff::pace;
 use crate::handoff::placement::{Cpu, CpuHint};
@@ -21,6 +24,8 @@ pub(crate) struct Queue {
     waiting_on: CpuHint,
     room: Condvar,
     room_lock: Mutex<()>,
+    /// Tasks that wait for room; `waiting` counts them too.
+    tasks: Wakers,
 }
 
 impl Queue {
@@ -33,6 +38,7 @@ impl Queue {
             waiting_on: CpuHint::new(),
             room: Condvar::new(),
             room_lock: Mutex::new(()),
+            tasks: Wakers::default(),
         }
     }
 
@@ -85,8 +91,34 @@ impl Queue {
         if self.waiting.load(Ordering::Relaxed) > 0 {
             drop(self.room_lock.lock());
             self.room.notify_one();
+            self.wake_task();
         }
         Some(job)
+    }
+
+    /// Registers a task that found no room. It has to try once more after that.
+    pub(crate) fn wait_for_room(&self, ticket: &Ticket, waker: &Waker) {
+        if self.tasks.register(ticket, waker) {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        // See the module: the other half is in `take`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Notes that a task waits no more. One that was woken, and did not use the room that
+    /// there was, passes it on.
+    pub(crate) fn wait_no_more(&self, ticket: &Ticket, used: bool) {
+        if self.tasks.remove(ticket) {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        } else if !used {
+            self.wake_task();
+        }
+    }
+
+    fn wake_task(&self) {
+        if self.tasks.wake_one() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes all there is.

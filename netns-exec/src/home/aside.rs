@@ -4,26 +4,32 @@
 //!
 //! They start when there is something to do and end when there has been nothing for a
 //! while. Wakers have a thread of their own, which no chore keeps busy.
-#![allow(dead_code, reason = "what can be awaited is built on it next")]
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
-use std::mem::{self, ManuallyDrop};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::task::Waker;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::{Home, Request, check_may_wait};
-use crate::error::Error;
+use crate::sys;
 
 /// Threads of one kind, and what they have to do.
 struct Aside {
     name: &'static str,
     most_threads: usize,
-    state: Mutex<Pending>,
+    pending: Mutex<Pending>,
     work: Condvar,
+    /// Held while a thread is started, by a thread that waits for the home thread, which
+    /// therefore never takes it.
+    starting: Mutex<()>,
 }
 
 struct Pending {
@@ -39,13 +45,14 @@ impl Aside {
         Aside {
             name,
             most_threads,
-            state: Mutex::new(Pending {
+            pending: Mutex::new(Pending {
                 queue: VecDeque::new(),
                 threads: 0,
                 idle: 0,
                 leases: 0,
             }),
             work: Condvar::new(),
+            starting: Mutex::new(()),
         }
     }
 }
@@ -60,13 +67,91 @@ static WAKES: Aside = Aside::new("netns-wake", 1);
 /// How long a thread stays that has nothing to do.
 const STAYS: Duration = Duration::from_secs(5);
 
-/// Has `chore` done soon, on a thread at home; it must come to an end by itself.
+const STACK: usize = 256 * 1024;
+
+/// What a thread at home does meanwhile, as a future. It is done whether or not the
+/// future is kept; nothing is done by polling it.
+pub(crate) struct Errand<T> {
+    shared: Arc<Mutex<Progress<T>>>,
+}
+
+enum Progress<T> {
+    /// And this is to be called at the end.
+    UnderWay(Option<Waker>),
+    Done(thread::Result<T>),
+    Taken,
+}
+
+impl<T: Send + 'static> Errand<T> {
+    fn new(chore: impl FnOnce() -> T + Send + 'static) -> (Errand<T>, Request) {
+        let shared = Arc::new(Mutex::new(Progress::UnderWay(None)));
+        let errand = Errand {
+            shared: Arc::clone(&shared),
+        };
+        let request = Box::new(move || {
+            let result = catch_unwind(AssertUnwindSafe(chore));
+            let before = mem::replace(&mut *shared.lock(), Progress::Done(result));
+            if let Progress::UnderWay(Some(waker)) = before {
+                waker.wake();
+            }
+        });
+        (errand, request)
+    }
+}
+
+impl<T> Future for Errand<T> {
+    type Output = io::Result<T>;
+
+    /// # Panics
+    ///
+    /// With the panic of the chore, and when polled again after it was ready.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if sys::fork::is_copy() {
+            // The thread is another process's.
+            return Poll::Ready(Err(io::Error::from_raw_os_error(libc::ESRCH)));
+        }
+        let waker = cx.waker().clone();
+        let mut progress = self.shared.lock();
+        let before = match &mut *progress {
+            Progress::UnderWay(before) => before.replace(waker),
+            over => {
+                let over = mem::replace(over, Progress::Taken);
+                drop(progress);
+                return match over {
+                    Progress::Done(Ok(value)) => Poll::Ready(Ok(value)),
+                    Progress::Done(Err(panic)) => resume_unwind(panic),
+                    _ => panic!("polled again after it was ready"),
+                };
+            }
+        };
+        drop(progress);
+        drop(before);
+        Poll::Pending
+    }
+}
+
+/// Has `chore` done soon; it must come to an end by itself, since there are only few
+/// threads for all chores.
 ///
 /// # Errors
 ///
 /// `EAGAIN` without a thread to do it. The chore is dropped then, by the caller.
-pub(crate) fn post(chore: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    CHORES.post(Box::new(chore))
+pub(crate) fn errand<T: Send + 'static>(
+    chore: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Errand<T>> {
+    let (errand, request) = Errand::new(chore);
+    CHORES.post(request).map(|()| errand)
+}
+
+/// As [`errand`], on a thread of its own: for what may take as long as a user's jobs.
+pub(crate) fn errand_apart<T: Send + 'static>(
+    name: &str,
+    chore: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Errand<T>> {
+    let (errand, request) = Errand::new(chore);
+    let home = Home::get().map_err(io::Error::from)?;
+    home.spawn_thread(name.to_owned(), Some(STACK), move || quietly(request))?;
+    Ok(errand)
 }
 
 /// Keeps the thread that calls wakers, so that it is there when it is needed.
@@ -77,96 +162,99 @@ impl Lease {
     ///
     /// `EAGAIN` without a thread.
     pub(crate) fn new() -> io::Result<Lease> {
-        WAKES.state.lock().leases += 1;
+        WAKES.pending.lock().leases += 1;
         let lease = Lease(());
-        WAKES.start_first().map(|()| lease)
+        let is_there = || WAKES.pending.lock().threads > 0;
+        match is_there() {
+            true => Ok(lease),
+            false => WAKES.start_unless(is_there).map(|()| lease),
+        }
+    }
+
+    /// Has `f` run on the thread soon.
+    pub(crate) fn run(&self, f: impl FnOnce() + Send + 'static) {
+        WAKES.queue(Box::new(f));
+    }
+
+    /// Drops what is a user's: on the calling thread, unless that is a worker, the home
+    /// thread or the watch's, which run no code of a user's just so.
+    pub(crate) fn drop_user_value(&self, value: impl Send + 'static, is_worker: bool) {
+        match !is_worker && check_may_wait().is_ok() {
+            true => quietly(|| drop(value)),
+            false => self.run(|| drop(value)),
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        WAKES.state.lock().leases -= 1;
+        // A copy of the process may find the lock taken, by a thread that is not there.
+        if !sys::fork::is_copy() {
+            WAKES.pending.lock().leases -= 1;
+        }
     }
 }
 
 /// Has a waker called soon, for which there is a [`Lease`].
 pub(crate) fn wake(waker: Waker) {
-    let woken = WAKES.post(Box::new(move || waker.wake()));
-    debug_assert!(woken.is_ok(), "a lease keeps the thread");
-}
-
-/// Drops what is a user's: on the calling thread, unless that is a worker, the home thread
-/// or the watch's. Where no other thread can be had, it is leaked.
-pub(crate) fn drop_user_value(value: impl Send + 'static, is_worker: bool) {
-    if !is_worker && check_may_wait().is_ok() {
-        return quietly(|| drop(value));
-    }
-    let value = ManuallyDrop::new(value);
-    let _leaked = WAKES.post(Box::new(move || drop(ManuallyDrop::into_inner(value))));
+    WAKES.queue(Box::new(move || waker.wake()));
 }
 
 impl Aside {
     fn post(&'static self, request: Request) -> io::Result<()> {
-        let mut state = self.state.lock();
-        state.queue.push_back(request);
-        if state.idle > 0 || state.threads == self.most_threads {
-            drop(state);
-            self.work.notify_one();
-            return Ok(());
-        }
-        let first = state.threads == 0;
-        state.threads += 1;
-        drop(state);
-        match self.start() {
-            Ok(()) => Ok(()),
-            // The others come to it.
-            Err(_) if !first => Ok(()),
-            Err(error) => {
-                let request = self.state.lock().queue.pop_back();
-                drop(request);
-                Err(error)
+        let has_one_free = || {
+            let pending = self.pending.lock();
+            pending.idle > pending.queue.len() || pending.threads == self.most_threads
+        };
+        if !has_one_free() {
+            let started = self.start_unless(has_one_free);
+            // The others come to it, if there are any.
+            if started.is_err() && self.pending.lock().threads == 0 {
+                return started;
             }
         }
+        self.queue(request);
+        Ok(())
     }
 
-    fn start_first(&'static self) -> io::Result<()> {
-        let mut state = self.state.lock();
-        if state.threads > 0 {
+    /// For what there is a thread for.
+    fn queue(&self, request: Request) {
+        self.pending.lock().queue.push_back(request);
+        self.work.notify_one();
+    }
+
+    /// Starts a thread, unless that is not needed once the caller's turn has come.
+    fn start_unless(&'static self, needless: impl Fn() -> bool) -> io::Result<()> {
+        let _one_at_a_time = self.starting.lock();
+        if needless() {
             return Ok(());
         }
-        state.threads += 1;
-        drop(state);
-        self.start()
-    }
-
-    /// Starts a thread that has been counted.
-    fn start(&'static self) -> io::Result<()> {
-        const STACK: usize = 256 * 1024;
-        let home = Home::get().map_err(Error::into);
-        let started = home.and_then(|home| {
+        // Counted before it can count itself out.
+        self.pending.lock().threads += 1;
+        let started = Home::get().map_err(io::Error::from).and_then(|home| {
             let serve = move || self.serve();
             home.spawn_thread(self.name.to_owned(), Some(STACK), serve)
         });
         if started.is_err() {
-            self.state.lock().threads -= 1;
+            self.pending.lock().threads -= 1;
         }
         started.map(drop)
     }
 
     fn serve(&self) {
-        let mut state = self.state.lock();
+        let mut pending = self.pending.lock();
         loop {
-            if let Some(request) = state.queue.pop_front() {
-                drop(state);
+            if let Some(request) = pending.queue.pop_front() {
+                drop(pending);
                 quietly(request);
-                state = self.state.lock();
+                pending = self.pending.lock();
                 continue;
             }
-            state.idle += 1;
-            let waited = self.work.wait_for(&mut state, STAYS);
-            state.idle -= 1;
-            if waited.timed_out() && state.queue.is_empty() && state.leases == 0 {
-                state.threads -= 1;
+            pending.idle += 1;
+            let waited = self.work.wait_for(&mut pending, STAYS);
+            pending.idle -= 1;
+            if waited.timed_out() && pending.queue.is_empty() && pending.leases == 0 {
+                pending.threads -= 1;
                 return;
             }
         }
