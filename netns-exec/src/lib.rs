@@ -113,7 +113,7 @@ pub mod __private;
 pub use error::{Error, Result};
 pub use executor::{
     AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope,
-    ScopedJoinHandle, Stats, TrySpawnError, blocking, run, spawn,
+    ScopedJoinHandle, Stats, Stop, ThreadHandle, TrySpawnError, blocking, run, spawn,
 };
 pub use guard::Guard;
 pub use netns::{Netns, NetnsId, OwnedNetns, WeakNetns};

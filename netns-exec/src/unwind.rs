@@ -16,7 +16,8 @@
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::executor::{
-    AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, Pinned, Scope, ScopedJoinHandle,
+    AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, Pinned, Scope, ScopedJoinHandle, Stop,
+    ThreadHandle,
 };
 use crate::{error, ports};
 
@@ -36,6 +37,8 @@ safe! {
     ScopedJoinHandle<'_, T> where [T],
     AbortHandle,
     AbortOnDrop<T> where [T],
+    Stop,
+    ThreadHandle<T> where [T],
     Scope<'_, '_>,
     ports::Acquire,
     ports::Allocator,
@@ -94,5 +97,7 @@ mod tests {
         check::<ScopedJoinHandle<'_, Cell<u8>>>();
         check::<AbortOnDrop<Cell<u8>>>();
         check::<AbortHandle>();
+        check::<Stop>();
+        check::<ThreadHandle<Cell<u8>>>();
     }
 }

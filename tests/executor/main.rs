@@ -1,6 +1,7 @@
 //! The executor: its calls, its workers, and how both end.
 
 mod abort;
+mod apart;
 mod awaited;
 mod batch;
 mod calls;
@@ -8,6 +9,7 @@ mod counts;
 mod deletion;
 mod faults;
 mod futures;
+mod global;
 mod hooks;
 mod idle;
 mod nested;

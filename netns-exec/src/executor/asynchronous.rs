@@ -120,8 +120,9 @@ impl Executor {
             if !waits {
                 return Ok(());
             }
-            awaited::Empty::new(retired.groups).await?;
-            let join = move || registry.pool().threads.join_retired(id, retired.end);
+            let end = retired.end;
+            awaited::Ended::new(&registry, id, retired).await?;
+            let join = move || registry.pool().threads.join_retired(id, end);
             aside::errand(join)
                 .map_err(never_over)?
                 .await

@@ -14,12 +14,13 @@ use std::task::{Context, Poll};
 use super::birth;
 use super::current::{self, Polled};
 use super::group::{First, Group, Todo};
-use super::registry::{Registry, Room};
+use super::registry::{Registry, Retired, Room};
 use super::submit::{self, Destination};
 use super::wakers::{Ticket, Wakers};
 use crate::error::{Error, Result};
 use crate::handoff::task::{self, TaskHandle};
 use crate::home::aside::{self, Errand, Lease};
+use crate::netns::NetnsId;
 use crate::sys;
 
 /// What a future has where it waits.
@@ -319,45 +320,62 @@ fn notify(registry: &Arc<Registry>, group: &Arc<Group>, netns: impl Destination 
     }
 }
 
-/// Waits until groups that were retired have no worker left.
-pub(crate) struct Empty {
-    groups: Vec<Arc<Group>>,
+/// Waits until what served a namespace has nothing left to do but to end.
+pub(crate) struct Ended {
+    registry: Arc<Registry>,
+    netns: NetnsId,
+    retired: Retired,
     line: Line,
 }
 
-impl Empty {
-    pub(crate) fn new(groups: Vec<Arc<Group>>) -> Empty {
-        Empty {
-            groups,
+impl Ended {
+    pub(crate) fn new(registry: &Arc<Registry>, netns: NetnsId, retired: Retired) -> Ended {
+        Ended {
+            registry: Arc::clone(registry),
+            netns,
+            retired,
             line: Line::default(),
         }
     }
 }
 
-impl Future for Empty {
+impl Future for Ended {
     type Output = Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         current::check_may_wait()?;
-        let Empty { groups, line } = &mut *self;
-        while let Some(group) = groups.last() {
+        let Ended {
+            registry,
+            netns,
+            retired,
+            line,
+        } = &mut *self;
+        while let Some(group) = retired.groups.last() {
             group.tasks().register(line.ticket()?, cx.waker());
             if !group.is_empty() {
                 Polled(&mut line.mark).in_vain();
                 return Poll::Pending;
             }
             line.leave(group.tasks());
-            groups.pop();
+            retired.groups.pop();
+        }
+        // A stop hook may be running, or a thread beside the pool.
+        let threads = &registry.pool().threads;
+        threads.tasks().register(line.ticket()?, cx.waker());
+        if !threads.are_at_end(*netns, retired.end) {
+            Polled(&mut line.mark).in_vain();
+            return Poll::Pending;
         }
         Polled(&mut line.mark).no_more();
         Poll::Ready(Ok(()))
     }
 }
 
-impl Drop for Empty {
+impl Drop for Ended {
     fn drop(&mut self) {
-        if let Some(group) = self.groups.last() {
+        if let Some(group) = self.retired.groups.last() {
             self.line.leave(group.tasks());
         }
+        self.line.leave(self.registry.pool().threads.tasks());
     }
 }

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::{Group, Member, Role, Start, Todo};
+use super::pool::Pool;
 use super::registry::Registry;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::{discard, quietly};
 use crate::home::Home;
 use crate::home::aside::Lease;
+use crate::netns::NetnsId;
 use crate::sync::{Condvar, Mutex, thread};
 
 /// Does what a group has decided. Returns jobs that are to be shipped elsewhere.
@@ -183,19 +185,9 @@ impl Birth {
                 registry.pool().threads.ended(number);
             })
         };
-        // A stack of an absurd size makes it panic.
-        let spawned = catch_unwind(AssertUnwindSafe(|| {
-            (pool.threads).spawn(number, group.id(), group.serial(), spawn)
-        }));
-        let cause = match spawned {
-            Ok(Ok(())) => return,
-            Ok(Err(cause)) => cause,
-            Err(panic) => {
-                discard(panic);
-                io::Error::from_raw_os_error(libc::ENOMEM)
-            }
-        };
-        self.end(Err(Error::start_thread(group.label(), cause)));
+        if let Err(cause) = spawn_as(&pool, number, group.id(), group.serial(), spawn) {
+            self.end(Err(Error::start_thread(group.label(), cause)));
+        }
     }
 
     /// Tells the group how it went, and then the thread that needs the worker.
@@ -220,6 +212,24 @@ impl Birth {
     }
 }
 
+/// Has `spawn` create the thread of a worker, which is then one of the pool's.
+pub(crate) fn spawn_as(
+    pool: &Pool,
+    number: u64,
+    netns: NetnsId,
+    serial: u64,
+    spawn: impl FnOnce() -> io::Result<thread::JoinHandle<()>>,
+) -> io::Result<()> {
+    // A stack of an absurd size makes it panic.
+    let spawned = catch_unwind(AssertUnwindSafe(|| {
+        pool.threads.spawn(number, netns, serial, spawn)
+    }));
+    spawned.unwrap_or_else(|panic| {
+        discard(panic);
+        Err(io::Error::from_raw_os_error(libc::ENOMEM))
+    })
+}
+
 impl Birth {
     /// Does what the thread that asked would, where that has not waited.
     fn give_up(self, error: &Error) {
@@ -233,18 +243,18 @@ impl Birth {
 
 /// Tells the thread that started a worker how that went.
 #[derive(Default)]
-struct Notice {
+pub(crate) struct Notice {
     told: Mutex<Option<Result<()>>>,
     changed: Condvar,
 }
 
 impl Notice {
-    fn tell(&self, how: Result<()>) {
+    pub(crate) fn tell(&self, how: Result<()>) {
         *self.told.lock() = Some(how);
         self.changed.notify_one();
     }
 
-    fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         let mut told = self.told.lock();
         loop {
             match told.take() {

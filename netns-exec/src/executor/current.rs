@@ -77,6 +77,12 @@ pub(crate) fn begin(
     SERVES.with(|it| it.set(true));
 }
 
+/// Makes the calling thread one of an executor's that is in no group: it must not wait for
+/// its own end.
+pub(crate) fn begin_apart(registry: &Registry) {
+    WORKER_OF.with(|it| it.set(registry.pool().key));
+}
+
 /// Notes that the calling thread's group does not count it any more.
 pub(crate) fn left() {
     SERVES.with(|it| it.set(false));

@@ -235,6 +235,8 @@ pub(crate) struct Threads {
     state: Mutex<ThreadsState>,
     /// A thread has nothing left to do but to end, or has been joined.
     changed: Condvar,
+    /// Tasks that wait for that. They register before they look at the state.
+    tasks: Wakers,
 }
 
 #[derive(Default)]
@@ -286,6 +288,20 @@ impl Threads {
         }
         state.ends += 1;
         self.changed.notify_all();
+        self.tasks.wake_all();
+    }
+
+    pub(crate) fn tasks(&self) -> &Wakers {
+        &self.tasks
+    }
+
+    /// Whether the threads of a namespace's groups before `end` have nothing left to do
+    /// but to end.
+    pub(crate) fn are_at_end(&self, netns: NetnsId, end: u64) -> bool {
+        let state = self.state.lock();
+        let mut retired =
+            (state.threads.values()).filter(|thread| thread.netns == netns && thread.group < end);
+        retired.all(|thread| thread.ended.is_some())
     }
 
     /// How many threads have come to their end so far.

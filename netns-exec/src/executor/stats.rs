@@ -12,6 +12,9 @@ use crate::netns::NetnsId;
 pub struct Stats {
     /// Workers alive.
     pub workers: usize,
+    /// Threads beside the pool, see [`Executor::thread`](crate::Executor::thread). When one
+    /// has ended it counts as a job that is done.
+    pub threads: usize,
     /// Jobs in the queues.
     pub queued: usize,
     /// Jobs under way.

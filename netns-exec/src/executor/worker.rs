@@ -37,15 +37,9 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         netns,
         ..
     } = start;
-    let guard = match catch_unwind(AssertUnwindSafe(|| enter(&netns, registry))) {
-        Ok(Ok(guard)) => guard,
-        Ok(Err(error)) => return report(Err(error)),
-        Err(panic) => {
-            // Only a fault of this library gets here.
-            discard(panic);
-            let what = "panic while a worker was set up";
-            return report(Err(Error::new(Kind::Panic, what)));
-        }
+    let guard = match enter_or_say_why(&netns, registry) {
+        Ok(guard) => guard,
+        Err(error) => return report(Err(error)),
     };
     let stops_in = registry.hooks.netns_to_stop_in(&netns);
     // The group has a handle of its own, for as long as it has workers.
@@ -70,6 +64,15 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     };
     report(Ok(Arc::clone(&member)));
     worker.serve_until_the_end(lane);
+}
+
+/// Brings the calling thread, new and at home, to where it will stay, and does not panic.
+pub(crate) fn enter_or_say_why(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
+    catch_unwind(AssertUnwindSafe(|| enter(netns, registry))).unwrap_or_else(|panic| {
+        // Only a fault of this library gets here.
+        discard(panic);
+        Err(Error::new(Kind::Panic, "panic while a worker was set up"))
+    })
 }
 
 /// Brings the calling thread, new and at home, to where it will stay.
