@@ -95,8 +95,10 @@ impl Refused {
 
     /// What was refused, and the cure.
     pub(crate) fn hint(self) -> Cow<'static, str> {
-        const THREADS: &str = "the guard refused this job threads: start pools at home with \
-             `Builder::prewarm`, or choose `Guard::Detect`";
+        const THREADS: &str = "the guard refused this job threads: start pools of the whole \
+             process at home with `Builder::prewarm`; a runtime that the job builds gets none: \
+             call what blocks in the job itself, and look names up with `net::resolve`, \
+             instead of `spawn_blocking`; or choose `Guard::Detect`";
         const MOVES: &str = "the guard refused this job setns(2) or unshare(2): run what belongs \
              in another namespace there, or choose `Guard::Detect`";
         match self {

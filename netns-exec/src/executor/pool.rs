@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,8 @@ pub(crate) struct Pool {
     /// What groups that died have done.
     done: AtomicU64,
     panicked: AtomicU64,
+    /// What the guard has refused.
+    pub(crate) refused: Arc<AtomicU64>,
     /// In a model: how many births fail from now on.
     #[cfg(loom)]
     pub(crate) births_that_fail: AtomicU64,
@@ -95,6 +98,7 @@ impl Pool {
             ticks: AtomicU64::new(0),
             done: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
+            refused: Arc::default(),
             #[cfg(loom)]
             births_that_fail: AtomicU64::new(0),
         }

@@ -259,6 +259,7 @@ impl Registry {
             panicked,
             per_netns,
             threads: self.apart.lock().len(),
+            refused: self.pool.refused.load(Ordering::Relaxed),
             ..Stats::default()
         };
         stats.add_up(&leaving);

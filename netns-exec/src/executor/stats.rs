@@ -23,6 +23,13 @@ pub struct Stats {
     pub done: u64,
     /// Jobs that have panicked.
     pub panicked: u64,
+    /// How often the [`Guard`](crate::Guard) has refused jobs a thread, or a change of their
+    /// namespaces or files, as far as that is counted (see [`Guard::Seal`]). Each is told in
+    /// the log, with the cure, when its job has ended; what that job made of the error is its
+    /// own affair.
+    ///
+    /// [`Guard::Seal`]: crate::Guard::Seal
+    pub refused: u64,
     /// The same by namespace, for those that have workers now. What is being
     /// [retired](crate::Executor::retire) is in the totals only.
     pub per_netns: Vec<NetnsStats>,

@@ -45,7 +45,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     // The group has a handle of its own, for as long as it has workers.
     drop(netns);
     current::begin(registry, group, guard.netns_check());
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(Counters::sharing(&registry.pool().refused));
     let member = Arc::new(Member {
         number,
         counters: Arc::clone(&counters),
