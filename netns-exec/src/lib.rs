@@ -112,7 +112,7 @@ pub mod __private;
 
 pub use error::{Error, Result};
 pub use executor::{
-    AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope,
+    AbortHandle, AbortOnDrop, Builder, Event, Executor, JoinHandle, NetnsStats, Pinned, Scope,
     ScopedJoinHandle, Stats, Stop, ThreadHandle, TrySpawnError, blocking, run, spawn,
 };
 pub use guard::Guard;

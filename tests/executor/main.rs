@@ -7,6 +7,7 @@ mod batch;
 mod calls;
 mod counts;
 mod deletion;
+mod events;
 mod faults;
 mod futures;
 mod global;

@@ -32,10 +32,13 @@ use super::wakers::Wakers;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::{Claim, Lane, Serving};
-use crate::handoff::outcome::Counters;
+use crate::handoff::outcome::{Counters, quietly};
 use crate::netns::watch::Subscription;
 use crate::netns::{Netns, NetnsId};
 use crate::sync::{AtomicBool, AtomicU32, Condvar, Mutex, Ordering, fence};
+
+/// After so long without a job taken from the queue the log is told.
+pub(crate) const IS_STUCK: Duration = Duration::from_secs(5);
 
 /// What a worker serves.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +114,8 @@ pub(crate) struct Group {
     retiring: AtomicBool,
     /// Set once: the deletion watch has been asked.
     watch_asked: std::sync::atomic::AtomicBool,
+    /// Set while the log has been told that calls wait behind a long job.
+    stuck_told: std::sync::atomic::AtomicBool,
     /// How many workers are asked to make room for another namespace's.
     evictions: AtomicU32,
     pins: AtomicU32,
@@ -182,7 +187,8 @@ impl Group {
             serial,
             label: label.into(),
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
-            queue: Queue::new(pool.config.queue_depth),
+            queue: Queue::new(pool.config.queue_depth, pool.config.clock),
+            stuck_told: false.into(),
             runnable: Runnable(AtomicU32::new(0)),
             alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
@@ -264,6 +270,31 @@ impl Group {
             return self.grow();
         }
         Todo::Nothing
+    }
+
+    /// Tells the log, once each time, when no job has been taken for long: by the sender of
+    /// one more, since the worker that is kept says nothing.
+    pub(crate) fn tell_if_stuck(&self) {
+        let stands_still = self.queue.stands_still_for();
+        if stands_still < IS_STUCK {
+            if self.stuck_told.load(Ordering::Relaxed) {
+                self.stuck_told.store(false, Ordering::Relaxed);
+            }
+            return;
+        }
+        if self.stuck_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        quietly(|| {
+            tracing::warn!(
+                netns = %self.label,
+                netns_id = %self.id,
+                queued = self.queue.len(),
+                for_ms = stands_still.as_millis(),
+                "calls wait behind a job that does not end: start what never ends with \
+                 `Executor::thread`, or see `workers_per_netns`"
+            );
+        });
     }
 
     /// Called by a worker that turns to a job: the sender of another one may have

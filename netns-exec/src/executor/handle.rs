@@ -7,7 +7,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::current::{self, Polled};
+use super::group::IS_STUCK;
 use crate::error::Result;
+use crate::handoff::outcome::quietly;
 use crate::handoff::task::{AbortTask, TaskHandle};
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or
@@ -97,7 +99,23 @@ fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> 
         return Ok(true);
     }
     current::check_may_wait()?;
-    Ok(current::blocking(|| task.wait_until(deadline)))
+    Ok(current::blocking(|| {
+        let long = Instant::now() + IS_STUCK;
+        if deadline.is_none_or(|deadline| deadline > long)
+            && !task.wait_until(Some(long))
+            && !task.has_started()
+        {
+            // The worker that is kept says nothing.
+            quietly(|| {
+                tracing::warn!(
+                    for_ms = IS_STUCK.as_millis(),
+                    "a job waits behind one that does not end: start what never ends with \
+                     `Executor::thread`, or see `workers_per_netns`"
+                );
+            });
+        }
+        task.wait_until(deadline)
+    }))
 }
 
 /// Polls a job that is not over, or takes its result.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::queue::Clock;
 use super::wakers::Wakers;
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
@@ -24,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) stack_size: usize,
     pub(crate) name_prefix: String,
+    /// By which the queue's jobs are timed.
+    pub(crate) clock: Clock,
 }
 
 impl Default for Config {
@@ -35,6 +38,7 @@ impl Default for Config {
             idle_timeout: Some(Duration::from_secs(10)),
             stack_size: 2 << 20,
             name_prefix: "ns".to_owned(),
+            clock: Clock::Coarse,
         }
     }
 }

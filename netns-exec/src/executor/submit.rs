@@ -279,6 +279,7 @@ pub(crate) fn started(
 /// when the group has died in between.
 fn ensure_served(registry: &Arc<Registry>, netns: &impl Destination, group: &Arc<Group>) {
     let orphans = birth::carry_out(registry, group, group.notify());
+    group.tell_if_stuck();
     reship(registry, netns, orphans);
 }
 

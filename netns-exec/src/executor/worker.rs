@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::birth::carry_out;
 use super::current;
+use super::event::Event;
 use super::group::{Group, Leaving, Member, Role, Start};
 use super::registry::{Registry, Report};
 use crate::error::{Error, Kind, Result};
@@ -119,6 +120,9 @@ impl<'a> Worker<'a> {
         if let Some(lack) = self.door.guards_lack() {
             self.door.report(|| tracing::debug!("{lack}"));
         }
+        let (netns, label) = (self.group.id(), self.group.label());
+        let hooks = &self.registry.hooks;
+        hooks.tell(&Event::WorkerStarted { netns, label }, &mut self.door);
         if let Some(lane) = &mut lane {
             lane.end_busy();
         }
@@ -134,6 +138,13 @@ impl<'a> Worker<'a> {
             self.registry.hooks.run_stop(&netns, &mut self.door);
         }
         let (done, panicked) = (self.member.counters.done(), self.member.counters.panicked());
+        let retired = Event::WorkerRetired {
+            netns,
+            label,
+            idle: why == Leaving::Idle,
+            done,
+        };
+        hooks.tell(&retired, &mut self.door);
         self.door.report(|| match why {
             Leaving::Spoiled => tracing::warn!(
                 done,
@@ -191,7 +202,7 @@ impl<'a> Worker<'a> {
             }
             if lane.has_call() {
                 self.cover_queue();
-                lane.serve(&mut self.door);
+                self.observed(Duration::ZERO, |worker| lane.serve(&mut worker.door));
                 if lane.was_sent_away() {
                     credit = Credit::full();
                 }
@@ -225,10 +236,10 @@ impl<'a> Worker<'a> {
     /// Runs the jobs of the queue until there is none, or the thread is spoiled.
     fn serve_queue(&mut self) {
         while !self.door.is_spoiled()
-            && let Some(job) = self.group.queue.take()
+            && let Some((job, waited)) = self.group.queue.take_timed()
         {
             self.cover_queue();
-            self.run(job);
+            self.observed(waited, |worker| worker.run(job));
         }
     }
 
@@ -339,9 +350,9 @@ impl<'a> Worker<'a> {
     fn serve_as_spare(&mut self) -> Round {
         loop {
             current::came_back();
-            while let Some(job) = self.group.queue.take() {
+            while let Some((job, waited)) = self.group.queue.take_timed() {
                 self.cover_queue();
-                self.run(job);
+                self.observed(waited, |worker| worker.run(job));
                 if self.door.is_spoiled() {
                     return Round::Leaves(self.leave_spoiled(None));
                 }
@@ -362,6 +373,30 @@ impl<'a> Worker<'a> {
                 return Round::Leaves(why);
             }
         }
+    }
+
+    /// Has `run` run a job, which has waited for so long, and tells those of it who want to
+    /// know.
+    #[inline]
+    fn observed(&mut self, queued: Duration, run: impl FnOnce(&mut Self)) {
+        if !self.registry.hooks.observe() {
+            return run(self);
+        }
+        let panicked = self.member.counters.panicked();
+        self.door.take_refusals();
+        let began = Instant::now();
+        run(self);
+        let ran = began.elapsed();
+        let refused = self.door.take_refusals();
+        let event = Event::JobEnded {
+            netns: self.group.id(),
+            label: self.group.label(),
+            queued,
+            ran,
+            panicked: self.member.counters.panicked() > panicked,
+            refused,
+        };
+        self.registry.hooks.tell(&event, &mut self.door);
     }
 
     fn run(&mut self, job: JobRef) {

@@ -149,6 +149,8 @@ pub(crate) struct Door {
     spoiled: bool,
     /// What the guard refused to the last user code that ran.
     refused: Refused,
+    /// How often it has refused something since this was asked for.
+    refusals: u64,
     tripwire: Tripwire,
 }
 
@@ -159,6 +161,7 @@ impl Door {
             counters,
             spoiled: false,
             refused: Refused::default(),
+            refusals: 0,
             tripwire: Tripwire::here(),
         }
     }
@@ -272,8 +275,14 @@ impl Door {
             let Refused { threads, moves } = self.refused;
             let count = u64::from(threads) + u64::from(moves);
             self.counters.refused.fetch_add(count, Ordering::Relaxed);
+            self.refusals += count;
         }
         verdict
+    }
+
+    /// How often the guard has refused something since the last time that this was asked.
+    pub(crate) fn take_refusals(&mut self) -> u64 {
+        mem::take(&mut self.refusals)
     }
 
     /// What the thread's guard has to do without, if anything.
