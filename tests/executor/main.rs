@@ -1,11 +1,17 @@
 //! The executor: its calls, its workers, and how both end.
 
+mod abort;
+mod apart;
+mod awaited;
 mod batch;
 mod calls;
 mod counts;
 mod deletion;
+mod events;
 mod faults;
 mod futures;
+mod global;
+mod hooks;
 mod idle;
 mod nested;
 mod panics;

@@ -28,13 +28,17 @@ use std::time::{Duration, Instant};
 use super::pool::Pool;
 use super::queue::Queue;
 use super::stats::NetnsStats;
+use super::wakers::Wakers;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::{Claim, Lane, Serving};
-use crate::handoff::outcome::Counters;
+use crate::handoff::outcome::{Counters, quietly};
 use crate::netns::watch::Subscription;
 use crate::netns::{Netns, NetnsId};
 use crate::sync::{AtomicBool, AtomicU32, Condvar, Mutex, Ordering, fence};
+
+/// After so long without a job taken from the queue the log is told.
+pub(crate) const IS_STUCK: Duration = Duration::from_secs(5);
 
 /// What a worker serves.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +116,8 @@ pub(crate) struct Group {
     retiring: AtomicBool,
     /// Set once: the deletion watch has been asked.
     watch_asked: std::sync::atomic::AtomicBool,
+    /// Set while the log has been told that calls wait behind a long job.
+    stuck_told: std::sync::atomic::AtomicBool,
     /// How many workers are asked to make room for another namespace's.
     evictions: AtomicU32,
     pins: AtomicU32,
@@ -120,6 +126,9 @@ pub(crate) struct Group {
     state: Mutex<State>,
     /// A worker was born, could not be born, or left.
     changed: Condvar,
+    /// Tasks that wait for the same. They register before they look at the state, and
+    /// are woken under its lock.
+    tasks: Wakers,
     /// A parked spare has been called, or shall leave.
     spare_wanted: Condvar,
 }
@@ -180,7 +189,8 @@ impl Group {
             serial,
             label: label.into(),
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
-            queue: Queue::new(pool.config.queue_depth),
+            queue: Queue::new(pool.config.queue_depth, pool.config.clock),
+            stuck_told: false.into(),
             runnable: Runnable(AtomicU32::new(0)),
             alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
@@ -203,6 +213,7 @@ impl Group {
                 panicked: 0,
             }),
             changed: Condvar::new(),
+            tasks: Wakers::default(),
             spare_wanted: Condvar::new(),
         }
     }
@@ -261,6 +272,31 @@ impl Group {
             return self.grow();
         }
         Todo::Nothing
+    }
+
+    /// Tells the log, once each time, when no job has been taken for long: by the sender of
+    /// one more, since the worker that is kept says nothing.
+    pub(crate) fn tell_if_stuck(&self) {
+        let stands_still = self.queue.stands_still_for();
+        if stands_still < IS_STUCK {
+            if self.stuck_told.load(Ordering::Relaxed) {
+                self.stuck_told.store(false, Ordering::Relaxed);
+            }
+            return;
+        }
+        if self.stuck_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        quietly(|| {
+            tracing::warn!(
+                netns = %self.label,
+                netns_id = %self.id,
+                queued = self.queue.len(),
+                for_ms = stands_still.as_millis(),
+                "calls wait behind a job that does not end: start what never ends with \
+                 `Executor::thread`, or see `workers_per_netns`"
+            );
+        });
     }
 
     /// Called by a worker that turns to a job: the sender of another one may have
@@ -380,6 +416,19 @@ impl Group {
         Ok(())
     }
 
+    /// How many births have failed so far.
+    pub(crate) fn failures(&self) -> u64 {
+        self.state.lock().failures
+    }
+
+    /// Why there is no worker, when a birth has failed since there were `failures`.
+    pub(crate) fn failure_since(&self, failures: u64) -> Option<Error> {
+        let state = self.state.lock();
+        (state.live.is_empty() && state.failures != failures)
+            .then(|| (state.last_failure.as_ref()).expect("counted with its error"))
+            .map(Error::duplicate)
+    }
+
     fn begin_start(&self, state: &mut State, role: Role, is_needed: bool) -> Start {
         let number = self.pool.next_worker_number();
         state.starting += 1;
@@ -406,7 +455,7 @@ impl Group {
         state.starting -= 1;
         state.live.push(member);
         self.alive.fetch_add(1, Ordering::Relaxed);
-        self.changed.notify_all();
+        self.note_change();
         drop(state);
         self.pool.capacity.note_change();
     }
@@ -428,7 +477,7 @@ impl Group {
             state.netns = None;
         }
         self.pool.capacity.release();
-        self.changed.notify_all();
+        self.note_change();
     }
 
     /// Takes the jobs that no worker will come to, because none is runnable and none
@@ -565,7 +614,7 @@ impl Group {
                 todo = self.grow_locked(&mut state);
             }
         }
-        self.changed.notify_all();
+        self.note_change();
         Some(todo)
     }
 
@@ -614,6 +663,16 @@ impl Group {
         state.spares_parked -= 1;
         self.runnable.add();
         Some(why)
+    }
+
+    /// Tells those that wait for a birth or for the end. The caller has the lock.
+    fn note_change(&self) {
+        self.changed.notify_all();
+        self.tasks.wake_all();
+    }
+
+    pub(crate) fn tasks(&self) -> &Wakers {
+        &self.tasks
     }
 
     // Death.
@@ -699,6 +758,10 @@ impl Group {
             }
         }
         true
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.state.lock().has_workers()
     }
 
     pub(crate) fn pin(&self) {

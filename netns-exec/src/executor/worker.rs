@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::birth::carry_out;
 use super::current;
+use super::event::Event;
 use super::group::{Group, Leaving, Member, Role, Start};
-use super::pool::Pool;
 use super::registry::{Registry, Report};
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
@@ -38,20 +38,15 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         netns,
         ..
     } = start;
-    let guard = match catch_unwind(AssertUnwindSafe(|| enter(&netns, registry.pool()))) {
-        Ok(Ok(guard)) => guard,
-        Ok(Err(error)) => return report(Err(error)),
-        Err(panic) => {
-            // Only a fault of this library gets here.
-            discard(panic);
-            let what = "panic while a worker was set up";
-            return report(Err(Error::new(Kind::Panic, what)));
-        }
+    let guard = match enter_or_say_why(&netns, registry) {
+        Ok(guard) => guard,
+        Err(error) => return report(Err(error)),
     };
+    let stops_in = registry.hooks.netns_to_stop_in(&netns);
     // The group has a handle of its own, for as long as it has workers.
     drop(netns);
     current::begin(registry, group, guard.netns_check());
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(Counters::sharing(&registry.pool().refused));
     let member = Arc::new(Member {
         number,
         is_rung: guard
@@ -65,6 +60,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         member: &member,
         role,
         door: Door::new(guard, counters),
+        stops_in,
     };
     let lane = match role {
         Role::Lane(index) => Some(worker.open(index)),
@@ -74,14 +70,25 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     worker.serve_until_the_end(lane);
 }
 
+/// Brings the calling thread, new and at home, to where it will stay, and does not panic.
+pub(crate) fn enter_or_say_why(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
+    catch_unwind(AssertUnwindSafe(|| enter(netns, registry))).unwrap_or_else(|panic| {
+        // Only a fault of this library gets here.
+        discard(panic);
+        Err(Error::new(Kind::Panic, "panic while a worker was set up"))
+    })
+}
+
 /// Brings the calling thread, new and at home, to where it will stay.
-fn enter(netns: &Netns, pool: &Pool) -> Result<ThreadGuard> {
+fn enter(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
     let registration = roster::sign_in(netns.id());
     netns.enter()?;
     // Before the guard, which takes the privilege away and the state of the thread for
     // what it is to stay.
+    let pool = registry.pool();
     let view = pool.config.view.as_ref();
     view.map_or(Ok(()), |view| view.put_on_worker(netns))?;
+    registry.hooks.run_start(netns)?;
     let mut guard = pool.policy.install(registration)?;
     if view.is_some() {
         (guard.keep_place())
@@ -103,6 +110,8 @@ struct Worker<'a> {
     member: &'a Member,
     role: Role,
     door: Door,
+    /// What the stop hooks are told of, if there are any.
+    stops_in: Option<Netns>,
 }
 
 impl<'a> Worker<'a> {
@@ -133,6 +142,9 @@ impl<'a> Worker<'a> {
         if let Some(lack) = self.door.guards_lack() {
             self.door.report(|| tracing::debug!("{lack}"));
         }
+        let (netns, label) = (self.group.id(), self.group.label());
+        let hooks = &self.registry.hooks;
+        hooks.tell(&Event::WorkerStarted { netns, label }, &mut self.door);
         if let Some(lane) = &mut lane {
             lane.end_busy();
         }
@@ -144,7 +156,17 @@ impl<'a> Worker<'a> {
             self.leave_spoiled(lane.as_mut())
         });
         self.tell_news();
+        if let Some(netns) = self.stops_in.take() {
+            self.registry.hooks.run_stop(&netns, &mut self.door);
+        }
         let (done, panicked) = (self.member.counters.done(), self.member.counters.panicked());
+        let retired = Event::WorkerRetired {
+            netns,
+            label,
+            idle: why == Leaving::Idle,
+            done,
+        };
+        hooks.tell(&retired, &mut self.door);
         self.door.report(|| match why {
             Leaving::Spoiled => tracing::warn!(
                 done,
@@ -202,7 +224,13 @@ impl<'a> Worker<'a> {
             }
             if lane.has_call() {
                 self.cover_queue();
-                lane.serve(&mut self.door);
+                self.observed(Duration::ZERO, |worker| {
+                    lane.serve(&mut worker.door);
+                    if worker.registry.hooks.observe() {
+                        // Its caller does not wait for observers as well.
+                        lane.tell();
+                    }
+                });
                 idle = Idle::default();
             } else if lane.is_called() || !self.group.queue.is_empty() {
                 if lane.begin_busy() {
@@ -242,11 +270,11 @@ impl<'a> Worker<'a> {
     fn serve_queue(&mut self) -> bool {
         let mut any = false;
         while !self.door.is_spoiled()
-            && let Some(job) = self.group.queue.take()
+            && let Some((job, waited)) = self.group.queue.take_timed()
         {
             any = true;
             self.cover_queue();
-            self.run(job);
+            self.observed(waited, |worker| worker.run(job));
         }
         any
     }
@@ -360,9 +388,9 @@ impl<'a> Worker<'a> {
     fn serve_as_spare(&mut self) -> Round {
         loop {
             current::came_back();
-            while let Some(job) = self.group.queue.take() {
+            while let Some((job, waited)) = self.group.queue.take_timed() {
                 self.cover_queue();
-                self.run(job);
+                self.observed(waited, |worker| worker.run(job));
                 if self.door.is_spoiled() {
                     return Round::Leaves(self.leave_spoiled(None));
                 }
@@ -383,6 +411,30 @@ impl<'a> Worker<'a> {
                 return Round::Leaves(why);
             }
         }
+    }
+
+    /// Has `run` run a job, which has waited for so long, and tells those of it who want to
+    /// know.
+    #[inline]
+    fn observed(&mut self, queued: Duration, run: impl FnOnce(&mut Self)) {
+        if !self.registry.hooks.observe() {
+            return run(self);
+        }
+        let panicked = self.member.counters.panicked();
+        self.door.take_refusals();
+        let began = Instant::now();
+        run(self);
+        let ran = began.elapsed();
+        let refused = self.door.take_refusals();
+        let event = Event::JobEnded {
+            netns: self.group.id(),
+            label: self.group.label(),
+            queued,
+            ran,
+            panicked: self.member.counters.panicked() > panicked,
+            refused,
+        };
+        self.registry.hooks.tell(&event, &mut self.door);
     }
 
     fn run(&mut self, job: JobRef) {

@@ -74,9 +74,24 @@ unsafe impl<F: Send, T: Send, E: Send> Send for HeapJob<F, T, E> {}
 // SAFETY: as above; `on_end` is shared, and `Sync`.
 unsafe impl<F: Send, T: Send, E: Sync> Sync for HeapJob<F, T, E> {}
 
-/// The handle's side of a heap job, whatever its closure.
-trait Packet<T> {
+/// What can be done to a heap job from anywhere, whatever its closure and its result.
+trait Abortable: Send + Sync {
     fn latch(&self) -> &WakerLatch;
+}
+
+impl<F, T, E> Abortable for HeapJob<F, T, E>
+where
+    F: Send,
+    T: Send,
+    E: OnEnd,
+{
+    fn latch(&self) -> &WakerLatch {
+        &self.latch
+    }
+}
+
+/// The handle's side of a heap job, whatever its closure.
+trait Packet<T>: Abortable {
     /// # Safety
     ///
     /// The latch is set, and the caller is the handle, which calls this once.
@@ -97,10 +112,6 @@ where
     T: Send,
     E: OnEnd,
 {
-    fn latch(&self) -> &WakerLatch {
-        &self.latch
-    }
-
     unsafe fn take_outcome(&self) -> Option<Outcome<T>> {
         // SAFETY: set and not detached: the cell belongs to the handle.
         let outcome = (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() });
@@ -397,6 +408,38 @@ where
     Batch::new(jobs, |f| Draft::new(f, on_end(), |_| None)).send(send)
 }
 
+fn cancel(latch: &WakerLatch) -> bool {
+    let cancelled = latch.try_flag(CANCELLED, STARTED | CANCELLED);
+    if cancelled {
+        latch.wake_for_flag();
+    }
+    cancelled
+}
+
+fn is_over(latch: &WakerLatch) -> bool {
+    latch.is_set() || latch.flags() & CANCELLED != 0
+}
+
+/// A spawned job, for those that only want to give it up.
+#[derive(Clone)]
+pub(crate) struct AbortTask(Arc<dyn Abortable>);
+
+impl AbortTask {
+    pub(crate) fn cancel(&self) -> bool {
+        cancel(self.0.latch())
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        is_over(self.0.latch())
+    }
+}
+
+impl<T: 'static> TaskHandle<'static, T> {
+    pub(crate) fn abort_task(&self) -> AbortTask {
+        AbortTask(self.packet.clone())
+    }
+}
+
 /// The handle's side of a spawned job: joins, awaits or cancels it.
 pub(crate) struct TaskHandle<'a, T> {
     packet: Arc<dyn Packet<T> + Send + Sync + 'a>,
@@ -407,18 +450,16 @@ pub(crate) struct TaskHandle<'a, T> {
 
 impl<T> TaskHandle<'_, T> {
     pub(crate) fn is_over(&self) -> bool {
-        let latch = self.packet.latch();
-        latch.is_set() || latch.flags() & CANCELLED != 0
+        is_over(self.packet.latch())
     }
 
     /// Gives the job up if it has not started; tells whether it did.
     pub(crate) fn cancel(&self) -> bool {
-        let latch = self.packet.latch();
-        let cancelled = latch.try_flag(CANCELLED, STARTED | CANCELLED);
-        if cancelled {
-            latch.wake_for_flag();
-        }
-        cancelled
+        cancel(self.packet.latch())
+    }
+
+    pub(crate) fn has_started(&self) -> bool {
+        self.packet.latch().flags() & STARTED != 0
     }
 
     /// Blocks until the job is over or `deadline` has passed; tells which.
