@@ -7,6 +7,7 @@ mod audit;
     reason = "measures setns there and back beside the rest"
 )]
 mod bench;
+mod capability;
 mod completions;
 #[expect(clippy::disallowed_methods, reason = "has callers of its own")]
 mod demo;
@@ -22,11 +23,6 @@ mod stdio;
 mod sys;
 mod table;
 mod unreadable;
-#[expect(
-    clippy::disallowed_methods,
-    reason = "before this process has a second thread"
-)]
-mod userns;
 
 use std::io;
 use std::process::ExitCode;
