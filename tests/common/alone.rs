@@ -131,6 +131,7 @@ pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
         }
         Alone::OrdinaryUser | Alone::OrdinaryUserAsRoot => {
             let mut command = as_ordinary_user();
+            command.env("NETNS_EXEC_TEST_HARNESS", "off");
             if matches!(how, Alone::OrdinaryUserAsRoot) {
                 command.args(["unshare", "--user", "--map-root-user", "--net"]);
             }

@@ -1,5 +1,6 @@
 //! Children that stay where they are put.
 
+use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
@@ -49,6 +50,26 @@ impl Drop for Sleeper {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// What starts a program without any privilege: as an ordinary user, or, where this
+/// process has no other user to be, as root that is not allowed anything. The program
+/// is its next argument.
+pub fn unprivileged() -> Command {
+    if has_other_users() {
+        return as_ordinary_user();
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+    command
+}
+
+/// Whether the user namespace that this process is in has more ids than one.
+fn has_other_users() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").expect("/proc is mounted");
+    let lengths =
+        (map.lines()).filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    lengths.sum::<u64>() > 1
 }
 
 /// What starts a program as an ordinary user, without any privilege and without

@@ -8,8 +8,18 @@ use nix::libc;
 
 /// Has the children of a command get EPERM from fstatfs(2), as the filters of
 /// container runtimes do with calls that they do not know.
-#[allow(unsafe_code)]
 pub fn refuse_fstatfs(command: &mut Command) {
+    refuse(command, libc::SYS_fstatfs);
+}
+
+/// Has the children of a command get EPERM from unshare(2), as the filters of
+/// container runtimes do.
+pub fn refuse_unshare(command: &mut Command) {
+    refuse(command, libc::SYS_unshare);
+}
+
+#[allow(unsafe_code)]
+fn refuse(command: &mut Command, call: libc::c_long) {
     let statement = |code: u32, k: u32, jf: u8| libc::sock_filter {
         code: code as u16,
         jt: 0,
@@ -19,11 +29,7 @@ pub fn refuse_fstatfs(command: &mut Command) {
     let filter = [
         // The first field of seccomp_data is the number of the call.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        statement(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            libc::SYS_fstatfs as u32,
-            1,
-        ),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32, 1),
         statement(
             libc::BPF_RET | libc::BPF_K,
             libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
