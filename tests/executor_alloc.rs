@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{Alone, alone, fresh, settle};
 
-netns_exec::rootless::test_harness!();
+netns_exec::rootless::test_harness!(own_net);
 
 struct Counting;
 

@@ -19,7 +19,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-netns_exec::rootless::test_harness!();
+netns_exec::rootless::test_harness!(own_net);
 
 /// The command. It stands here and not with the other fixtures because cargo
 /// names the program to the tests of its own package only.

@@ -52,18 +52,6 @@ impl Drop for Sleeper {
     }
 }
 
-/// What starts a program without any privilege: as an ordinary user, or, where this
-/// process has no other user to be, as root that is not allowed anything. The program
-/// is its next argument.
-pub fn unprivileged() -> Command {
-    if has_other_users() {
-        return as_ordinary_user();
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
-    command
-}
-
 /// Whether the user namespace that this process is in has more ids than one.
 fn has_other_users() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").expect("/proc is mounted");
@@ -74,9 +62,19 @@ fn has_other_users() -> bool {
 
 /// What starts a program as an ordinary user, without any privilege and without
 /// a way to one: the program is its next argument.
+///
+/// Where this process has no other user to be, because it is root of a user namespace
+/// with a single id, that user is one of a further user namespace.
 pub fn as_ordinary_user() -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    let mut command;
+    if has_other_users() {
+        command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    } else {
+        command = Command::new("unshare");
+        command.args(["--user", "--map-user=65534", "--map-group=65534", "setpriv"]);
+    }
     command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+    command.env("NETNS_EXEC_TEST_HARNESS", "off");
     command
 }

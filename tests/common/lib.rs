@@ -24,7 +24,7 @@ pub use allocator::OnlyHere;
 pub use alone::{
     Alone, Binary, handed_over, is_alone, note, rerun, run_alone, test_of, to_hand_over,
 };
-pub use child::{Sleeper, as_ordinary_user, unprivileged};
+pub use child::{Sleeper, as_ordinary_user};
 pub use held::Held;
 pub use panics::{panic_of, panic_text};
 pub use process::{
@@ -33,7 +33,7 @@ pub use process::{
     on_a_thread, path_of, resident, settle, sleeps_soundly, status_of, threads_of_this_process,
     tid, tids, wait_for_exit,
 };
-pub use refuse::{refuse_fstatfs, refuse_unshare};
+pub use refuse::{refuse_fstatfs, refuse_own_mounts};
 pub use signals::SignalLog;
 pub use threads::{Parked, RawThread};
 pub use wait::{Gate, Pass, eventually, within};

@@ -9,7 +9,7 @@ mod tokio;
 
 use netns_exec::{Executor, Guard};
 
-netns_exec::rootless::test_harness!();
+netns_exec::rootless::test_harness!(own_net);
 
 fn executor(guard: Guard) -> Executor {
     let executor = Executor::builder().guard(guard).build();

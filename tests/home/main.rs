@@ -7,4 +7,4 @@ mod descriptors;
 mod first_caller;
 mod prewarm;
 
-netns_exec::rootless::test_harness!();
+netns_exec::rootless::test_harness!(own_net);

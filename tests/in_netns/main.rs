@@ -14,7 +14,7 @@ mod ui;
 
 use netns_exec::{Netns, NetnsId};
 
-netns_exec::rootless::test_harness!();
+netns_exec::rootless::test_harness!(own_net);
 
 /// The namespace of the main thread, wherever this one is.
 fn home() -> NetnsId {

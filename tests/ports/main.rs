@@ -13,4 +13,4 @@ mod races;
 mod requests;
 mod sockets;
 
-netns_exec::rootless::test_harness!();
+netns_exec::rootless::test_harness!(own_net);

@@ -1,6 +1,6 @@
 //! `rootless::enter`, in a program of its own.
 
-use netns_exec_tests::refuse_unshare;
+use netns_exec_tests::refuse_own_mounts;
 
 use super::{run, run_after, succeeded, text};
 
@@ -84,9 +84,9 @@ fn seccomp_filter_is_named() {
     let binary = netns_exec_tests::Binary::reachable_by_all(std::path::Path::new(env!(
         "CARGO_BIN_EXE_rootless_program"
     )));
-    let mut command = netns_exec_tests::unprivileged();
+    let mut command = netns_exec_tests::as_ordinary_user();
     command.arg(&binary.path).arg("error").current_dir("/");
-    refuse_unshare(&mut command);
+    refuse_own_mounts(&mut command);
     let output = command.output().expect("setpriv of util-linux");
     let out = succeeded(&output);
     assert!(

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use netns_exec::{Netns, in_netns};
-use netns_exec_tests::{here, refuse_unshare};
+use netns_exec_tests::{here, refuse_own_mounts};
 
 use super::{text, this_binary};
 
@@ -89,13 +89,13 @@ fn processes_for_one_test_each_run_beside_each_other() {
 #[test]
 fn system_that_forbids_it_is_told_about_once() {
     let (_binary, mut command) = this_binary();
-    refuse_unshare(&mut command);
+    refuse_own_mounts(&mut command);
     let output = command.args(["--list"]).output();
     let output = output.expect("setpriv of util-linux");
     assert!(output.status.success() && text(&output.stdout).contains(FIXTURE[0]));
 
     let (_binary, mut command) = this_binary();
-    refuse_unshare(&mut command);
+    refuse_own_mounts(&mut command);
     let output = command.args(["--exact", FIXTURE[1]]).output();
     let output = output.expect("setpriv of util-linux");
     assert!(!output.status.success());

@@ -7,9 +7,9 @@ mod harness;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use netns_exec_tests::{Binary, unprivileged};
+use netns_exec_tests::{Binary, as_ordinary_user};
 
-netns_exec::rootless::test_harness!();
+netns_exec::rootless::test_harness!(own_net);
 
 /// Runs the program beside this file without any privilege.
 fn run(scenario: &str) -> Output {
@@ -19,7 +19,7 @@ fn run(scenario: &str) -> Output {
 /// As [`run`], by a script that makes preparations, of which the program is `$0`.
 fn run_after(script: &str, scenario: &str) -> Output {
     let binary = Binary::reachable_by_all(Path::new(env!("CARGO_BIN_EXE_rootless_program")));
-    let mut command = unprivileged();
+    let mut command = as_ordinary_user();
     command.args(["sh", "-c", script]).arg(&binary.path);
     let command = command.arg(scenario).current_dir("/");
     command.output().expect("setpriv of util-linux")
@@ -45,7 +45,8 @@ fn succeeded(output: &Output) -> String {
 fn this_binary() -> (Binary, Command) {
     let this = std::env::current_exe().expect("this program has a path");
     let binary = Binary::reachable_by_all(&this);
-    let mut command = unprivileged();
+    let mut command = as_ordinary_user();
     command.arg(&binary.path).current_dir("/");
+    command.env_remove("NETNS_EXEC_TEST_HARNESS");
     (binary, command)
 }

@@ -42,7 +42,7 @@ use std::panic::catch_unwind;
 use crate::error::{Error, Result};
 use crate::ports::{Broker, Policy};
 use crate::sys::caps;
-use crate::sys::userns::{self, Failed};
+use crate::sys::userns::{self, Failed, Shape};
 
 #[doc(inline)]
 pub use crate::__rootless_test_harness as test_harness;
@@ -133,8 +133,8 @@ impl Setup {
         Setup::default()
     }
 
-    /// Has the process leave its network namespace for a new one, whose loopback is
-    /// down, and leave a broker behind that opens the sockets which `policy` allows.
+    /// Has the process leave its network namespace for a new one, with nothing but a
+    /// loopback in it that is up, and leave a broker behind that opens the sockets which `policy` allows.
     ///
     /// A process that is privileged already stays where it is, and has a broker all the
     /// same.
@@ -142,12 +142,10 @@ impl Setup {
     /// # Examples
     ///
     /// ```no_run
-    /// use netns_exec::Netns;
     /// use netns_exec::ports::Policy;
     /// use netns_exec::rootless::Setup;
     ///
     /// let entered = Setup::new().own_net(Policy::new()).enter()?;
-    /// Netns::current()?.set_loopback_up()?;
     /// assert!(entered.broker().is_some());
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
@@ -184,7 +182,10 @@ impl Setup {
             });
         }
         let is_privileged = is_privileged()?;
-        let own_net = self.broker.is_some();
+        let shape = Shape {
+            own_net: self.broker.is_some(),
+            own_run: false,
+        };
         let broker = match self.broker {
             Some(policy) => Some(Broker::spawn_with(policy).map_err(|cause| {
                 Error::kernel("cannot leave a broker behind", io::Error::from(cause))
@@ -193,8 +194,8 @@ impl Setup {
         };
         if !is_privileged {
             match userns::has_threads() {
-                true => return Err(why::failed(exec_again(own_net, broker))),
-                false => userns::enter(own_net).map_err(why::failed)?,
+                true => return Err(why::failed(exec_again(shape, broker))),
+                false => userns::enter(shape).map_err(why::failed)?,
             }
         }
         Ok(Entered {
@@ -205,10 +206,10 @@ impl Setup {
 }
 
 /// With the line to the broker kept open, which ends with its last copy.
-fn exec_again(own_net: bool, broker: Option<Broker>) -> Failed {
+fn exec_again(shape: Shape, broker: Option<Broker>) -> Failed {
     let socket = broker.as_ref().map(Broker::try_clone_socket).transpose();
     match socket {
-        Ok(socket) => userns::exec_again(own_net, socket),
+        Ok(socket) => userns::exec_again(shape, socket),
         Err(cause) => Failed {
             step: userns::Step::Exec,
             cause: cause.into(),
@@ -276,6 +277,12 @@ impl Entered {
 /// privileged already, nothing is done. No command is wrapped around it: `cargo test`,
 /// `cargo nextest run` and the binary by itself all work, in parallel.
 ///
+/// The tests stay in the network namespace that they were started in, so that they can
+/// use what is served on the host; `test_harness!(own_net)` gives them one of their own,
+/// with nothing but a loopback in it: to set it up, and to have threads come back to it.
+/// `/run` is their own, with everything in it that is in the host's but the names of
+/// network namespaces.
+///
 /// Where the system forbids it, that is said on standard error; the tests run all the
 /// same, and those that need a namespace fail with `EPERM`. With
 /// `NETNS_EXEC_TEST_HARNESS=off` in the environment it does nothing: for tests that show
@@ -301,12 +308,18 @@ impl Entered {
 #[macro_export]
 macro_rules! __rootless_test_harness {
     () => {
+        $crate::__rootless_test_harness!(@ __before_main);
+    };
+    (own_net) => {
+        $crate::__rootless_test_harness!(@ __before_main_own_net);
+    };
+    (@ $function:ident) => {
         const _: () = {
             // The linker puts functions of this signature there, which the C library
             // calls before `main`.
             #[used]
             #[unsafe(link_section = ".init_array")]
-            static BEFORE_MAIN: extern "C" fn() = $crate::rootless::__before_main;
+            static BEFORE_MAIN: extern "C" fn() = $crate::rootless::$function;
         };
     };
 }
@@ -314,13 +327,27 @@ macro_rules! __rootless_test_harness {
 /// What [`test_harness!`](crate::rootless::test_harness) has called before `main`.
 #[doc(hidden)]
 pub extern "C" fn __before_main() {
+    before_main(false);
+}
+
+/// As [`__before_main`], for `own_net`.
+#[doc(hidden)]
+pub extern "C" fn __before_main_own_net() {
+    before_main(true);
+}
+
+fn before_main(own_net: bool) {
     if env::var_os("NETNS_EXEC_TEST_HARNESS").is_some_and(|value| value == "off") {
         return;
     }
+    let shape = Shape {
+        own_net,
+        own_run: true,
+    };
     // A panic must not unwind into the C library, and was shown.
     let entered = catch_unwind(|| match is_privileged() {
         Ok(true) => Ok(()),
-        Ok(false) => userns::enter(false).map_err(why::failed),
+        Ok(false) => userns::enter(shape).map_err(why::failed),
         Err(error) => Err(error),
     });
     if let Ok(Err(error)) = entered {

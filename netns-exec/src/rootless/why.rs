@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::error::Error;
+use crate::sys::caps;
 use crate::sys::userns::{Failed, Step};
 
 /// What the system says of its own accord. The errno of unshare(2) is the same for
@@ -20,6 +21,8 @@ struct System {
     apparmor_restricts: bool,
     /// A seccomp filter is on this thread.
     has_seccomp: bool,
+    /// This is uid 0 without `CAP_SETFCAP`.
+    is_root_that_may_not_map_itself: bool,
 }
 
 impl System {
@@ -43,6 +46,8 @@ impl System {
             apparmor_restricts: number("kernel/apparmor_restrict_unprivileged_userns")
                 .is_some_and(|value| value != 0),
             has_seccomp: seccomp.is_some_and(|mode| mode.trim() != "0"),
+            is_root_that_may_not_map_itself: nix::unistd::geteuid().is_root()
+                && caps::effective().is_ok_and(|set| set & caps::SETFCAP == 0),
         }
     }
 
@@ -96,6 +101,11 @@ impl System {
                  the surrounding user namespace does not map (/etc/subuid, newuidmap(1))"
                     .to_owned()
             }
+            Step::MapUser if denied && self.is_root_that_may_not_map_itself => {
+                "uid 0 without CAP_SETFCAP may not be uid 0 of a user namespace: run it as \
+                 another user, or with CAP_SETFCAP"
+                    .to_owned()
+            }
             Step::DenySetgroups | Step::MapUser | Step::MapGroup if denied => {
                 "the user or the group of this process is not mapped in the user namespace that \
                  it is in, whose maker has to map more ids, from /etc/subuid and /etc/subgid \
@@ -123,6 +133,7 @@ pub(super) fn failed(Failed { step, cause }: Failed) -> Error {
         Step::MapUser => "cannot enter a user namespace: cannot write /proc/self/uid_map",
         Step::MapGroup => "cannot enter a user namespace: cannot write /proc/self/gid_map",
         Step::Run => "cannot enter a user namespace: cannot mount a /run/netns there",
+        Step::Loopback => "cannot enter a user namespace: cannot bring the loopback up there",
         Step::Try => "cannot enter a user namespace: cannot try it in a copy of this process",
         Step::Exec => "cannot enter a user namespace: cannot execute this program once more",
     };
@@ -203,5 +214,10 @@ mod tests {
         for step in [Step::MapUser, Step::MapGroup] {
             assert_says(&plain(), step, libc::EPERM, &["/etc/subuid", "newuidmap"]);
         }
+        let system = System {
+            is_root_that_may_not_map_itself: true,
+            ..plain()
+        };
+        assert_says(&system, Step::MapUser, libc::EPERM, &["CAP_SETFCAP"]);
     }
 }

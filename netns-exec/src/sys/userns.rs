@@ -24,6 +24,15 @@ use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, getegid, geteuid, pipe};
 
+/// What to enter beside a user and a mount namespace.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shape {
+    /// A network namespace, with its loopback up.
+    pub(crate) own_net: bool,
+    /// A `/run` to write to, and not only a `/run/netns`.
+    pub(crate) own_run: bool,
+}
+
 /// The steps of [`enter`], in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -32,18 +41,20 @@ pub(crate) enum Step {
     MapUser,
     MapGroup,
     Run,
+    Loopback,
     /// To try the others in a copy of this process first.
     Try,
     /// To execute this program once more.
     Exec,
 }
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step::Unshare,
     Step::DenySetgroups,
     Step::MapUser,
     Step::MapGroup,
     Step::Run,
+    Step::Loopback,
     Step::Try,
     Step::Exec,
 ];
@@ -71,27 +82,27 @@ pub(crate) fn has_threads() -> bool {
 }
 
 /// Makes this process root of a user namespace of its own, in a mount namespace with a
-/// `/run/netns` of its own, and with `own_net` in a network namespace of its own.
+/// `/run/netns` of its own, and of that shape.
 ///
 /// All steps are tried in a copy of this process first: after an error nothing has
 /// changed.
-pub(crate) fn enter(own_net: bool) -> Result<(), Failed> {
+pub(crate) fn enter(shape: Shape) -> Result<(), Failed> {
     // A copy made beside other threads could wait for one of them for ever.
     if has_threads() {
         return Err(Step::Unshare.failed(Errno::EINVAL));
     }
-    try_in_a_copy(own_net)?;
-    enter_here(own_net)
+    try_in_a_copy(shape)?;
+    enter_here(shape)
 }
 
-fn try_in_a_copy(own_net: bool) -> Result<(), Failed> {
+fn try_in_a_copy(shape: Shape) -> Result<(), Failed> {
     let failed = |errno: Errno| Step::Try.failed(errno);
     let (reader, writer) = pipe().map_err(failed)?;
     // SAFETY: this is the only thread, so the child is a whole copy of the process.
     match unsafe { fork() }.map_err(failed)? {
         ForkResult::Child => {
             let mut report = [0; 8];
-            if let Err(Failed { step, cause }) = enter_here(own_net) {
+            if let Err(Failed { step, cause }) = enter_here(shape) {
                 let errno = cause.raw_os_error().unwrap_or(libc::EIO);
                 report[..4].copy_from_slice(&(step as i32 + 1).to_ne_bytes());
                 report[4..].copy_from_slice(&errno.to_ne_bytes());
@@ -124,10 +135,10 @@ fn try_in_a_copy(own_net: bool) -> Result<(), Failed> {
     clippy::disallowed_methods,
     reason = "no other thread exists: the whole process moves"
 )]
-fn enter_here(own_net: bool) -> Result<(), Failed> {
+fn enter_here(shape: Shape) -> Result<(), Failed> {
     let (uid, gid) = (geteuid(), getegid());
     let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-    if own_net {
+    if shape.own_net {
         flags |= CloneFlags::CLONE_NEWNET;
     }
     nix::sched::unshare(flags).map_err(|errno| Step::Unshare.failed(errno))?;
@@ -141,7 +152,11 @@ fn enter_here(own_net: bool) -> Result<(), Failed> {
         .map_err(|cause| Step::MapUser.failed(cause))?;
     write("/proc/self/gid_map", &format!("0 {gid} 1\n"))
         .map_err(|cause| Step::MapGroup.failed(cause))?;
-    own_names().map_err(|cause| Step::Run.failed(cause))
+    own_names(shape.own_run).map_err(|cause| Step::Run.failed(cause))?;
+    if shape.own_net {
+        super::netns::set_loopback_up().map_err(|cause| Step::Loopback.failed(cause))?;
+    }
+    Ok(())
 }
 
 /// At once: the kernel takes a map with the first write(2) and never another.
@@ -155,11 +170,12 @@ fn write(file: &str, text: &str) -> io::Result<()> {
 
 /// Gives this mount namespace an empty `/run/netns`, which other ones do not see.
 ///
-/// Where the host has none, an ordinary user cannot make the folder: then `/run` is
-/// made anew, and everything that is in it appears in the new one, at its place.
-fn own_names() -> io::Result<()> {
+/// Where the host has none, an ordinary user cannot make the folder: then, and with
+/// `own_run`, `/run` is made anew, and everything else that is in it appears in the new
+/// one, at its place.
+fn own_names(own_run: bool) -> io::Result<()> {
     let names = Path::new("/run/netns");
-    if names.is_dir() {
+    if names.is_dir() && !own_run {
         return tmpfs(names);
     }
     let run = Path::new("/run");
@@ -173,6 +189,9 @@ fn own_names() -> io::Result<()> {
     let covered = format!("/proc/self/fd/{}", before.as_raw_fd());
     for entry in fs::read_dir(&covered)? {
         let entry = entry?;
+        if entry.file_name() == "netns" {
+            continue;
+        }
         // What cannot be shown is an empty file or folder: it may have gone meanwhile.
         let _ = show(&entry, &run.join(entry.file_name()));
     }
@@ -228,7 +247,7 @@ pub(crate) fn entered_before_main() -> Option<Entered> {
 ///
 /// The same process with the same arguments; what is closed on exec, and every other
 /// thread, is gone.
-pub(crate) fn exec_again(own_net: bool, kept: Option<OwnedFd>) -> Failed {
+pub(crate) fn exec_again(shape: Shape, kept: Option<OwnedFd>) -> Failed {
     if env::var_os(MARKER).is_some_and(|value| is_ours(value.as_bytes())) {
         // It was, and `BEFORE_MAIN` is not in the program: it would go on for ever.
         return Step::Exec.failed(Errno::ELOOP);
@@ -245,7 +264,7 @@ pub(crate) fn exec_again(own_net: bool, kept: Option<OwnedFd>) -> Failed {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    let marker = format!("{} {} {number}", process::id(), i32::from(own_net));
+    let marker = format!("{} {} {number}", process::id(), i32::from(shape.own_net));
     Step::Exec.failed(command.args(arguments).env(MARKER, marker).exec())
 }
 
@@ -281,8 +300,12 @@ extern "C" fn before_main() {
         // A number that no descriptor has is found out by who uses it.
         let _ = fcntl(kept, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
     }
+    let shape = Shape {
+        own_net,
+        own_run: false,
+    };
     let entered = Entered {
-        outcome: enter(own_net),
+        outcome: enter(shape),
         kept,
     };
     let _ = ENTERED.set(parking_lot::Mutex::new(Some(entered)));
@@ -299,7 +322,7 @@ mod tests {
     use super::*;
 
     // Of all unit tests of this crate. Here, because it stands for unsafe code.
-    crate::rootless::test_harness!();
+    crate::rootless::test_harness!(own_net);
 
     #[test]
     fn marker_of_another_process_is_not_ours() {
