@@ -3,6 +3,7 @@
 #
 #   . tools/without-root.sh
 #   compare_with_list LOG    LOG is what cargo and the tests wrote
+#   run_as_nobody BINARY...  tests that root has built, as an ordinary user, and compare
 
 # The tests of tests/needs-root.txt that need root on this machine: "BINARY TEST" lines.
 need_root_here() {
@@ -78,4 +79,27 @@ compare_with_list() {
             exit bad
         }
     ' <(need_root_here) "$1"
+}
+
+# Not with cargo, of which that user may have none: from a folder that every user can read,
+# with lines as cargo writes them.
+run_as_nobody() {
+    local stage binary name failed=''
+    stage=$(mktemp -d)
+    chmod 755 "$stage"
+    for binary in "$@"; do
+        name=$(basename "$binary")
+        install -m 755 "$binary" "$stage/$name"
+        echo "     Running $name (deps/$name)"
+        # What is refused is shown by the compiler, which is cargo's business.
+        (cd / && setpriv --reuid 65534 --regid 65534 --clear-groups env HOME="$stage" \
+            "$stage/$name" --skip ui:: 2>&1) || failed="$failed    \`$name\`"$'\n'
+    done >"$stage/log"
+    [ -z "$failed" ] || printf 'error: targets failed:\n%s' "$failed" >>"$stage/log"
+    if ! compare_with_list "$stage/log"; then
+        cat "$stage/log" >&2
+        rm -rf "$stage"
+        return 1
+    fi
+    rm -rf "$stage"
 }

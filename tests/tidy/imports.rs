@@ -84,6 +84,7 @@ pub(crate) fn no_file_is_in_a_circle(tree: &[Source]) -> Vec<Offence> {
     let crates = [
         "netns-exec/src/",
         "netns-exec-cli/src/",
+        "netns-exec-lab/src/",
         "netns-exec-macros/src/",
         "benches/src/",
         "benches/measure/src/",
