@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{Alone, alone, fresh, settle};
 
+netns_exec::rootless::test_harness!(own_net);
+
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);

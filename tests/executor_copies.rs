@@ -13,6 +13,8 @@ use nix::libc::{self, ESRCH};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// Calls `f` in a copy of this process, which must come to its end there.
 #[track_caller]
 fn in_a_copy(what: &str, f: impl FnOnce()) {

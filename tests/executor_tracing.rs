@@ -15,6 +15,8 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// An event, with its own fields and those of the span it happened in.
 #[derive(Clone, Debug)]
 struct Seen {

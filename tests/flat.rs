@@ -11,6 +11,8 @@ use netns_exec_tests::{
     eventually, fds_of_this_process, here, require_root, resident, threads_of_this_process,
 };
 
+netns_exec::rootless::test_harness!(own_net);
+
 #[test]
 fn namespaces_made_used_once_and_dropped_leave_memory_flat() {
     require_root();

@@ -7,6 +7,8 @@ use std::sync::{Mutex, OnceLock};
 use netns_exec::{Executor, Netns, NetnsId};
 use netns_exec_tests::{TempNetns, eventually, fresh, here, within};
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// As a syslog sender's would, its lines go out in a namespace of their own.
 static SHIP: OnceLock<(Executor, Netns)> = OnceLock::new();
 static SHIPPED: Mutex<Vec<(String, String, NetnsId)>> = Mutex::new(Vec::new());

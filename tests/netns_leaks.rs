@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use netns_exec::Netns;
 use netns_exec_tests::{TempName, fds_of_this_process, threads_of_this_process};
 
+netns_exec::rootless::test_harness!(own_net);
+
 #[test]
 fn thousand_cycles_leave_fds_and_threads_as_they_were() {
     let name = TempName::new();

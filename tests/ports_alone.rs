@@ -22,6 +22,8 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use Protocol::{Tcp, Udp};
 
+netns_exec::rootless::test_harness!(own_net);
+
 #[test]
 fn limit_on_open_files_is_fatal_and_leaves_nothing() {
     alone!(Alone::AsIs);

@@ -18,6 +18,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use Protocol::{Tcp, Udp};
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// A namespace with two ends of a cable in it.
 fn with_cable() -> TempNetns {
     let netns = TempNetns::new();

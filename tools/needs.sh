@@ -4,6 +4,7 @@
 #   . tools/needs.sh
 #   need build          a linker, and certificates for cargo
 #   need build tests    also what the tests compare with and act upon
+#   own_target          have cargo build where this user may write
 #
 # What is there costs a fraction of a second. As root the rest is installed where there
 # is apt-get; else one line says what to install, and the script ends.
@@ -92,4 +93,21 @@ need() {
     rm -f "$log"
     packages=$(missing "$@" | xargs)
     [ -z "$packages" ] || refuse "installed, and still not usable: $packages"
+}
+
+# In a clone of another user, or where root has built before, the build goes to a folder of
+# this user: so neither is stopped by the other's files, and root leaves none in the way.
+own_target() {
+    local top
+    top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if [ -z "${CARGO_TARGET_DIR:-}" ] && of_others "$top"; then
+        export CARGO_TARGET_DIR=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/netns-exec
+    fi
+}
+
+of_others() {
+    [ ! -O "$1" ] || [ -n "$(
+        find "$1/target" -maxdepth 0 ! -user "$(id -u)" 2>/dev/null
+        find "$1/target/release" "$1/target/debug" -maxdepth 2 ! -user "$(id -u)" -print -quit 2>/dev/null
+    )" ]
 }

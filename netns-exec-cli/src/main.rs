@@ -7,6 +7,7 @@ mod audit;
     reason = "measures setns there and back beside the rest"
 )]
 mod bench;
+mod capability;
 mod completions;
 mod create;
 mod delete;
@@ -30,11 +31,6 @@ mod stdio;
 mod sys;
 mod table;
 mod unreadable;
-#[expect(
-    clippy::disallowed_methods,
-    reason = "before this process has a second thread"
-)]
-mod userns;
 mod view;
 
 use std::io;

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
+use netns_exec::rootless;
 use nix::sys::utsname::uname;
 use nix::unistd::getuid;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::userns;
 
 #[derive(Serialize)]
 pub(crate) struct Setting {
@@ -22,12 +22,9 @@ impl Setting {
     /// thread.
     pub(crate) fn prepare() -> Result<Setting, Failure> {
         let as_found = Setting::as_found()?;
-        let user_namespace = !userns::has_capability(userns::CAP_SYS_ADMIN)?;
-        if user_namespace {
-            userns::enter_new()?;
-        }
+        let entered = rootless::enter()?;
         Ok(Setting {
-            user_namespace,
+            user_namespace: entered.is_new(),
             ..as_found
         })
     }

@@ -159,3 +159,9 @@ pub(crate) fn close_all_but(kept: i32) {
     range(0, kept - 1);
     range(kept + 1, i32::MAX);
 }
+
+#[cfg(test)]
+mod tests {
+    // Of all unit tests of the command. Here, because it stands for unsafe code.
+    netns_exec::rootless::test_harness!(own_net);
+}

@@ -4,9 +4,9 @@ use std::fs;
 
 use netns_exec::Netns;
 
+use crate::capability::{CAP_SYS_PTRACE, has_capability};
 use crate::output::printable;
 use crate::stdio;
-use crate::userns;
 
 /// A process that may not be read in full.
 pub(crate) struct LeftOut<'a> {
@@ -19,7 +19,7 @@ pub(crate) struct LeftOut<'a> {
 /// Says on standard error what is missing, if anything is.
 pub(crate) fn say(left_out: &[LeftOut<'_>]) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let sees_all = userns::has_capability(userns::CAP_SYS_PTRACE).unwrap_or(false);
+    let sees_all = has_capability(CAP_SYS_PTRACE).unwrap_or(false);
     if hides_processes(&mounts) && !sees_all {
         stdio::say(
             "netns-exec: /proc hides the processes of others (hidepid), so there may be more; \
@@ -59,7 +59,7 @@ fn cure(left_out: &[LeftOut<'_>]) -> String {
             Ok(_) => "not even this process can be read: a filter refuses it".to_owned(),
         };
     }
-    match userns::has_capability(userns::CAP_SYS_PTRACE) {
+    match has_capability(CAP_SYS_PTRACE) {
         Ok(false) => "it takes CAP_SYS_PTRACE: run as root".to_owned(),
         _ => "CAP_SYS_PTRACE is there and not enough: a seccomp filter, a security module \
               or the owner of another user namespace refuses it"

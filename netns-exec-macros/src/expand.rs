@@ -41,18 +41,15 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
     let (source, run) = match source(&args.source, here) {
         Some(source) => (
             quote_spanned!(here=> let source = #source;),
-            quote_spanned!(here=> run(&executor, source, move || -> #returns #block)),
+            quote_spanned!(here=> ::netns_exec::__private::run(&executor, source, move || -> #returns #block)),
         ),
-        None => (
-            TokenStream::new(),
-            quote_spanned!(here=> run_fresh(&executor, move || -> #returns #block)),
-        ),
+        None => (TokenStream::new(), run_fresh(args, &returns, &block, here)),
     };
 
     let outside = in_braces(quote_spanned! {here=>
         #source
         let executor = #executor;
-        let outcome = ::netns_exec::__private::#run;
+        let outcome = #run;
         let failure = ::netns_exec::__private::Failure::of(&outcome);
         match outcome {
             ::core::result::Result::Ok(value) => value,
@@ -63,6 +60,22 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
         }
     });
     quote!(#(#attrs)* #vis #sig #outside)
+}
+
+/// The call that makes a namespace and runs the body there, with a peer where one was
+/// asked for: by the name that was given, which the body sees.
+fn run_fresh(args: &Args, returns: &TokenStream, block: &Group, here: Span) -> TokenStream {
+    match &args.link {
+        Some(peer) => quote_spanned! {here=>
+            ::netns_exec_lab::__private::run_linked(
+                &executor,
+                move |#peer: &::netns_exec_lab::Peer| -> #returns #block,
+            )
+        },
+        None => quote_spanned! {here=>
+            ::netns_exec::__private::run_fresh(&executor, move || -> #returns #block)
+        },
+    }
 }
 
 /// The call that opens the namespace, or nothing for a fresh one.

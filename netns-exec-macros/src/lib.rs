@@ -28,6 +28,7 @@ use parse::{Args, Function};
 /// | `#[in_netns(pid = EXPR)]` | that of the process with this number, a `u32` |
 /// | `#[in_netns(ns = EXPR)]` | a `Netns`, or what dereferences to one: `&Netns`, `Arc<Netns>` |
 /// | `#[in_netns(fresh)]` | a new one with the loopback up, gone afterwards |
+/// | `#[in_netns(fresh, link = peer)]` | the same, joined to another new one: the body has it as `peer`, a `&netns_exec_lab::Peer` |
 ///
 /// Each takes an `executor = EXPR` beside it, an `Executor` or what
 /// dereferences to one; otherwise it is `Executor::global()`.

@@ -28,18 +28,22 @@ pub(crate) enum Source {
 pub(crate) struct Args {
     pub(crate) source: Source,
     pub(crate) executor: Option<Expr>,
+    /// `link = peer`: what the body calls the other end of a link.
+    pub(crate) link: Option<Ident>,
 }
 
 /// One of the comma-separated arguments, with the span to complain about.
 enum Arg {
     Source(Span, Source),
     Executor(Span, Expr),
+    Link(Ident),
 }
 
 impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let mut source = None;
         let mut executor = None;
+        let mut link = None;
         for arg in Punctuated::<Arg, Token![,]>::parse_terminated(input)? {
             match arg {
                 Arg::Source(span, _) if source.is_some() => {
@@ -56,10 +60,30 @@ impl Parse for Args {
                     ));
                 }
                 Arg::Executor(_, given) => executor = Some(given),
+                Arg::Link(name) if link.is_some() => {
+                    return Err(Error::new(
+                        name.span(),
+                        "`link` is given twice: for more than a pair write a `netns_exec_lab::Lab`",
+                    ));
+                }
+                Arg::Link(name) => link = Some(name),
             }
         }
+        if let (Some(name), Some(source)) = (&link, &source)
+            && !matches!(source, Source::Fresh)
+        {
+            return Err(Error::new(
+                name.span(),
+                "only a `fresh` namespace can be given a link: a namespace that others know is \
+                 left as it is",
+            ));
+        }
         match source {
-            Some(source) => Ok(Args { source, executor }),
+            Some(source) => Ok(Args {
+                source,
+                executor,
+                link,
+            }),
             // The whole attribute: there is no token that could be wrong.
             None => Err(Error::new(
                 Span::call_site(),
@@ -85,6 +109,9 @@ impl Parse for Arg {
 
         let key = input.call(Ident::parse_any)?;
         let span = key.span();
+        if key == "link" {
+            return parse_link(span, input);
+        }
         let make: fn(Span, Expr) -> Arg = match key.to_string().as_str() {
             "name" => |span, value| Arg::Source(span, Source::Name(value)),
             "path" => |span, value| Arg::Source(span, Source::Path(value)),
@@ -117,6 +144,19 @@ impl Parse for Arg {
         expect_end_of_arg(input)?;
         Ok(make(span, value))
     }
+}
+
+/// `link = peer`, of which the key has been read.
+fn parse_link(span: Span, input: ParseStream<'_>) -> Result<Arg> {
+    const FORM: &str = "`link` takes the name that the peer is to have in the body: \
+         write `fresh, link = peer`";
+    let name = (|| -> Result<Ident> {
+        input.parse::<Token![=]>()?;
+        let name = input.parse()?;
+        expect_end_of_arg(input)?;
+        Ok(name)
+    })();
+    name.map(Arg::Link).map_err(|_| Error::new(span, FORM))
 }
 
 /// `syn` would say only "expected `,`", which leaves out why.
@@ -323,6 +363,21 @@ mod tests {
             assert!(args(text).unwrap().executor.is_some(), "{text}");
         }
         assert!(args("fresh").unwrap().executor.is_none());
+    }
+
+    #[test]
+    fn link_takes_a_name_and_a_fresh_namespace() {
+        for text in ["fresh, link = peer", "link = peer, fresh, executor = e"] {
+            assert_eq!(args(text).unwrap().link.unwrap(), "peer", "{text}");
+        }
+        for text in ["fresh, link", "fresh, link = 1", "fresh, link = a.b"] {
+            assert!(
+                refusal(text).contains("write `fresh, link = peer`"),
+                "{text}"
+            );
+        }
+        assert!(refusal("ns = n, link = peer").contains("only a `fresh`"));
+        assert!(refusal("fresh, link = a, link = b").contains("netns_exec_lab::Lab"));
     }
 
     #[test]

@@ -56,6 +56,8 @@
 //! * [`CommandExt`] starts child processes in a namespace.
 //! * [`View`] shows workers and children the `/sys` and the `/etc` of their namespace.
 //! * [`ports`] leases port numbers that are held in several namespaces at once.
+//! * [`rootless`] makes an ordinary user root of a user namespace, in a program and in
+//!   tests.
 //! * [`audit`] tells which thread is where, in this process or another one, and
 //!   what keeps a namespace alive.
 //!
@@ -67,8 +69,8 @@
 //!
 //! To enter a namespace a thread needs `CAP_SYS_ADMIN`, both in its own user
 //! namespace and in the one that owns the network namespace (setns(2)). Root has
-//! it. An ordinary user has it in a user namespace of their own (`unshare
-//! --map-root-user`, user_namespaces(7)) for network namespaces made there. A
+//! it. An ordinary user has it in a user namespace of their own ([`rootless::enter`],
+//! user_namespaces(7)) for network namespaces made there. A
 //! process without it can still use the namespace it is in. Making an executor
 //! needs no privilege. [`Netns::check_enter`] tries without running anything, and
 //! [`Netns::can_enter_others`] before there is a namespace to try.
@@ -104,6 +106,7 @@ mod models;
 mod netns;
 pub mod ports;
 mod process;
+pub mod rootless;
 mod sync;
 mod sys;
 mod unwind;

@@ -23,6 +23,8 @@ use netns_exec_tests::{
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::gettid;
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// One test at a time: while another starts a program, its child has for a
 /// moment a copy of every descriptor there is, which counts as a holder.
 fn one_at_a_time() -> MutexGuard<'static, ()> {

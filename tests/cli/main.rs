@@ -27,6 +27,8 @@ use std::process::{Command, Output, Stdio};
 use netns_exec_tests::{Binary, require_root, within};
 use serde_json::Value;
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// The command. It stands here and not with the other fixtures because cargo
 /// names the program to the tests of its own package only.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_netns-exec");

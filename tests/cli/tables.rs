@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use netns_exec::Netns;
-use netns_exec_tests::{TempNetns, refuse_fstatfs, require_root, within};
+use netns_exec_tests::{TempNetns, as_ordinary_user, refuse_fstatfs, require_root, within};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
@@ -138,9 +138,7 @@ fn what_a_filter_refuses_is_said_and_not_left_out() {
 fn capability_that_is_missing_is_named_with_the_processes() {
     require_root();
     for args in [&["ls"][..], &["audit"]] {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
-        command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+        let mut command = as_ordinary_user();
         // Where an ordinary user may execute it.
         command
             .args(["sh", "-c", "exec /proc/self/fd/0 \"$@\"", "sh"])

@@ -121,8 +121,7 @@ pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
         | Alone::LimitedRoot => {
             let mut command = Command::new("unshare");
             if matches!(how, Alone::LimitedRoot) {
-                command = Command::new("setpriv");
-                command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+                command = as_ordinary_user();
                 command.arg("unshare");
             }
             if !matches!(how, Alone::FreshRun) {

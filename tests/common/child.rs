@@ -1,5 +1,6 @@
 //! Children that stay where they are put.
 
+use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
@@ -51,11 +52,29 @@ impl Drop for Sleeper {
     }
 }
 
+/// Whether the user namespace that this process is in has more ids than one.
+fn has_other_users() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").expect("/proc is mounted");
+    let lengths =
+        (map.lines()).filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    lengths.sum::<u64>() > 1
+}
+
 /// What starts a program as an ordinary user, without any privilege and without
 /// a way to one: the program is its next argument.
+///
+/// Where this process has no other user to be, because it is root of a user namespace
+/// with a single id, that user is one of a further user namespace.
 pub fn as_ordinary_user() -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    let mut command;
+    if has_other_users() {
+        command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    } else {
+        command = Command::new("unshare");
+        command.args(["--user", "--map-user=65534", "--map-group=65534", "setpriv"]);
+    }
     command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+    command.env("NETNS_EXEC_TEST_HARNESS", "off");
     command
 }

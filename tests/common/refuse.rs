@@ -8,8 +8,24 @@ use nix::libc;
 
 /// Has the children of a command get EPERM from fstatfs(2), as the filters of
 /// container runtimes do with calls that they do not know.
-#[allow(unsafe_code)]
 pub fn refuse_fstatfs(command: &mut Command) {
+    refuse(command, libc::SYS_fstatfs, None);
+}
+
+/// Has the children of a command get EPERM where they unshare(2) the mounts, as from the
+/// filters of container runtimes, which go further.
+pub fn refuse_own_mounts(command: &mut Command) {
+    refuse(command, libc::SYS_unshare, Some(libc::CLONE_NEWNS as u32));
+}
+
+#[allow(unsafe_code)]
+fn refuse(command: &mut Command, call: libc::c_long, only_with: Option<u32>) {
+    /// Where the low half of the first argument is in seccomp_data.
+    const ARGUMENT: u32 = 16;
+    let (is_meant, flags) = match only_with {
+        Some(flags) => (libc::BPF_JSET, flags),
+        None => (libc::BPF_JGE, 0),
+    };
     let statement = |code: u32, k: u32, jf: u8| libc::sock_filter {
         code: code as u16,
         jt: 0,
@@ -19,11 +35,9 @@ pub fn refuse_fstatfs(command: &mut Command) {
     let filter = [
         // The first field of seccomp_data is the number of the call.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        statement(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            libc::SYS_fstatfs as u32,
-            1,
-        ),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32, 3),
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ARGUMENT, 0),
+        statement(libc::BPF_JMP | is_meant | libc::BPF_K, flags, 1),
         statement(
             libc::BPF_RET | libc::BPF_K,
             libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,

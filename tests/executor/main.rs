@@ -30,6 +30,8 @@ use std::time::Duration;
 
 use netns_exec::Executor;
 
+netns_exec::rootless::test_harness!(own_net);
+
 fn with_idle(timeout: Option<Duration>) -> Executor {
     Executor::builder().idle_timeout(timeout).build().unwrap()
 }

@@ -10,6 +10,8 @@ mod tokio;
 
 use netns_exec::{Executor, Guard};
 
+netns_exec::rootless::test_harness!(own_net);
+
 fn executor(guard: Guard) -> Executor {
     let executor = Executor::builder().guard(guard).build();
     executor.expect("root may have every guard")

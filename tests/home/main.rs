@@ -6,3 +6,5 @@ mod children;
 mod descriptors;
 mod first_caller;
 mod prewarm;
+
+netns_exec::rootless::test_harness!(own_net);

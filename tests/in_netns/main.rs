@@ -14,6 +14,8 @@ mod ui;
 
 use netns_exec::{Netns, NetnsId};
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// The namespace of the main thread, wherever this one is.
 fn home() -> NetnsId {
     Netns::home().expect("own process").id()

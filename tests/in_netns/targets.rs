@@ -27,7 +27,7 @@ struct Literal {
 impl Literal {
     fn new() -> Literal {
         require_root();
-        let file = File::create(std::env::temp_dir().join(LITERAL)).expect("a lock file");
+        let file = File::create(format!("/run/{LITERAL}.lock")).expect("a lock file");
         let turn = Flock::lock(file, FlockArg::LockExclusive).expect("flock(2)");
         // What a run that was killed has left behind.
         let _ = Netns::delete(LITERAL);

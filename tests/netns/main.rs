@@ -11,6 +11,8 @@ mod reasons;
 use netns_exec::WeakNetns;
 use netns_exec_tests::eventually;
 
+netns_exec::rootless::test_harness!(own_net);
+
 /// Waits until the namespace has died: a child that another test just forked
 /// holds copies of our descriptors until it has called exec.
 #[track_caller]

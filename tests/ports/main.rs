@@ -12,3 +12,5 @@ mod options;
 mod races;
 mod requests;
 mod sockets;
+
+netns_exec::rootless::test_harness!(own_net);

@@ -33,6 +33,8 @@ use proptest::prelude::*;
 
 use Protocol::{Tcp, Udp};
 
+netns_exec::rootless::test_harness!(own_net);
+
 #[global_allocator]
 static ALLOCATOR: OnlyHere = OnlyHere::everywhere();
 

@@ -12,6 +12,8 @@ use netns_exec_tests::{
     Alone, alone, fresh, handed_over, netns_link_of, netns_link_of_this_thread, to_hand_over,
 };
 
+netns_exec::rootless::test_harness!(own_net);
+
 const EPERM: i32 = 1;
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;

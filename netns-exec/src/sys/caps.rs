@@ -66,6 +66,9 @@ pub(crate) const NET_BIND_SERVICE: u64 = 1 << 10;
 /// May set up networks, and filter the packets of TCP sockets.
 pub(crate) const NET_ADMIN: u64 = 1 << 12;
 
+/// May be root of a user namespace as root: user_namespaces(7).
+pub(crate) const SETFCAP: u64 = 1 << 31;
+
 /// The effective capabilities of the calling thread.
 pub(crate) fn effective() -> io::Result<u64> {
     let [low, high] = get()?;

@@ -21,4 +21,5 @@ pub(crate) mod task;
 pub(crate) mod text;
 pub(crate) mod thread;
 pub(crate) mod time;
+pub(crate) mod userns;
 pub(crate) mod view;
