@@ -11,12 +11,10 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-use nix::fcntl::{Flock, FlockArg};
 
 use super::Netns;
 use super::source::{creation_failed, not_a_netns, open_at};
@@ -165,13 +163,13 @@ impl Netns {
         let attempt = format!("cannot create netns `{}`", name.display());
         let path = path_of(name, &attempt)?;
         let made = {
-            let attempt = attempt.clone();
+            let (attempt, label) = (attempt.clone(), name.to_string_lossy().into_owned());
             // Not on the home thread itself: unshare(2) moves it, and the lock
             // may have to be waited for.
-            Home::get()?.visit(move || make(&path, &attempt))
+            Home::get()?.visit(move || make(&path, &label, &attempt))
         };
-        let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
-        Netns::wrap(fd, Some(&name.to_string_lossy()), &attempt).map(Netns::with_name)
+        made.map_err(|cause| creation_failed(attempt, cause))?
+            .map(Netns::with_name)
     }
 
     /// Takes the name away, as `ip netns del` does.
@@ -292,7 +290,7 @@ fn path_of(name: &OsStr, attempt: &str) -> Result<PathBuf> {
 }
 
 /// Makes a namespace and mounts it at `path`. Moves the calling thread there.
-fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
+fn make(path: &Path, label: &str, attempt: &str) -> Result<Netns> {
     let failed = |step: &str, cause| {
         let attempt = format!("{attempt}: {step}");
         match is_permission(&cause) {
@@ -322,6 +320,8 @@ fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
     let made = netns::unshare()
         .map_err(|cause| creation_failed(format!("{attempt}: cannot make the namespace"), cause))
         .and_then(|netns| {
+            // Before it has its name: what fails from here on must take that back.
+            let netns = Netns::wrap(netns, Some(label), attempt)?;
             // Bound by the thread's own entry: this thread is in it.
             mount::bind(Path::new("/proc/thread-self/ns/net"), path)
                 .map_err(|cause| failed("cannot mount it", cause))?;
@@ -355,8 +355,10 @@ fn prepare_folder() -> std::result::Result<(), (&'static str, io::Error)> {
         }
         _ => {}
     }
+    // Given back with the file.
     let lock = File::open(folder).and_then(|folder| {
-        Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+        mount::lock(folder.as_fd())?;
+        Ok(folder)
     });
     let _lock = lock.map_err(|cause| ("cannot lock /run/netns", cause))?;
 
