@@ -5,15 +5,15 @@
 //! waits on, and locks that are not held across any of this, are the real ones
 //! even in a model.
 
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 pub(crate) use native::*;
 
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 mod model;
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 pub(crate) use model::*;
 
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 mod native {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use std::thread;

@@ -33,7 +33,17 @@ impl Sleeper {
     #[track_caller]
     pub fn start(command: &mut Command) -> Sleeper {
         let child = command.stdout(Stdio::piped()).spawn();
-        let mut sleeper = Sleeper(child.expect("a program that can be started"));
+        Sleeper::of(child.expect("a program that can be started"))
+    }
+
+    /// Waits for a line of a child whose standard output is a pipe.
+    ///
+    /// # Panics
+    ///
+    /// When it ends without one.
+    #[track_caller]
+    pub fn of(child: Child) -> Sleeper {
+        let mut sleeper = Sleeper(child);
         let out = sleeper.0.stdout.as_mut().expect("piped above");
         out.read_exact(&mut [0]).expect("a line");
         sleeper

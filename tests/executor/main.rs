@@ -13,6 +13,7 @@ mod futures;
 mod global;
 mod hooks;
 mod idle;
+mod model;
 mod nested;
 mod panics;
 mod retire;

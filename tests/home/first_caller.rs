@@ -191,6 +191,20 @@ fn use_it() -> Result<Vec<(String, String)>, Error> {
     executor.run(&netns, || inherited(tid()))
 }
 
+/// The network namespaces of the threads that are not workers, by name.
+fn places() -> Vec<(String, String)> {
+    let mut places = Vec::new();
+    for tid in netns_exec_tests::tids() {
+        let task = format!("/proc/self/task/{tid}");
+        let name = fs::read_to_string(format!("{task}/comm")).unwrap_or_default();
+        if name.starts_with("netns-") {
+            let link = fs::read_link(format!("{task}/ns/net")).unwrap();
+            places.push((name.trim().to_owned(), link.display().to_string()));
+        }
+    }
+    places
+}
+
 /// Runs the calling test for each of `changes` in a process of its own; there, returns
 /// the one that it is about.
 fn each_alone(test: &str, changes: &[Change]) -> Option<Change> {
@@ -244,6 +258,16 @@ fn nothing_else_is_inherited_from_the_first_caller() {
         use_it().expect(name)
     });
     assert_eq!(worker, main, "{name}");
+    let home = fs::read_link("/proc/self/ns/net").unwrap();
+    let places = places();
+    assert!(places.iter().any(|(name, _)| name == "netns-home"));
+    for (thread, at) in places {
+        assert_eq!(
+            at,
+            home.display().to_string(),
+            "{thread}, born by a thread with another {name}"
+        );
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod children;
 mod descriptors;
 mod first_caller;
+mod inherited;
 mod prewarm;
 
 netns_exec::rootless::test_harness!(own_net);

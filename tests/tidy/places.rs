@@ -23,6 +23,8 @@ const UNSAFE: &[&str] = &[
     // What a thread does to itself, and to descriptors that it does not own.
     "tests/home/",
     "tests/executor/wakes.rs",
+    // Stands in for the functions of libc that make system calls.
+    "tests/faults/",
     // A ring, and what a signal has the main thread do.
     "tests/audit/",
     "benches/src/alloc.rs",

@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
 
 use crate::home::published::Published;
+use crate::sys::dir;
 use crate::sys::mount_table::netns_inode;
 use crate::sys::task::{self, Stat};
 
@@ -42,16 +42,11 @@ pub(super) fn is_denied(error: &io::Error) -> bool {
 /// Lists the processes that /proc shows, by number.
 pub(super) fn pids() -> io::Result<Vec<u32>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    numbers(Dir::open("/proc", flags, Mode::empty())?)
+    numbers(&open("/proc", flags, Mode::empty())?)
 }
 
-fn numbers(mut dir: Dir) -> io::Result<Vec<u32>> {
-    let mut numbers = Vec::new();
-    for entry in dir.iter() {
-        let entry = entry?;
-        let name = std::str::from_utf8(entry.file_name().to_bytes());
-        numbers.extend(name.ok().and_then(|name| name.parse::<u32>().ok()));
-    }
+fn numbers(dir: &OwnedFd) -> io::Result<Vec<u32>> {
+    let mut numbers = dir::numbers(dir.as_fd())?;
     numbers.sort_unstable();
     Ok(numbers)
 }
@@ -102,7 +97,7 @@ impl ProcDir {
 
     fn list(&self, path: &str) -> io::Result<Vec<u32>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        numbers(Dir::openat(&self.dir, path, flags, Mode::empty())?)
+        numbers(&openat(&self.dir, path, flags, Mode::empty())?)
     }
 
     pub(super) fn link(&self, path: &str) -> io::Result<OsString> {

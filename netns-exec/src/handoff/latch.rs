@@ -132,7 +132,7 @@ impl Latch {
     }
 }
 
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 impl Latch {
     /// Fails the model if another thread may still touch the latch: its memory
     /// is about to be used for something else.

@@ -414,6 +414,23 @@ mod tests {
         home.visit(|| ()).expect("a visit");
     }
 
+    /// So that no audit, and no guard, takes it for a thread that a job left there.
+    #[test]
+    fn visitor_and_forker_are_known_as_the_librarys_own() {
+        let home = Home::get().expect("the home thread");
+        let role = || roster::role_of(sys::thread::tid());
+        assert_eq!(
+            home.visit(role).expect("a visit"),
+            Some(published::Role::Own)
+        );
+        assert_eq!(
+            home.fork_by(role).expect("a forker"),
+            Some(published::Role::Own)
+        );
+        assert_eq!(role(), None);
+        assert_eq!(home.call(role), Some(published::Role::Home));
+    }
+
     #[test]
     fn closure_without_a_thread_is_dropped_by_the_caller() {
         struct Told(std::sync::mpsc::Sender<u32>);

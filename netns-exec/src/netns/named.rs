@@ -11,12 +11,11 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::fstat;
 
 use super::Netns;
@@ -166,18 +165,18 @@ impl Netns {
         let attempt = format!("cannot create netns `{}`", name.display());
         let path = path_of(name, &attempt)?;
         let made = {
-            let attempt = attempt.clone();
+            let (attempt, label) = (attempt.clone(), name.to_string_lossy().into_owned());
             // Not on the home thread itself: unshare(2) moves it, and the lock
             // may have to be waited for.
             Home::get()?.visit(move || {
                 prepare_folder().map_err(|(step, cause)| {
                     failed_to_make(&format!("{attempt}: {step}"), cause)
                 })?;
-                make(&path, &attempt)
+                make(&path, &label, &attempt)
             })
         };
-        let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
-        Netns::wrap(fd, Some(&name.to_string_lossy()), &attempt).map(Netns::with_name)
+        made.map_err(|cause| creation_failed(attempt, cause))?
+            .map(Netns::with_name)
     }
 
     /// Makes a namespace and mounts it at `path`, where it stays: for names that are kept
@@ -208,10 +207,10 @@ impl Netns {
         let shown = path.display().to_string();
         let made = {
             let attempt = attempt.clone();
-            Home::get()?.visit(move || make(&path, &attempt))
+            Home::get()?.visit(move || make(&path, &shown, &attempt))
         };
-        let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
-        Netns::wrap(fd, Some(&shown), &attempt).map(Netns::with_name)
+        made.map_err(|cause| creation_failed(attempt, cause))?
+            .map(Netns::with_name)
     }
 
     /// Takes away what [`create_at`](Netns::create_at) has made: the mount and its file.
@@ -390,7 +389,7 @@ fn failed_to_make(attempt: &str, cause: io::Error) -> Error {
 }
 
 /// Makes a namespace and mounts it at `path`. Moves the calling thread there.
-fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
+fn make(path: &Path, label: &str, attempt: &str) -> Result<Netns> {
     let failed = |step: &str, cause| failed_to_make(&format!("{attempt}: {step}"), cause);
     let file = OpenOptions::new()
         .read(true)
@@ -410,6 +409,8 @@ fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
     let made = netns::unshare()
         .map_err(|cause| creation_failed(format!("{attempt}: cannot make the namespace"), cause))
         .and_then(|netns| {
+            // Before it has its name: what fails from here on must take that back.
+            let netns = Netns::wrap(netns, Some(label), attempt)?;
             // Bound by the thread's own entry: this thread is in it.
             mount::bind(Path::new("/proc/thread-self/ns/net"), path)
                 .map_err(|cause| failed("cannot mount it", cause))?;
@@ -443,8 +444,10 @@ fn prepare_folder() -> std::result::Result<(), (&'static str, io::Error)> {
         }
         _ => {}
     }
+    // Given back with the file.
     let lock = File::open(folder).and_then(|folder| {
-        Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+        mount::lock(folder.as_fd())?;
+        Ok(folder)
     });
     let _lock = lock.map_err(|cause| ("cannot lock /run/netns", cause))?;
 

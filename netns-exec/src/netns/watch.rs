@@ -370,7 +370,13 @@ impl DeletionWatch {
                 self.news.add(News::Failed(notification, cause));
                 let failed = self.notifications.iter().position(|&n| n == notification);
                 let others = &self.notifications[failed.map_or(0, |at| at + 1)..];
-                match self.watch_mounts(others) {
+                // One read may fail where the next succeeds: what was tried before is
+                // tried again, after a pause, before deletions go unnoticed.
+                let again = self.watch_mounts(others).or_else(|_| {
+                    thread::sleep(LONGEST_PAUSE);
+                    self.watch_mounts(self.notifications)
+                });
+                match again {
                     Ok(mounts) => {
                         waiter = mounts.waiter();
                         running.mounts = mounts;

@@ -120,6 +120,8 @@ pub(crate) fn confine(
     // Keeps no folder busy.
     chdir(c"/")?;
     prctl::set_name(c"netns-broker")?;
+    // `seccomp::install` sets it too, but only on a thread that would be refused a filter
+    // without: whatever capabilities are kept, this process executes nothing with more.
     prctl::set_no_new_privs()?;
     caps::keep_only(capabilities)?;
     seccomp::install(program)

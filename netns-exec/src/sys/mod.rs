@@ -4,6 +4,7 @@
 pub(crate) mod apart;
 pub(crate) mod bpf;
 pub(crate) mod caps;
+pub(crate) mod dir;
 pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod inherit;

@@ -134,7 +134,15 @@ impl Recorder {
 
     /// Takes all records out.
     pub(crate) fn drain(&mut self, mut take: impl FnMut(PerfRecord)) {
+        /// Longer than any record that is asked for.
+        const RECORD: u64 = 512;
+
         let head = self.header(DATA_HEAD).load(Ordering::Acquire);
+        // The kernel writes down that records were lost with the next one that has room.
+        // Behind a ring that is full there may have been none.
+        if head.wrapping_sub(self.tail) + RECORD > self.page_size as u64 {
+            take(PerfRecord::Other);
+        }
         while self.tail != head {
             // Records and their headers are multiples of eight bytes, so no
             // word wraps.

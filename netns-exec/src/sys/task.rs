@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use parking_lot::Mutex;
+
+use super::dir;
 
 /// What a link such as `/proc/thread-self/ns/net` says: `net:[4026531840]`.
 ///
@@ -197,35 +198,26 @@ pub(crate) fn alive_since(tid: u32) -> io::Result<Option<u64>> {
 /// The directory of the process's threads, kept open, so that looking into it
 /// needs no descriptor: a job may have used them all up.
 pub(crate) struct TaskDir {
-    /// Reading moves the position, which is shared.
-    entries: Mutex<Dir>,
     dir: OwnedFd,
+    /// Held while it is read, which moves the position.
+    reading: Mutex<()>,
 }
 
 impl TaskDir {
     pub(crate) fn open() -> io::Result<TaskDir> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let dir = open("/proc/self/task", flags, Mode::empty())?;
-        let entries = Dir::openat(&dir, ".", flags, Mode::empty())?;
         Ok(TaskDir {
-            entries: Mutex::new(entries),
             dir,
+            reading: Mutex::new(()),
         })
     }
 
     /// Lists the threads there are, see [`list`].
     pub(crate) fn tids(&self) -> io::Result<Vec<u32>> {
         let read = || {
-            let mut tids = Vec::new();
-            // The iterator rewinds when it is dropped.
-            for entry in self.entries.lock().iter() {
-                let name = entry?;
-                let name = name.file_name().to_bytes();
-                if let Some(tid) = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()) {
-                    tids.push(tid);
-                }
-            }
-            Ok(tids)
+            let _reading = self.reading.lock();
+            dir::numbers(self.dir.as_fd())
         };
         list(read, || fstat(&self.dir))
     }

@@ -165,3 +165,39 @@ pub(crate) fn is_gone(tid: u32) -> bool {
     // A model's threads are all one.
     cfg!(loom) || !std::path::Path::new(&format!("/proc/self/task/{tid}")).exists()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs::File;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    /// What is joined has still to close what it has open, when that is its own.
+    #[test]
+    fn joined_thread_is_waited_for_until_it_has_left_the_kernel() {
+        let mut early = 0;
+        for _ in 0..20 {
+            let thread = std::thread::spawn(|| {
+                unshare(CloneFlags::CLONE_FILES).expect("it takes no privilege");
+                for _ in 0..900 {
+                    match File::open("/dev/null") {
+                        // Closed by the kernel, when the thread has ended.
+                        Ok(file) => std::mem::forget(file),
+                        Err(_) => break,
+                    }
+                }
+                tid()
+            });
+            let tid = thread.join().expect("no panic");
+            early += u32::from(!is_gone(tid));
+            wait_gone(tid);
+            assert!(is_gone(tid), "{tid} is still there");
+        }
+        assert_ne!(
+            early, 0,
+            "the kernel was faster each time: this shows nothing"
+        );
+    }
+}

@@ -188,6 +188,33 @@ fn more_threads_than_the_record_holds_are_all_found() {
     });
 }
 
+/// The kernel writes down that records were lost with the next one that has room: behind
+/// a full ring there may be none.
+#[test]
+fn thread_and_move_behind_a_record_full_of_children_are_found() {
+    let children = || (0..200).for_each(|_| drop(output(&mut Command::new("true"))));
+    watched(|guard| {
+        let mut lingering = None;
+        let state = job(guard, || {
+            children();
+            lingering = Some(Lingering::named("behind"));
+        });
+        let lingering = lingering.expect("the job ran");
+        assert!(
+            matches!(&state, ThreadState::LeftThreads(left) if left[0].tid == lingering.tid),
+            "{state:?}"
+        );
+        lingering.end();
+    });
+    watched(|guard| {
+        let state = job(guard, || {
+            children();
+            unshare(CloneFlags::CLONE_NEWNET).expect("root");
+        });
+        assert!(matches!(state, ThreadState::Escaped), "{state:?}");
+    });
+}
+
 #[test]
 fn child_processes_are_fine() {
     watched(|guard| {
