@@ -5,7 +5,10 @@
 //! something when the copies are made.
 #![expect(unsafe_code, reason = "fork(2)")]
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Waker};
 
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
 use netns_exec_tests::{Gate, Held, fresh};
@@ -114,6 +117,72 @@ fn nothing_waits_in_a_copy() {
         .build()
         .unwrap();
     assert_nothing_waits(&executor, &netns, 3);
+}
+
+/// What can be awaited, by number.
+fn future(which: usize, executor: &Executor, netns: &Netns, unknown: &Netns) -> Awaited {
+    match which {
+        0 => {
+            let spawn = executor.spawn_async(netns, || ());
+            Box::pin(async { spawn.await.map(drop) })
+        }
+        1 => {
+            let pin = executor.pin_async(unknown);
+            Box::pin(async { pin.await.map(drop) })
+        }
+        2 => Box::pin(executor.retire_async(netns)),
+        3 => Box::pin(async { Netns::new_async().await.map(drop) }),
+        4 => Box::pin(executor.clone().shutdown_async(None)),
+        _ => unreachable!(),
+    }
+}
+
+type Awaited = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+#[test]
+fn futures_are_told_and_dropped_in_a_copy_however_far_they_were() {
+    let esrch = |result: Result<()>| {
+        let error = result.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(ESRCH), "{error}");
+    };
+    for which in 0..5 {
+        let executor = Executor::builder().queue_depth(1).build().unwrap();
+        let (netns, unknown) = (fresh(), fresh());
+        let held = Held::new(&executor, &netns);
+        let queued = executor.spawn(&netns, || 1).unwrap();
+        in_a_copy("a future of the copy's", || {
+            let made = future(which, &executor, &netns, &unknown);
+            esrch(pollster::block_on(made));
+        });
+        let mut polled = future(which, &executor, &netns, &unknown);
+        let mut cx = Context::from_waker(Waker::noop());
+        if polled.as_mut().poll(&mut cx).is_pending() {
+            let polled = Cell::new(Some(polled));
+            in_a_copy("a future that is polled", || {
+                esrch(pollster::block_on(polled.take().unwrap()));
+            });
+            in_a_copy("a future that is dropped", || drop(polled.take()));
+        }
+        held.end();
+        assert_eq!(queued.join().unwrap(), 1);
+    }
+}
+
+#[test]
+fn thread_beside_the_pool_is_another_processs_in_a_copy() {
+    let (executor, netns) = (Executor::new().unwrap(), fresh());
+    let server = executor.thread(&netns, |stop| stop.wait()).unwrap();
+    let server = Cell::new(Some(server));
+    in_a_copy("a new thread", || {
+        assert_told(executor.thread(&netns, |_| ()).map(drop));
+    });
+    in_a_copy("join of a thread", || {
+        assert_told(server.take().unwrap().join());
+    });
+    in_a_copy("drop of a thread's handle", || drop(server.take()));
+    let server = server.take().unwrap();
+    server.stop();
+    server.join().unwrap();
 }
 
 #[test]

@@ -51,7 +51,10 @@
 //!   ends them when they are not: [`run`](Executor::run) waits and may borrow,
 //!   [`spawn`](Executor::spawn) returns a [`JoinHandle`] that can be joined,
 //!   awaited on any runtime, or cancelled, [`scope`](Executor::scope) borrows in
-//!   parallel, and [`Pinned`] keeps a namespace's workers at hand.
+//!   parallel, and [`Pinned`] keeps a namespace's workers at hand. What blocks has a
+//!   form that can be awaited, on any runtime: [`spawn_async`](Executor::spawn_async),
+//!   [`Netns::new_async`], [`shutdown_async`](Executor::shutdown_async) ...; no drop waits.
+//!   A loop that never ends has a [`thread`](Executor::thread) of its own.
 //! * [`Guard`] keeps jobs from moving their thread and from leaving threads behind.
 //! * [`CommandExt`] starts child processes in a namespace.
 //! * [`View`] shows workers and children the `/sys` and the `/etc` of their namespace.

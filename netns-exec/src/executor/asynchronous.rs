@@ -19,8 +19,10 @@ impl Executor {
     /// blocks: for the namespace's first worker, for room in its queue and under
     /// [`max_workers`](Builder::max_workers).
     ///
-    /// Driven by wakers alone: any runtime will do. Nothing happens before it is polled.
-    /// Dropped before it was ready, it gives up its place, drops `f` where it is dropped
+    /// Driven by wakers alone: any runtime will do. They are called on a thread of the
+    /// library's, one for the whole process, and must not block, as no waker may.
+    ///
+    /// Nothing happens before it is polled. Dropped before it was ready, it gives up its place, drops `f` where it is dropped
     /// itself, and `f` never runs. A worker that was being started for it stays for the next
     /// call, as an idle one does.
     ///

@@ -106,10 +106,7 @@ impl<T> Future for Errand<T> {
     ///
     /// With the panic of the chore, and when polled again after it was ready.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if sys::fork::is_copy() {
-            // The thread is another process's.
-            return Poll::Ready(Err(io::Error::from_raw_os_error(libc::ESRCH)));
-        }
+        check_original()?;
         let waker = cx.waker().clone();
         let mut progress = self.shared.lock();
         let before = match &mut *progress {
@@ -139,6 +136,7 @@ impl<T> Future for Errand<T> {
 pub(crate) fn errand<T: Send + 'static>(
     chore: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Errand<T>> {
+    check_original()?;
     let (errand, request) = Errand::new(chore);
     CHORES.post(request).map(|()| errand)
 }
@@ -148,10 +146,19 @@ pub(crate) fn errand_apart<T: Send + 'static>(
     name: &str,
     chore: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Errand<T>> {
+    check_original()?;
     let (errand, request) = Errand::new(chore);
     let home = Home::get().map_err(io::Error::from)?;
     home.spawn_thread(name.to_owned(), Some(STACK), move || quietly(request))?;
     Ok(errand)
+}
+
+/// Before any lock: a copy of the process may find it taken, by a thread that is not there.
+fn check_original() -> io::Result<()> {
+    match sys::fork::is_copy() {
+        true => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        false => Ok(()),
+    }
 }
 
 /// Keeps the thread that calls wakers, so that it is there when it is needed.
@@ -162,6 +169,7 @@ impl Lease {
     ///
     /// `EAGAIN` without a thread.
     pub(crate) fn new() -> io::Result<Lease> {
+        check_original()?;
         WAKES.pending.lock().leases += 1;
         let lease = Lease(());
         let is_there = || WAKES.pending.lock().threads > 0;

@@ -28,7 +28,7 @@ impl Fixture {
             idle_timeout: None,
             stack_size: STACK,
             name_prefix: String::new(),
-            view: None,
+            ..Config::default()
         };
         adjust(&mut config);
         let policy = Policy::prepare(Guard::Off).unwrap();
