@@ -23,6 +23,8 @@ use netns_exec_tests::{
 };
 use nix::sched::{CloneFlags, setns};
 
+netns_exec::rootless::test_harness!(own_net);
+
 const THREADS: usize = 16;
 const NAMESPACES: usize = 32;
 /// What is begun ends long before; a wait that is longer has no end.

@@ -18,6 +18,12 @@ pub fn refuse_own_mounts(command: &mut Command) {
     refuse(command, libc::SYS_unshare, Some(libc::CLONE_NEWNS as u32));
 }
 
+/// Has the children of a command get EPERM from mount(2), as from the filters of
+/// container runtimes that allow user namespaces.
+pub fn refuse_mount(command: &mut Command) {
+    refuse(command, libc::SYS_mount, None);
+}
+
 #[allow(unsafe_code)]
 fn refuse(command: &mut Command, call: libc::c_long, only_with: Option<u32>) {
     /// Where the low half of the first argument is in seccomp_data.

@@ -1,8 +1,10 @@
 //! `rootless::enter`, in a program of its own.
 
-use netns_exec_tests::refuse_own_mounts;
+use std::path::Path;
 
-use super::{run, run_after, succeeded, text};
+use netns_exec_tests::{Binary, as_ordinary_user, refuse_mount, refuse_own_mounts};
+
+use super::{run, run_after, succeeded};
 
 #[test]
 fn ordinary_user_makes_and_enters_namespaces() {
@@ -79,19 +81,18 @@ fn id_that_the_outer_namespace_does_not_map_is_said_to_be() {
     assert!(out.contains("subuid"), "{out}");
 }
 
+/// By a filter that refuses the namespace, and by one that lets it be made first: then,
+/// too, the process is where it was.
 #[test]
-fn seccomp_filter_is_named() {
-    let binary = netns_exec_tests::Binary::reachable_by_all(std::path::Path::new(env!(
-        "CARGO_BIN_EXE_rootless_program"
-    )));
-    let mut command = netns_exec_tests::as_ordinary_user();
-    command.arg(&binary.path).arg("error").current_dir("/");
-    refuse_own_mounts(&mut command);
-    let output = command.output().expect("setpriv of util-linux");
-    let out = succeeded(&output);
-    assert!(
-        out.contains("seccomp=unconfined") && out.contains("operation not permitted"),
-        "{out}\n{}",
-        text(&output.stderr)
-    );
+fn seccomp_filter_is_named_and_nothing_has_changed() {
+    let program = Path::new(env!("CARGO_BIN_EXE_rootless_program"));
+    for refuse in [refuse_own_mounts, refuse_mount] {
+        let binary = Binary::reachable_by_all(program);
+        let mut command = as_ordinary_user();
+        command.arg(&binary.path).arg("error").current_dir("/");
+        refuse(&mut command);
+        let out = succeeded(&command.output().expect("setpriv of util-linux"));
+        assert!(out.contains("seccomp=unconfined"), "{out}");
+        assert!(out.contains("operation not permitted"), "{out}");
+    }
 }

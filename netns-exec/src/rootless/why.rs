@@ -80,7 +80,7 @@ impl System {
                  kernel.unprivileged_userns_clone=1, and a line of that in /etc/sysctl.d to keep it"
                     .to_owned()
             }
-            Step::Unshare if denied && self.has_seccomp => {
+            Step::Unshare | Step::Run if denied && self.has_seccomp => {
                 "a seccomp filter is on this process, as in most containers, and refuses it: \
                  start the container with a profile that allows unshare(2) and mount(2) \
                  (docker run --security-opt seccomp=unconfined), or with --privileged"
@@ -192,6 +192,7 @@ mod tests {
         };
         let words = ["seccomp=unconfined"];
         assert_says(&system, Step::Unshare, libc::EPERM, &words);
+        assert_says(&system, Step::Run, libc::EPERM, &words);
         let words = ["security module", "chroot", "subuid"];
         assert_says(&plain(), Step::Unshare, libc::EPERM, &words);
     }
