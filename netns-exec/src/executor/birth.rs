@@ -46,6 +46,7 @@ pub(crate) fn carry_out(
         for job in group.orphans() {
             job.abort(error.duplicate());
         }
+        group.fail_futures(&error);
         registry.bury(group);
         return Vec::new();
     }

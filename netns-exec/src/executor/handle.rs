@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::current::{self, Polled};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handoff::task::TaskHandle;
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or
@@ -89,6 +90,11 @@ fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> 
         return Ok(true);
     }
     current::check_may_wait()?;
+    if task.depends_on_this_thread() {
+        let cause = io::Error::from_raw_os_error(libc::EDEADLK);
+        let attempt = "cannot wait for a future on the only thread that can poll it";
+        return Err(Error::kernel(attempt, cause).hint("await its handle"));
+    }
     Ok(current::blocking(|| task.wait_until(deadline)))
 }
 
@@ -139,10 +145,11 @@ impl<T> JoinHandle<T> {
         self.task.is_over()
     }
 
-    /// Cancels the job if it has not started; tells whether it did.
+    /// Cancels the job if it has not started, or the
+    /// [future](crate::Executor::spawn_future) if it has not ended; tells whether it did.
     ///
     /// A cancelled job never runs; its closure is dropped on the worker it was
-    /// made for, when its turn comes.
+    /// made for, when its turn comes. So is a future, between two polls.
     pub fn cancel(&self) -> bool {
         self.task.cancel()
     }
@@ -162,7 +169,9 @@ impl<T> Future for JoinHandle<T> {
         if let Err(error) = current::check_may_wait() {
             return Poll::Ready(Err(error));
         }
-        Polled(&mut self.task.mark).in_vain();
+        if !current::is_polling(cx.waker()) {
+            Polled(&mut self.task.mark).in_vain();
+        }
         Poll::Pending
     }
 }

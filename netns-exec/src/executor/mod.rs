@@ -3,6 +3,8 @@
 pub(crate) mod birth;
 mod builder;
 pub(crate) mod current;
+pub(crate) mod future;
+mod futures;
 mod group;
 mod handle;
 mod owner;

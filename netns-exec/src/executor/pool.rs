@@ -2,7 +2,9 @@
 //! left for workers, their threads, and what they have done.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,32 @@ pub(crate) struct Config {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) stack_size: usize,
     pub(crate) name_prefix: String,
+    /// What the user wants around each poll of a future.
+    pub(crate) around: Option<Around>,
+}
+
+/// A hook that is to call what it is given, which may be called again in vain.
+#[derive(Clone)]
+pub(crate) struct Around(Arc<Hook>);
+
+type Hook = dyn Fn(&mut dyn FnMut()) + Send + Sync;
+
+impl Around {
+    pub(crate) fn new(f: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static) -> Around {
+        Around(Arc::new(f))
+    }
+
+    pub(crate) fn call(&self, f: &mut dyn FnMut()) {
+        (self.0)(f);
+        // Should it not have done so.
+        f();
+    }
+}
+
+impl fmt::Debug for Around {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Around(..)")
+    }
 }
 
 impl Default for Config {
@@ -33,6 +61,7 @@ impl Default for Config {
             idle_timeout: Some(Duration::from_secs(10)),
             stack_size: 2 << 20,
             name_prefix: "ns".to_owned(),
+            around: None,
         }
     }
 }

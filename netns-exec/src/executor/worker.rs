@@ -355,7 +355,9 @@ impl<'a> Worker<'a> {
     }
 
     fn run(&mut self, job: JobRef) {
-        if self.group.pool().is_abandoned() {
+        let is_future = job.is_future();
+        // A future is closed by now, and dropped by its poll.
+        if self.group.pool().is_abandoned() && !is_future {
             self.door.run("drop of a cancelled job", || {
                 job.abort(Error::new(
                     Kind::Cancelled,
@@ -364,6 +366,10 @@ impl<'a> Worker<'a> {
             });
         } else {
             job.execute(&mut self.door);
+        }
+        if is_future {
+            // Futures that are woken all the time leave it no time to idle.
+            self.watch_for_deletion();
         }
         current::came_back();
     }
@@ -388,8 +394,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Leaves although jobs may wait: they go to others.
-    fn leave_spoiled(&self, lane: Option<&mut Serving<'a>>) -> Leaving {
+    fn leave_spoiled(&mut self, lane: Option<&mut Serving<'a>>) -> Leaving {
         let why = Leaving::Spoiled;
+        for task in self.group.bound_futures() {
+            task.end_here(&mut self.door);
+        }
         let left = match lane {
             Some(lane) => self.leave_lane(lane, why).is_some(),
             None => self.leave(why),

@@ -1,6 +1,7 @@
 //! How a closure gets to a worker, and how its outcome gets back.
 
 mod caller;
+pub(crate) mod future;
 pub(crate) mod job;
 pub(crate) mod lane;
 pub(crate) mod latch;
