@@ -4,10 +4,11 @@
 
 use std::future::Future;
 
-use super::future;
 use super::handle::JoinHandle;
 use super::owner::Executor;
 use super::pinned::Pinned;
+use super::{current, future, submit};
+use crate::error::Result;
 use crate::netns::Netns;
 
 impl Executor {
@@ -132,6 +133,14 @@ impl Executor {
         F::Output: Send + 'static,
     {
         JoinHandle::new(future::spawn_local(self.registry(), netns, build))
+    }
+
+    /// Has the workers of `netns` leave, and does not wait for that.
+    pub(crate) fn begin_retire(&self, netns: &Netns) -> Result<()> {
+        current::check_may_wait()?;
+        submit::forget_cached();
+        self.registry().retire(netns.id());
+        Ok(())
     }
 }
 
