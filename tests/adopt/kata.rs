@@ -113,7 +113,7 @@ impl<F> Drop for Steps<F> {
 
 /// How far each task comes before it is given up, if it is: every second one.
 fn steps_of(task: usize) -> usize {
-    if task % 2 == 0 {
+    if task.is_multiple_of(2) {
         return usize::MAX;
     }
     // Differs from task to task, and is the same each time.
