@@ -474,6 +474,8 @@ fn retired_namespace_drops_its_futures_before_its_workers_leave() {
                 handles.push(executor.spawn_future(&netns, future));
                 places.push(place);
             }
+            // Until then they would be given up before they have a worker.
+            executor.run(&netns, || ()).unwrap();
             executor.retire(&netns).unwrap();
             assert_eq!(executor.stats().workers, 0);
             for handle in handles {
@@ -489,6 +491,29 @@ fn retired_namespace_drops_its_futures_before_its_workers_leave() {
                     .unwrap(),
                 netns.id()
             );
+        }
+    });
+}
+
+#[test]
+fn retirement_that_comes_before_the_first_worker_has_told_every_handle() {
+    within("early retirement", || {
+        for round in 0..100 {
+            let executor = Executor::new().unwrap();
+            let netns = fresh();
+            let handles: Vec<_> = (0..10)
+                .map(|_| executor.spawn_future(&netns, std::future::pending::<()>()))
+                .collect();
+            if round % 2 == 0 {
+                executor.retire(&netns).unwrap();
+            } else {
+                executor.shutdown(None).unwrap();
+            }
+            assert!(handles.iter().all(|handle| handle.is_finished()), "{round}");
+            for handle in handles {
+                let error = handle.join().unwrap_err();
+                assert!(error.is_cancelled() || error.is_shut_down(), "{error}");
+            }
         }
     });
 }
@@ -667,6 +692,34 @@ fn hook_is_around_every_poll_and_every_drop_and_nowhere_else() {
         .enter(|| panic!("no runtime"))
         .build()
         .unwrap();
-    let error = executor.spawn_future(&netns, async {}).join().unwrap_err();
-    assert!(error.is_panic());
+    let (future, places, _signal) = Traveller::new();
+    let error = executor.spawn_future(&netns, future).join().unwrap_err();
+    assert_eq!(text_of(error), "no runtime");
+    assert_eq!(places.drops(), [netns.id()]);
+}
+
+#[test]
+fn panic_of_a_futures_drop_ends_nothing() {
+    struct Panics(Arc<AtomicUsize>);
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            panic!("in a drop");
+        }
+    }
+    let executor = Executor::new().unwrap();
+    let netns = fresh();
+    let worker = executor.run(&netns, tid).unwrap();
+    let drops = Arc::new(AtomicUsize::new(0));
+    let (future, _places, signal) = Traveller::new();
+    let panics = Panics(Arc::clone(&drops));
+    let handle = executor.spawn_future(&netns, async move {
+        let _panics = panics;
+        future.await
+    });
+    signal.wait_until_polled();
+    assert!(handle.cancel());
+    eventually("it is dropped", || executor.stats().futures == 0);
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+    assert_eq!(executor.run(&netns, tid).unwrap(), worker);
 }

@@ -15,7 +15,7 @@ use super::group::{Admitted, Group};
 use super::registry::{Registry, Room};
 use super::submit::{self, Destination};
 use crate::error::{Error, Kind, Result};
-use crate::handoff::future::{Place, Placed, Unsent, draft, draft_local};
+use crate::handoff::future::{Scheduled, Scheduler, Unsent, draft, draft_local};
 use crate::handoff::job::JobRef;
 use crate::handoff::task::TaskHandle;
 use crate::home::Home;
@@ -48,7 +48,7 @@ impl Seat {
     }
 }
 
-impl Place for Seat {
+impl Scheduler for Seat {
     fn schedule(&self, job: JobRef) {
         if sys::fork::is_copy() {
             // No worker is here, and locks may be held by threads that are not, either.
@@ -167,12 +167,12 @@ fn send<T>(
 
 fn admit(
     group: &Arc<Group>,
-    task: &Arc<dyn Placed<Seat>>,
+    task: &Arc<dyn Scheduled<Seat>>,
     job: JobRef,
 ) -> Result<Admitted, JobRef> {
     group.admit(Arc::clone(task) as _, job, |how| {
         let admitted = (Arc::clone(group), how.number);
-        let first = task.place().admitted.set(admitted);
+        let first = task.scheduler().admitted.set(admitted);
         assert!(first.is_ok(), "a future is admitted once");
     })
 }
@@ -219,10 +219,9 @@ fn seek(registry: &Arc<Registry>, group: &Arc<Group>, netns: &Netns, room: Room)
 }
 
 fn end_search(registry: &Arc<Registry>, group: &Arc<Group>, found: Result<()>) {
-    group.end_search();
-    match found {
-        Ok(()) => call_worker(registry, group),
-        Err(error) => group.fail_futures(&error),
+    group.end_search(&found);
+    if found.is_ok() {
+        call_worker(registry, group);
     }
     registry.bury(group);
 }

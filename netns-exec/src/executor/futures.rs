@@ -35,13 +35,15 @@ impl Executor {
     ///
     /// The future runs whether or not the handle is kept. It is polled when it is woken,
     /// in turn with the jobs of the namespace: one that wakes itself for ever keeps no job
-    /// waiting for longer than a poll. Waking it never blocks, from whichever thread, and does nothing once it
-    /// is over. While it is not, its workers stay, as if they were [pinned](Executor::pin).
+    /// waiting for longer than a poll. Waking it never blocks, from whichever thread, and
+    /// does nothing once it is over. While it is not, its workers stay, as if they were
+    /// [pinned](Executor::pin).
     ///
     /// It is dropped, on a worker, when it is over; when it is
     /// [cancelled](JoinHandle::cancel), at the next point where it waits; and when its
     /// namespace loses its last name or is [retired](Executor::retire), or the executor
-    /// is shut down: those do not wait for it. Its handle is told.
+    /// is shut down: those do not wait for it. Its handle is told. One that never had a
+    /// worker is dropped with its handle.
     ///
     /// # Errors
     ///

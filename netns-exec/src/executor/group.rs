@@ -166,9 +166,11 @@ struct State {
     dead: bool,
     /// No future is admitted any more.
     is_closed: bool,
-    /// A thread seeks the first worker, for futures: neither does it wait in vain, nor
-    /// does the group die meanwhile.
+    /// A thread seeks the first worker, for the futures that are there.
     is_sought: bool,
+    /// Threads that do, or tell futures that there is none: the group does not die
+    /// meanwhile.
+    searches: u32,
     failures: u64,
     last_failure: Option<Error>,
     /// What workers that left have done.
@@ -222,6 +224,7 @@ impl Group {
                 dead: false,
                 is_closed: false,
                 is_sought: false,
+                searches: 0,
                 failures: 0,
                 last_failure: None,
                 done: 0,
@@ -652,7 +655,7 @@ impl Group {
     #[must_use]
     pub(super) fn die_if_empty(&self) -> Option<Remains> {
         let mut state = self.state.lock();
-        if state.dead || state.has_workers() || state.is_sought {
+        if state.dead || state.has_workers() || state.searches > 0 {
             return None;
         }
         state.dead = true;
@@ -676,6 +679,8 @@ impl Group {
         self.close_futures();
         self.retiring.store(true, Ordering::SeqCst);
         self.wake_all();
+        // A thread that seeks a worker may wait for room.
+        self.pool.capacity.note_change();
         // After the store: a caller that starts the first worker looks at it, locked.
         self.state.lock().has_workers()
     }
@@ -720,7 +725,7 @@ impl Group {
     /// Waits until no worker is left; `false` when `deadline` came first.
     pub(crate) fn wait_empty(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.state.lock();
-        while state.has_workers() {
+        while state.has_workers() || state.searches > 0 {
             match deadline {
                 None => self.changed.wait(&mut state),
                 Some(deadline) => {

@@ -45,8 +45,8 @@ const CLOSED: u32 = 1 << 2;
 const OVER: u32 = 1 << 3;
 const LEFT: u32 = 1 << 4;
 
-/// Where a future belongs: whose workers come to it.
-pub(crate) trait Place: Send + Sync + 'static {
+/// Has workers come to a future: those of the namespace that it belongs to.
+pub(crate) trait Scheduler: Send + Sync + 'static {
     /// Puts the job of a future among those that are ready, and has a worker come.
     /// Neither waits nor runs user code.
     fn schedule(&self, job: JobRef);
@@ -107,14 +107,14 @@ struct FutureJob<B, F, T, P> {
     outcome: UnsafeCell<Option<Outcome<T>>>,
     /// For a future that is not `Send`: the thread it was built on, and stays on.
     bound: Option<OnceLock<ThreadId>>,
-    place: P,
+    scheduler: P,
 }
 
 // SAFETY: what is in the cells has one owner at a time, see the module, and may move
 // between threads: the makers at the end of this file demand it, of all but a built future
 // that is bound to a thread, which `staged` then touches on that thread only.
 unsafe impl<B: Send, F, T: Send, P: Send> Send for FutureJob<B, F, T, P> {}
-// SAFETY: as above; `place` is shared, and `Sync`.
+// SAFETY: as above; `scheduler` is shared, and `Sync`.
 unsafe impl<B: Send, F, T: Send, P: Sync> Sync for FutureJob<B, F, T, P> {}
 
 impl<B, F, T, P> FutureJob<B, F, T, P>
@@ -122,7 +122,7 @@ where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
     T: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
@@ -131,7 +131,7 @@ where
     };
 
     /// A future that nothing has been promised about yet, and the only `JobRef` of it.
-    fn new(stage: Stage<B, F>, is_bound: bool, place: P) -> (Arc<Self>, JobRef) {
+    fn new(stage: Stage<B, F>, is_bound: bool, scheduler: P) -> (Arc<Self>, JobRef) {
         let job = Arc::new(FutureJob {
             header: Header {
                 vtable: &Self::VTABLE,
@@ -144,7 +144,7 @@ where
             })),
             outcome: UnsafeCell::new(None),
             bound: is_bound.then(OnceLock::new),
-            place,
+            scheduler,
         });
         let job_ref = Arc::clone(&job).into_job();
         (job, job_ref)
@@ -194,7 +194,7 @@ where
                 // Release: what the poll changed is visible to the next one.
                 if job.state.fetch_and(!POLLING, Ordering::AcqRel) & READY != 0 {
                     // To the end of the queue, so that others have their turn.
-                    job.place.put_back(Arc::clone(&job).into_job());
+                    job.scheduler.put_back(Arc::clone(&job).into_job());
                 }
                 return;
             }
@@ -221,11 +221,11 @@ where
         });
         if !polled {
             job.state.fetch_or(OVER | LEFT, Ordering::AcqRel);
-            job.place.over();
+            job.scheduler.over();
             if !job.settle(Outcome::Aborted(why), None) {
                 job.drop_quietly();
             }
-        } else if job.place.is_served() {
+        } else if job.scheduler.is_served() {
             job.settle(Outcome::Aborted(why), None);
             job.hand_over();
         } else {
@@ -233,7 +233,7 @@ where
                 job.drop_quietly();
             }
             job.state.fetch_or(OVER, Ordering::AcqRel);
-            job.place.over();
+            job.scheduler.over();
             job.settle(Outcome::Aborted(why), None);
         }
     }
@@ -242,7 +242,7 @@ where
     fn hand_over(self: Arc<Self>) {
         self.state.fetch_or(CLOSED | READY, Ordering::AcqRel);
         self.state.fetch_and(!POLLING, Ordering::AcqRel);
-        self.place.schedule(Arc::clone(&self).into_job());
+        self.scheduler.schedule(Arc::clone(&self).into_job());
     }
 
     fn check_thread(&self) {
@@ -269,8 +269,8 @@ where
                     polled = Some(self.poll_stage(&mut cx));
                 }
             };
-            self.place.surround(waker.data().addr(), &mut poll);
-            polled.expect("a place calls what it surrounds")
+            self.scheduler.surround(waker.data().addr(), &mut poll);
+            polled.expect("a scheduler calls what it surrounds")
         })
     }
 
@@ -308,16 +308,21 @@ where
     }
 
     fn empty_through(&self, door: &mut Door) {
-        door.run("drop of a future", || {
-            self.place.surround(0, &mut || self.empty());
+        const WHAT: &str = "drop of a future";
+        let surrounded = door.run(WHAT, || {
+            self.scheduler.surround(0, &mut || self.empty());
         });
+        if surrounded.is_none() {
+            // Should what is around it have panicked first. An empty one stays so.
+            door.run(WHAT, || self.empty());
+        }
     }
 
     /// Drops the future and tells its owner how it ended.
     fn finish(&self, outcome: Outcome<T>, door: &mut Door) {
         self.empty_through(door);
         self.state.fetch_or(OVER, Ordering::AcqRel);
-        self.place.over();
+        self.scheduler.over();
         self.settle(outcome, Some(door));
     }
 
@@ -365,7 +370,7 @@ where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
     T: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -373,7 +378,7 @@ where
 
     fn wake_by_ref(self: &Arc<Self>) {
         if self.note(0) {
-            self.place.schedule(Arc::clone(self).into_job());
+            self.scheduler.schedule(Arc::clone(self).into_job());
         }
     }
 }
@@ -383,11 +388,11 @@ where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
     T: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
     fn close(self: Arc<Self>) {
         if self.note(CLOSED) {
-            self.place.schedule(Arc::clone(&self).into_job());
+            self.scheduler.schedule(Arc::clone(&self).into_job());
         }
     }
 
@@ -412,7 +417,7 @@ where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
     T: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
     fn latch(&self) -> &WakerLatch {
         &self.latch
@@ -442,7 +447,7 @@ where
     }
 
     fn depends_on_this_thread(&self) -> bool {
-        self.place.depends_on_this_thread()
+        self.scheduler.depends_on_this_thread()
     }
 
     fn why_cancelled(&self) -> &'static str {
@@ -450,61 +455,61 @@ where
     }
 }
 
-/// A future with its place.
-pub(crate) trait Placed<P>: Task {
-    fn place(&self) -> &P;
+/// A future with its scheduler.
+pub(crate) trait Scheduled<P>: Task {
+    fn scheduler(&self) -> &P;
 }
 
-impl<B, F, T, P> Placed<P> for FutureJob<B, F, T, P>
+impl<B, F, T, P> Scheduled<P> for FutureJob<B, F, T, P>
 where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
     T: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
-    fn place(&self) -> &P {
-        &self.place
+    fn scheduler(&self) -> &P {
+        &self.scheduler
     }
 }
 
 /// A future on its way to be polled for the first time.
 pub(crate) struct Unsent<T, P> {
-    pub(crate) task: Arc<dyn Placed<P>>,
+    pub(crate) task: Arc<dyn Scheduled<P>>,
     pub(crate) job: JobRef,
     pub(crate) handle: TaskHandle<'static, T>,
 }
 
-/// Makes a job of a future that any worker of its place may poll.
-pub(crate) fn draft<F, P>(future: F, place: impl FnOnce() -> P) -> Unsent<F::Output, P>
+/// Makes a job of a future that any worker of its scheduler may poll.
+pub(crate) fn draft<F, P>(future: F, scheduler: impl FnOnce() -> P) -> Unsent<F::Output, P>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
     type Built<F> = fn() -> F;
-    make(Stage::<Built<F>, F>::Built(future), false, place())
+    make(Stage::<Built<F>, F>::Built(future), false, scheduler())
 }
 
-/// Makes a job of the future that `build` makes on the first worker of its place that
+/// Makes a job of the future that `build` makes on the first worker of its scheduler that
 /// comes to it, which is the only thread that ever touches it.
-pub(crate) fn draft_local<B, F, P>(build: B, place: impl FnOnce() -> P) -> Unsent<F::Output, P>
+pub(crate) fn draft_local<B, F, P>(build: B, scheduler: impl FnOnce() -> P) -> Unsent<F::Output, P>
 where
     B: FnOnce() -> F + Send + 'static,
     F: Future + 'static,
     F::Output: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
-    make(Stage::Unbuilt(build), true, place())
+    make(Stage::Unbuilt(build), true, scheduler())
 }
 
-fn make<B, F, T, P>(stage: Stage<B, F>, is_bound: bool, place: P) -> Unsent<T, P>
+fn make<B, F, T, P>(stage: Stage<B, F>, is_bound: bool, scheduler: P) -> Unsent<T, P>
 where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
     T: Send + 'static,
-    P: Place,
+    P: Scheduler,
 {
-    let (job, job_ref) = FutureJob::new(stage, is_bound, place);
+    let (job, job_ref) = FutureJob::new(stage, is_bound, scheduler);
     Unsent {
         task: Arc::clone(&job) as _,
         job: job_ref,

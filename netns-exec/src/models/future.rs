@@ -7,7 +7,7 @@ use std::task::{Poll, Waker};
 
 use super::{check, returned};
 use crate::error::{Error, Kind};
-use crate::handoff::future::{Place, Task, Unsent, draft};
+use crate::handoff::future::{Scheduler, Task, Unsent, draft};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::Door;
 use crate::handoff::task::TaskHandle;
@@ -18,7 +18,7 @@ use crate::sync::{AtomicU32, Condvar, Mutex, Ordering, thread};
 struct Ready {
     state: Mutex<(Vec<JobRef>, bool)>,
     changed: Condvar,
-    /// How many places have been told that their future is over.
+    /// How many schedulers have been told that their future is over.
     ended: AtomicUsize,
 }
 
@@ -52,7 +52,7 @@ impl Row {
     }
 }
 
-impl Place for Row {
+impl Scheduler for Row {
     fn schedule(&self, job: JobRef) {
         self.0.state.lock().0.push(job);
         self.0.changed.notify_one();

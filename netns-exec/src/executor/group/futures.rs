@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::{Group, Lane, Role, Todo};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::handoff::future::Task;
 use crate::handoff::job::JobRef;
 use crate::sync::{Mutex, Ordering, fence};
@@ -78,7 +78,10 @@ impl Group {
             return Err(job);
         }
         let seeks_worker = !state.has_workers() && !state.is_sought;
-        state.is_sought |= seeks_worker;
+        if seeks_worker {
+            state.is_sought = true;
+            state.searches += 1;
+        }
         self.pin();
         let how = Admitted {
             number: self.futures.live.lock().insert(task),
@@ -107,9 +110,15 @@ impl Group {
         state.has_workers() || state.is_sought
     }
 
-    /// The thread that sought the first worker has come to an end of it.
-    pub(crate) fn end_search(&self) {
+    /// Gives up all futures, with the reason, unless a worker has been found for them; the
+    /// calling thread seeks no longer.
+    pub(crate) fn end_search(&self, found: &Result<()>) {
         self.state.lock().is_sought = false;
+        if let Err(why) = found {
+            self.fail_futures(why);
+        }
+        self.state.lock().searches -= 1;
+        self.changed.notify_all();
     }
 
     /// Sees to it that a future that was just woken is polled, without waiting: neither
