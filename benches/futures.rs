@@ -5,7 +5,7 @@
 //! that enters the namespace and comes back. `poll` is a future that gives up its turn and
 //! goes on at once, per turn; the baseline is the same future on tokio's own threads.
 //! `wake` is a wake-up from another thread and back, of a future that waits: the baseline
-//! is a channel between two tasks of a runtime of two threads.
+//! is one that waits on the thread of another tokio runtime.
 //! `cargo bench -p benches --bench futures`; needs root.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
@@ -158,8 +158,8 @@ fn wakes(criterion: &mut Criterion) {
         runtime.block_on(asks).expect(POSSIBLE)
     };
     group.bench_function("tokio", |bencher| {
-        bencher
-            .iter_custom(|count| time(count, &|from, to| drop(runtime.spawn(answers(from, to)))));
+        let other = two_threads();
+        bencher.iter_custom(|count| time(count, &|from, to| drop(other.spawn(answers(from, to)))));
     });
     group.bench_function("spawn_future", |bencher| {
         bencher.iter_custom(|count| {
