@@ -95,8 +95,10 @@ impl Refused {
 
     /// What was refused, and the cure.
     pub(crate) fn hint(self) -> Cow<'static, str> {
-        const THREADS: &str = "the guard refused this job threads: start pools at home with \
-             `Builder::prewarm`, or choose `Guard::Detect`";
+        const THREADS: &str = "the guard refused this job threads: start pools of the whole \
+             process at home with `Builder::prewarm`; a runtime that the job builds gets none: \
+             call what blocks in the job itself, and look names up with `net::resolve`, \
+             instead of `spawn_blocking`; or choose `Guard::Detect`";
         const MOVES: &str = "the guard refused this job setns(2) or unshare(2): run what belongs \
              in another namespace there, or choose `Guard::Detect`";
         match self {
@@ -142,6 +144,17 @@ pub(crate) fn copy_of(cause: &io::Error) -> io::Error {
         Some(errno) => io::Error::from_raw_os_error(errno),
         None => io::Error::new(cause.kind(), cause.to_string()),
     }
+}
+
+/// What the payload of a panic says, if that is text.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> Option<String> {
+    (payload.downcast_ref::<&str>()).map_or_else(
+        || {
+            (payload.downcast_ref::<String>().cloned())
+                .or_else(|| payload.downcast_ref::<Error>().map(Error::to_string))
+        },
+        |text| Some((*text).to_owned()),
+    )
 }
 
 impl Error {
@@ -204,12 +217,7 @@ impl Error {
     }
 
     pub(crate) fn with_panic(mut self, payload: Box<dyn Any + Send>) -> Self {
-        let text = (payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned()))
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .or_else(|| payload.downcast_ref::<Error>().map(Error::to_string));
-        self.inner.panic_text = text;
+        self.inner.panic_text = panic_text(&*payload);
         self.inner.left = Some(Mutex::new(Left::Panic(payload)));
         self
     }

@@ -112,10 +112,10 @@ pub mod __private;
 
 pub use error::{Error, Result};
 pub use executor::{
-    Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope, ScopedJoinHandle, Stats,
-    TrySpawnError, blocking, run, spawn,
+    AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope,
+    ScopedJoinHandle, Stats, Stop, ThreadHandle, TrySpawnError, blocking, run, spawn,
 };
 pub use guard::Guard;
-pub use netns::{Netns, NetnsId, WeakNetns};
+pub use netns::{Netns, NetnsId, OwnedNetns, WeakNetns};
 pub use netns_exec_macros::in_netns;
 pub use process::CommandExt;

@@ -15,7 +15,10 @@
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use crate::executor::{Builder, Executor, JoinHandle, Pinned, Scope, ScopedJoinHandle};
+use crate::executor::{
+    AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, Pinned, Scope, ScopedJoinHandle, Stop,
+    ThreadHandle,
+};
 use crate::{error, ports};
 
 macro_rules! safe {
@@ -32,6 +35,10 @@ safe! {
     Pinned,
     JoinHandle<T> where [T],
     ScopedJoinHandle<'_, T> where [T],
+    AbortHandle,
+    AbortOnDrop<T> where [T],
+    Stop,
+    ThreadHandle<T> where [T],
     Scope<'_, '_>,
     ports::Acquire,
     ports::Allocator,
@@ -88,5 +95,9 @@ mod tests {
     fn handles_of_jobs_may_cross_whatever_the_jobs_return() {
         check::<JoinHandle<Cell<u8>>>();
         check::<ScopedJoinHandle<'_, Cell<u8>>>();
+        check::<AbortOnDrop<Cell<u8>>>();
+        check::<AbortHandle>();
+        check::<Stop>();
+        check::<ThreadHandle<Cell<u8>>>();
     }
 }

@@ -30,8 +30,8 @@ pub use panics::{panic_of, panic_text};
 pub use process::{
     blocked_signals, blocked_signals_of, drop_all_capabilities, drop_sys_admin,
     fds_of_this_process, is_cloexec, netns_cookie_of, netns_link_of, netns_link_of_this_thread,
-    on_a_thread, path_of, resident, settle, sleeps_soundly, status_of, threads_of_this_process,
-    tid, tids, wait_for_exit,
+    next_bpf_program, on_a_thread, path_of, resident, settle, sleeps_soundly, status_of,
+    threads_of_this_process, tid, tids, wait_for_exit,
 };
 pub use refuse::refuse_fstatfs;
 pub use signals::SignalLog;
@@ -39,7 +39,7 @@ pub use threads::{Parked, RawThread};
 pub use wait::{Gate, Pass, eventually, within};
 
 /// Every guard there is.
-pub const GUARDS: [Guard; 3] = [Guard::Seal, Guard::Detect, Guard::Off];
+pub const GUARDS: [Guard; 4] = [Guard::Seal, Guard::KeepAdmin, Guard::Detect, Guard::Off];
 
 /// Fails the test, with the cure in the message, where it cannot work.
 pub fn require_root() {

@@ -61,6 +61,29 @@ pub fn status_of(tid: i32, key: &str) -> Option<String> {
     )
 }
 
+/// Asks bpf(2) for the first program that is loaded: what takes `CAP_SYS_ADMIN`. Tells
+/// whether there is one.
+#[allow(unsafe_code)]
+pub fn next_bpf_program() -> nix::Result<bool> {
+    const BPF_PROG_GET_NEXT_ID: nix::libc::c_int = 11;
+    // `start_id`, `next_id` and `open_flags`, in the kernel's union.
+    let mut attr = [0_u32; 32];
+    // SAFETY: the kernel reads and writes no more than the given length.
+    let rc = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_bpf,
+            BPF_PROG_GET_NEXT_ID,
+            attr.as_mut_ptr(),
+            size_of_val(&attr),
+        )
+    };
+    match nix::errno::Errno::result(rc) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// The signals that the calling thread blocks, as a bit mask.
 pub fn blocked_signals() -> u64 {
     blocked_signals_of(tid()).expect("this thread is there")

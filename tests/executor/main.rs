@@ -1,11 +1,16 @@
 //! The executor: its calls, its workers, and how both end.
 
+mod abort;
+mod apart;
+mod awaited;
 mod batch;
 mod calls;
 mod counts;
 mod deletion;
 mod faults;
 mod futures;
+mod global;
+mod hooks;
 mod idle;
 mod local_futures;
 mod nested;

@@ -20,7 +20,7 @@ impl Drop for Bell {
 }
 
 #[test]
-fn dropping_the_last_handle_drains_and_joins() {
+fn shutdown_drains_and_joins() {
     // A child that another test starts has all our descriptors until it executes
     // its program, and so keeps namespaces alive.
     alone!(Alone::AsIs);
@@ -36,11 +36,44 @@ fn dropping_the_last_handle_drains_and_joins() {
     drop(clone);
     assert_eq!(count.load(Ordering::SeqCst), 0, "not the last");
     held.open();
-    drop(executor);
+    executor.shutdown(None).unwrap();
     assert_eq!(count.load(Ordering::SeqCst), 500);
     let weak = netns.downgrade();
     drop(netns);
     assert_eq!(weak.upgrade(), None, "the workers' threads are gone");
+}
+
+#[test]
+fn dropping_the_last_handle_waits_for_nothing_and_runs_what_was_accepted() {
+    let netns = fresh();
+    let executor = with_queue(1000);
+    let held = Held::new(&executor, &netns);
+    let handles: Vec<_> = (0..500)
+        .map(|n| executor.spawn(&netns, move || n).unwrap())
+        .collect();
+    // Would wait for ever: the gate is closed.
+    drop(executor);
+    assert!(!held.job.is_finished());
+    held.end();
+    for (n, handle) in handles.into_iter().enumerate() {
+        assert_eq!(handle.join().unwrap(), n);
+    }
+    let weak = netns.downgrade();
+    drop(netns);
+    eventually("the worker has left", || weak.upgrade().is_none());
+}
+
+#[test]
+fn background_shutdown_holds_for_all_handles_and_waits_for_nothing() {
+    let executor = Executor::new().unwrap();
+    let netns = fresh();
+    let held = Held::new(&executor, &netns);
+    let queued = executor.spawn(&netns, || 4).unwrap();
+    executor.clone().shutdown_background();
+    assert!(executor.run(&netns, || ()).unwrap_err().is_shut_down());
+    held.end();
+    assert_eq!(queued.join().unwrap(), 4);
+    executor.shutdown(None).unwrap();
 }
 
 #[test]
@@ -57,7 +90,7 @@ fn handles_are_good_after_the_executor_is_gone() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
     let handle = executor.spawn(&netns, || 5).unwrap();
-    drop(executor);
+    executor.shutdown(None).unwrap();
     assert!(handle.is_finished());
     assert_eq!(handle.join().unwrap(), 5);
 }
@@ -333,7 +366,7 @@ fn many_executors_come_and_go_without_a_trace() {
     for _ in 0..50 {
         let executor = with_workers(2);
         let handles = [(); 4].map(|()| executor.spawn(&netns, here).unwrap());
-        drop(executor);
+        executor.shutdown(None).unwrap();
         for handle in handles {
             assert_eq!(handle.join().unwrap(), netns.id());
         }

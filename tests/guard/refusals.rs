@@ -241,12 +241,26 @@ fn log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure() {
         executor.run(&netns, || panic!("EPERM"))
     }));
     assert!(ran.is_err());
+    // One that lives with it is heard all the same.
+    let lives = || thread::Builder::new().spawn(|| ()).is_err();
+    assert!(executor.run(&netns, lives).unwrap());
+    executor.run(&netns, || ()).unwrap();
+    // The event comes before the worker's next job.
     let warnings = WARNINGS.lock().unwrap();
-    let [line] = &warnings[..] else {
-        panic!("one warning, of the first job: {warnings:#?}");
+    let [line, silent] = &warnings[..] else {
+        panic!("a warning of the first job, and one of the third: {warnings:#?}");
     };
-    for word in ["threads=2", "moves=1", CURE, "Guard::Detect"] {
+    for word in [
+        "job panicked",
+        "threads=2",
+        "moves=1",
+        CURE,
+        "Guard::Detect",
+    ] {
         assert!(line.contains(word), "no {word} in: {line}");
+    }
+    for word in ["job was refused", "threads=1", "moves=0", CURE] {
+        assert!(silent.contains(word), "no {word} in: {silent}");
     }
 }
 

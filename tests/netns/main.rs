@@ -5,6 +5,7 @@ mod conversions;
 mod handles;
 mod life;
 mod names;
+mod owned;
 mod reasons;
 
 use netns_exec::WeakNetns;

@@ -11,11 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::{Group, Member, Role, Start, Todo};
+use super::pool::Pool;
 use super::registry::Registry;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::{discard, quietly};
 use crate::home::Home;
+use crate::home::aside::Lease;
+use crate::netns::NetnsId;
 use crate::sync::{Condvar, Mutex, thread};
 
 /// Does what a group has decided. Returns jobs that are to be shipped elsewhere.
@@ -52,17 +55,21 @@ pub(crate) fn carry_out(
     }
 }
 
+/// Whether something has run out that idle workers hold.
+pub(crate) fn has_run_out(error: &Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOSPC)
+    )
+}
+
 /// Has idle workers end when `error` says that something has run out that they hold;
 /// tells whether one has.
 pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     const AT_ONCE: usize = 8;
     const LIMIT: Duration = Duration::from_secs(1);
     const BECOMES_IDLE: Duration = Duration::from_millis(20);
-    let has_run_out = matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOSPC)
-    );
-    if !has_run_out || cfg!(loom) {
+    if !has_run_out(error) || cfg!(loom) {
         return false;
     }
     let threads = &registry.pool().threads;
@@ -81,43 +88,74 @@ pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
 /// Has the home thread start a worker, and waits for it if it is needed.
 pub(crate) fn start(registry: &Arc<Registry>, group: &Arc<Group>, start: Start) -> Result<()> {
     let (is_needed, number) = (start.is_needed, start.number);
+    if !is_needed {
+        begin(registry, group, start, Asker::None);
+        return Ok(());
+    }
     let notice = Arc::new(Notice::default());
+    begin(registry, group, start, Asker::Waits(Arc::clone(&notice)));
+    // Told by the thread that asked: the home thread runs no subscriber.
+    (notice.wait()).inspect_err(|error| tell_of_failure(group, number, error))
+}
+
+/// Has the home thread start a worker that is needed, and does not wait for it. The thread
+/// of the lease sees to the rest when there can be none.
+pub(crate) fn start_aside(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    start: Start,
+    lease: Lease,
+) {
+    begin(registry, group, start, Asker::Left(Arc::new(lease)));
+}
+
+fn begin(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, asker: Asker) {
     let birth = Birth {
+        number: start.number,
         role: start.role,
-        is_needed,
+        is_needed: start.is_needed,
         registry: Arc::clone(registry),
         group: Arc::clone(group),
-        notice: Arc::clone(&notice),
+        asker,
     };
     match Home::get() {
         Ok(home) => home.post(Box::new(move || birth.begin(start))),
         Err(error) => birth.end(Err(error)),
     }
-    if !is_needed {
-        return Ok(());
-    }
-    notice.wait().inspect_err(|error| {
-        // Told by the thread that asked: the home thread runs no subscriber.
-        quietly(|| {
-            tracing::warn!(
-                netns = %group.label(),
-                netns_id = %group.id(),
-                worker = number,
-                error = %error,
-                "worker could not start"
-            );
-        });
-    })
+}
+
+fn tell_of_failure(group: &Group, worker: u64, error: &Error) {
+    quietly(|| {
+        tracing::warn!(
+            netns = %group.label(),
+            netns_id = %group.id(),
+            worker,
+            error = %error,
+            "worker could not start"
+        );
+    });
+}
+
+/// The thread that asked for a worker.
+#[derive(Clone)]
+enum Asker {
+    /// None relies on the worker.
+    None,
+    /// It waits, and sees to the rest when there can be none.
+    Waits(Arc<Notice>),
+    /// It has left that to the thread of the lease.
+    Left(Arc<Lease>),
 }
 
 /// A worker that is being born.
 #[derive(Clone)]
 struct Birth {
+    number: u64,
     role: Role,
     is_needed: bool,
     registry: Arc<Registry>,
     group: Arc<Group>,
-    notice: Arc<Notice>,
+    asker: Asker,
 }
 
 impl Birth {
@@ -148,19 +186,9 @@ impl Birth {
                 registry.pool().threads.ended(number);
             })
         };
-        // A stack of an absurd size makes it panic.
-        let spawned = catch_unwind(AssertUnwindSafe(|| {
-            (pool.threads).spawn(number, group.id(), group.serial(), spawn)
-        }));
-        let cause = match spawned {
-            Ok(Ok(())) => return,
-            Ok(Err(cause)) => cause,
-            Err(panic) => {
-                discard(panic);
-                io::Error::from_raw_os_error(libc::ENOMEM)
-            }
-        };
-        self.end(Err(Error::start_thread(group.label(), cause)));
+        if let Err(cause) = spawn_as(&pool, number, group.id(), group.serial(), spawn) {
+            self.end(Err(Error::start_thread(group.label(), cause)));
+        }
     }
 
     /// Tells the group how it went, and then the thread that needs the worker.
@@ -168,34 +196,67 @@ impl Birth {
         match how {
             Ok(member) => {
                 self.group.started(member, self.is_needed);
-                self.notice.tell(Ok(()));
+                if let Asker::Waits(notice) = &self.asker {
+                    notice.tell(Ok(()));
+                }
             }
             Err(error) => {
                 (self.group).start_failed(self.role, self.is_needed, error.duplicate());
-                // The thread that needed it may try once more, and buries it itself.
-                if !self.is_needed {
-                    self.registry.bury(&self.group);
+                match self.asker.clone() {
+                    Asker::None => self.registry.bury(&self.group),
+                    // It may try once more, and buries the group itself.
+                    Asker::Waits(notice) => notice.tell(Err(error)),
+                    Asker::Left(lease) => lease.run(move || self.give_up(&error)),
                 }
-                self.notice.tell(Err(error));
             }
         }
     }
 }
 
+/// Has `spawn` create the thread of a worker, which is then one of the pool's.
+pub(crate) fn spawn_as(
+    pool: &Pool,
+    number: u64,
+    netns: NetnsId,
+    serial: u64,
+    spawn: impl FnOnce() -> io::Result<thread::JoinHandle<()>>,
+) -> io::Result<()> {
+    // A stack of an absurd size makes it panic.
+    let spawned = catch_unwind(AssertUnwindSafe(|| {
+        pool.threads.spawn(number, netns, serial, spawn)
+    }));
+    spawned.unwrap_or_else(|panic| {
+        discard(panic);
+        Err(io::Error::from_raw_os_error(libc::ENOMEM))
+    })
+}
+
+impl Birth {
+    /// Does what the thread that asked would, where that has not waited.
+    fn give_up(self, error: &Error) {
+        tell_of_failure(&self.group, self.number, error);
+        for job in self.group.orphans() {
+            job.abort(error.duplicate());
+        }
+        self.group.fail_futures(error);
+        self.registry.bury(&self.group);
+    }
+}
+
 /// Tells the thread that started a worker how that went.
 #[derive(Default)]
-struct Notice {
+pub(crate) struct Notice {
     told: Mutex<Option<Result<()>>>,
     changed: Condvar,
 }
 
 impl Notice {
-    fn tell(&self, how: Result<()>) {
+    pub(crate) fn tell(&self, how: Result<()>) {
         *self.told.lock() = Some(how);
         self.changed.notify_one();
     }
 
-    fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         let mut told = self.told.lock();
         loop {
             match told.take() {

@@ -1,13 +1,16 @@
 //! How an executor is to behave.
 
+use std::io;
 use std::time::Duration;
 
 use super::current;
+use super::hooks::Hooks;
 use super::owner::Executor;
 use super::pool::{Around, Config, Pool};
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
 use crate::home::Home;
+use crate::netns::Netns;
 use crate::sys;
 
 /// Configures an [`Executor`].
@@ -29,6 +32,7 @@ use crate::sys;
 pub struct Builder {
     config: Config,
     guard: Guard,
+    hooks: Hooks,
     prewarm: Vec<Box<dyn FnOnce() + Send>>,
 }
 
@@ -183,6 +187,74 @@ impl Builder {
         self
     }
 
+    /// Has each worker run `hook` when it starts: on its thread, in its namespace, before
+    /// the guard is in force and before its first job.
+    ///
+    /// For what a thread must be given before any job runs there: a mount namespace with
+    /// files of its own, a scheduling policy, a thread-local. The hook has the privileges
+    /// of the home thread, may call unshare(2) for anything but the network namespace, and
+    /// what it changes is what the guard takes as given from then on. A worker that stands
+    /// in for a blocked one runs it as well. Hooks run in the order in which they are added.
+    ///
+    /// The callers that need the worker wait for the hook. So it cannot use an executor:
+    /// calls that would wait fail with `EDEADLK`, whichever executor it is. Threads that it
+    /// starts are the hook's to end: they are born in the namespace, and no guard looks for
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// When the hook fails, panics, or leaves the thread in another network namespace,
+    /// the worker ends, and the calls that needed it fail with the hook's error as their
+    /// cause. The next call tries again.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Executor;
+    ///
+    /// // Below what the rest of the process does.
+    /// let executor = Executor::builder()
+    ///     .on_worker_start(|_netns| std::fs::write("/proc/thread-self/oom_score_adj", "500"))
+    ///     .build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn on_worker_start(
+        mut self,
+        hook: impl Fn(&Netns) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.add_start(Box::new(hook));
+        self
+    }
+
+    /// Has each worker that has started run `hook` when it stops: on its thread, in its
+    /// namespace, under the guard, after its last job.
+    ///
+    /// It may use executors. Its panic is told in the log and harms nothing. What waits
+    /// for the worker's end, such as [`retire`](Executor::retire) and
+    /// [`shutdown`](Executor::shutdown), waits for the hook. It does not run on a worker
+    /// whose thread the guard found unfit: nothing does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use netns_exec::Executor;
+    ///
+    /// let stopped = Arc::new(AtomicU32::new(0));
+    /// let count = Arc::clone(&stopped);
+    /// let executor = Executor::builder()
+    ///     .on_worker_stop(move |_netns| {
+    ///         count.fetch_add(1, Ordering::Relaxed);
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn on_worker_stop(mut self, hook: impl Fn(&Netns) + Send + Sync + 'static) -> Self {
+        self.hooks.add_stop(Box::new(hook));
+        self
+    }
+
     /// Builds the executor. It has no worker yet, and needs no privilege.
     ///
     /// # Errors
@@ -194,7 +266,7 @@ impl Builder {
     /// # Panics
     ///
     /// With the panic of a [`prewarm`](Builder::prewarm) closure.
-    pub fn build(self) -> Result<Executor> {
+    pub fn build(mut self) -> Result<Executor> {
         let config = self.config;
         let nonsense = |what| Err(Error::new(Kind::Invalid, what));
         if config.workers_per_netns == 0 {
@@ -224,6 +296,7 @@ impl Builder {
         })?;
         let home = Home::get()?;
         let policy = Policy::prepare(self.guard)?;
+        self.hooks.get_ready()?;
         tracing::debug!(guard = ?self.guard, mechanism = policy.mechanism(), "executor built");
         if !self.prewarm.is_empty() {
             // What it runs may wait for the namespace that this thread serves.
@@ -232,6 +305,6 @@ impl Builder {
                 current::blocking(|| home.run_hook("netns-prewarm", f))?;
             }
         }
-        Ok(Executor::start(Pool::new(config, policy)))
+        Ok(Executor::start(Pool::new(config, policy), self.hooks))
     }
 }

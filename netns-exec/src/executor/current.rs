@@ -9,6 +9,7 @@ use std::task::Waker;
 
 use super::birth::carry_out;
 use super::group::Group;
+use super::hooks;
 use super::pool::Pool;
 use super::registry::Registry;
 use crate::error::{Error, Result};
@@ -80,6 +81,12 @@ pub(crate) fn begin(
     SERVES.with(|it| it.set(true));
 }
 
+/// Makes the calling thread one of an executor's that is in no group: it must not wait for
+/// its own end.
+pub(crate) fn begin_apart(registry: &Registry) {
+    WORKER_OF.with(|it| it.set(registry.pool().key));
+}
+
 /// Notes that the calling thread's group does not count it any more.
 pub(crate) fn left() {
     SERVES.with(|it| it.set(false));
@@ -120,14 +127,26 @@ pub(crate) fn is_worker_of(pool: &Pool) -> bool {
 /// # Errors
 ///
 /// In a copy of a process that used the library: `ESRCH`. On a thread that all others
-/// depend on, the home thread or the watch's: `EDEADLK`.
+/// depend on, the home thread or the watch's, and in a start hook: `EDEADLK`.
 #[inline]
 pub(crate) fn check_may_wait() -> Result<()> {
     if sys::fork::is_copy() {
         return Err(in_a_copy());
     }
+    if hooks::is_in_start_hook() {
+        return Err(in_start_hook());
+    }
     home::check_may_wait()
         .map_err(|cause| Error::kernel("cannot wait on a thread that serves all others", cause))
+}
+
+#[cold]
+fn in_start_hook() -> Error {
+    Error::kernel(
+        "cannot use an executor in a worker's start hook: calls wait for this worker",
+        std::io::Error::from_raw_os_error(libc::EDEADLK),
+    )
+    .hint("do it in a job, or before the executor is built")
 }
 
 #[cold]

@@ -32,6 +32,7 @@ use self::futures::Futures;
 use super::pool::Pool;
 use super::queue::Queue;
 use super::stats::NetnsStats;
+use super::wakers::Wakers;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::{Claim, Lane, Serving};
@@ -126,6 +127,9 @@ pub(crate) struct Group {
     state: Mutex<State>,
     /// A worker was born, could not be born, or left.
     changed: Condvar,
+    /// Tasks that wait for the same. They register before they look at the state, and
+    /// are woken under its lock.
+    tasks: Wakers,
     /// A parked spare has been called, or shall leave.
     spare_wanted: Condvar,
 }
@@ -231,6 +235,7 @@ impl Group {
                 panicked: 0,
             }),
             changed: Condvar::new(),
+            tasks: Wakers::default(),
             spare_wanted: Condvar::new(),
         }
     }
@@ -245,10 +250,6 @@ impl Group {
 
     pub(crate) fn label(&self) -> &str {
         &self.label
-    }
-
-    pub(crate) fn is_local(&self) -> bool {
-        self.is_local
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -356,12 +357,6 @@ impl Group {
         Todo::Start(self.begin_start(&mut state, Role::Spare, true))
     }
 
-    fn call_spare(&self, state: &mut State) {
-        state.called += 1;
-        self.runnable.add();
-        self.spare_wanted.notify_one();
-    }
-
     // Birth.
 
     /// How the caller comes to a worker, when there is none yet.
@@ -420,6 +415,19 @@ impl Group {
         Ok(())
     }
 
+    /// How many births have failed so far.
+    pub(crate) fn failures(&self) -> u64 {
+        self.state.lock().failures
+    }
+
+    /// Why there is no worker, when a birth has failed since there were `failures`.
+    pub(crate) fn failure_since(&self, failures: u64) -> Option<Error> {
+        let state = self.state.lock();
+        (state.live.is_empty() && state.failures != failures)
+            .then(|| (state.last_failure.as_ref()).expect("counted with its error"))
+            .map(Error::duplicate)
+    }
+
     fn begin_start(&self, state: &mut State, role: Role, is_needed: bool) -> Start {
         state.starting += 1;
         if let Role::Lane(index) = role {
@@ -445,7 +453,7 @@ impl Group {
         state.starting -= 1;
         state.live.push(member);
         self.alive.fetch_add(1, Ordering::Relaxed);
-        self.changed.notify_all();
+        self.note_change();
         drop(state);
         self.pool.capacity.note_change();
     }
@@ -467,7 +475,7 @@ impl Group {
             state.netns = None;
         }
         self.pool.capacity.release();
-        self.changed.notify_all();
+        self.note_change();
     }
 
     /// Takes the jobs that no worker will come to, because none is runnable and none
@@ -606,7 +614,7 @@ impl Group {
                 todo = self.grow_locked(&mut state);
             }
         }
-        self.changed.notify_all();
+        self.note_change();
         Some(todo)
     }
 
@@ -646,6 +654,16 @@ impl Group {
         state.spares_parked -= 1;
         self.runnable.add();
         Some(why)
+    }
+
+    /// Tells those that wait for a birth or for the end. The caller has the lock.
+    fn note_change(&self) {
+        self.changed.notify_all();
+        self.tasks.wake_all();
+    }
+
+    pub(crate) fn tasks(&self) -> &Wakers {
+        &self.tasks
     }
 
     // Death.
@@ -736,6 +754,10 @@ impl Group {
             }
         }
         true
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.state.lock().has_workers()
     }
 
     pub(crate) fn pin(&self) {

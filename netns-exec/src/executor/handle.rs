@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::current::{self, Polled};
 use crate::error::{Error, Result};
-use crate::handoff::task::TaskHandle;
+use crate::handoff::task::{AbortTask, TaskHandle};
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or
 /// cancels it.
@@ -75,7 +75,15 @@ pub struct JoinHandle<T> {
 
 /// A handle to a job of a [`Scope`](crate::Scope).
 ///
-/// Dropping it lets the job run; the scope waits for it.
+/// Dropping it lets the job run; the scope waits for it. It is a future as well, for what
+/// polls inside the scope.
+///
+/// There is no scope whose *end* can be awaited. A future can be forgotten half way
+/// ([`mem::forget`](std::mem::forget)), and then what its jobs borrow would go away under
+/// them; only a call that does not return before keeps it. Async code moves what a job
+/// needs into it ([`spawn_async`](crate::Executor::spawn_async), with an
+/// [`Arc`](std::sync::Arc) for what is shared), or has a thread of its runtime for blocking
+/// work call the scope.
 ///
 /// # Examples
 ///
@@ -98,9 +106,29 @@ fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> 
     Ok(current::blocking(|| task.wait_until(deadline)))
 }
 
+/// Polls a job that is not over, or takes its result.
+fn poll<T>(task: &mut TaskHandle<'_, T>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+    if task.poll(cx).is_ready() {
+        Polled(&mut task.mark).no_more();
+        return Poll::Ready(task.take_result());
+    }
+    current::check_may_wait()?;
+    if !current::is_polling(cx.waker()) {
+        Polled(&mut task.mark).in_vain();
+    }
+    Poll::Pending
+}
+
 impl<T> JoinHandle<T> {
     pub(crate) fn new(task: TaskHandle<'static, T>) -> Self {
         JoinHandle { task }
+    }
+
+    pub(super) fn abort_task(&self) -> AbortTask
+    where
+        T: 'static,
+    {
+        self.task.abort_task()
     }
 
     /// Waits for the job and returns its result.
@@ -162,17 +190,7 @@ impl<T> Future for JoinHandle<T> {
     ///
     /// When polled again after it was ready.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        if self.task.poll(cx).is_ready() {
-            Polled(&mut self.task.mark).no_more();
-            return Poll::Ready(self.task.take_result());
-        }
-        if let Err(error) = current::check_may_wait() {
-            return Poll::Ready(Err(error));
-        }
-        if !current::is_polling(cx.waker()) {
-            Polled(&mut self.task.mark).in_vain();
-        }
-        Poll::Pending
+        poll(&mut self.task, cx)
     }
 }
 
@@ -218,6 +236,24 @@ impl<'s, T> ScopedJoinHandle<'s, T> {
     /// Cancels the job if it has not started; tells whether it did.
     pub fn cancel(&self) -> bool {
         self.task.cancel()
+    }
+}
+
+impl<T> Future for ScopedJoinHandle<'_, T> {
+    type Output = Result<T>;
+
+    /// # Panics
+    ///
+    /// When polled again after it was ready.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        poll(&mut self.task, cx)
+    }
+}
+
+impl<T> Drop for ScopedJoinHandle<'_, T> {
+    fn drop(&mut self) {
+        // The calling thread's job may have polled it.
+        Polled(&mut self.task.mark).no_more();
     }
 }
 

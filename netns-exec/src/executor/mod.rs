@@ -1,5 +1,9 @@
 //! The executor: ships jobs to the workers of all namespaces in use.
 
+mod abort;
+mod apart;
+mod asynchronous;
+mod awaited;
 pub(crate) mod birth;
 mod builder;
 pub(crate) mod current;
@@ -7,6 +11,7 @@ pub(crate) mod future;
 mod futures;
 mod group;
 mod handle;
+mod hooks;
 mod owner;
 mod pinned;
 mod pool;
@@ -14,13 +19,17 @@ mod queue;
 mod registry;
 mod scope;
 mod stats;
+mod stop;
 pub(crate) mod submit;
+mod wakers;
 pub(crate) mod worker;
 
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use abort::{AbortHandle, AbortOnDrop};
+pub use apart::{Stop, ThreadHandle};
 pub use builder::Builder;
 #[cfg(all(test, loom))]
 pub(crate) use group::Group;
@@ -38,9 +47,11 @@ pub use stats::{NetnsStats, Stats};
 pub use submit::TrySpawnError;
 
 use crate::audit;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::guard::Guard;
 use crate::netns::Netns;
+
+static GLOBAL: OnceLock<Executor> = OnceLock::new();
 
 impl Executor {
     /// Makes an executor with the defaults of [`Builder`]. Needs no privilege.
@@ -72,7 +83,8 @@ impl Executor {
     }
 
     /// Returns the executor that the whole process shares, with the defaults of
-    /// [`Builder`]. It is made by the first call and never shut down.
+    /// [`Builder`] unless [`configure_global`](Executor::configure_global) was called first.
+    /// It is made by the first call and never shut down.
     ///
     /// # Panics
     ///
@@ -86,7 +98,6 @@ impl Executor {
     /// assert_eq!(stats.queued, 0);
     /// ```
     pub fn global() -> &'static Executor {
-        static GLOBAL: OnceLock<Executor> = OnceLock::new();
         if let Some(executor) = GLOBAL.get() {
             return executor;
         }
@@ -95,6 +106,48 @@ impl Executor {
             Ok(executor) => GLOBAL.get_or_init(|| executor),
             Err(error) => panic!("cannot make the global executor: {error}"),
         }
+    }
+
+    /// Makes the executor that the whole process shares, as `builder` says: once, before
+    /// anything uses [`global`](Executor::global), which `#[in_netns]` does too.
+    ///
+    /// For the program, not for a library: it decides for all of the process.
+    ///
+    /// # Errors
+    ///
+    /// [`is_already_exists`](crate::Error::is_already_exists) when the global executor has
+    /// been made before, by a first use or by another call of this; what the builder says
+    /// is then dropped. Otherwise as [`Builder::build`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Builder::build`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Guard};
+    ///
+    /// Executor::configure_global(Executor::builder().guard(Guard::Detect))?;
+    /// assert_eq!(Executor::global().guard(), Guard::Detect);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn configure_global(builder: Builder) -> Result<&'static Executor> {
+        let exists = || {
+            Error::new(
+                Kind::Exists,
+                "cannot configure the global executor: it has been made already",
+            )
+            .hint(
+                "do it before the first use of `Executor::global`, `run`, `spawn` or `#[in_netns]`",
+            )
+        };
+        if GLOBAL.get().is_some() {
+            return Err(exists());
+        }
+        // Not while others wait for it, as in `global`.
+        GLOBAL.set(builder.build()?).map_err(|_unused| exists())?;
+        Ok(Executor::global())
     }
 
     /// Runs `f` on a worker of `netns` and waits for its result.

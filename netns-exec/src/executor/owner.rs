@@ -3,11 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::group::Group;
+use super::hooks::Hooks;
 use super::pool::Pool;
 use super::registry::Registry;
 use super::{current, submit, worker};
 use crate::error::{Error, Kind, Result};
+use crate::home::aside::{self, Errand};
 use crate::netns::watch;
+use crate::sys;
 
 /// Runs closures on threads that are pinned to network namespaces.
 ///
@@ -15,11 +19,18 @@ use crate::netns::watch;
 /// serves no other, and ends there. Workers start with the first job for their
 /// namespace and end when they have been idle for a while.
 ///
-/// Clones are handles to the same executor. Dropping the last one waits for the
-/// jobs that were accepted and ends the workers. Dropped inside a job, of whatever
-/// executor, it does not wait, since it could wait for itself: the rest goes on in the
-/// background. Neither does it wait when its time to [shut down](Executor::shutdown)
-/// has run out before, nor in a copy of the process that fork(2) made.
+/// # The end
+///
+/// Clones are handles to the same executor, and so are [`Pinned`](crate::Pinned)s. When the
+/// last one is dropped the executor takes no more jobs; those that were accepted run, and
+/// then the workers end. The drop waits for none of that. It may happen on a thread that
+/// drives an async runtime, or in a job, where to wait for a job can be to wait for oneself,
+/// and whether a runtime is entered is known to that runtime only. What is still under way
+/// when the process exits is cut off there.
+///
+/// Who wants to see the end asks for it: [`shutdown`](Executor::shutdown) waits,
+/// [`shutdown_async`](Executor::shutdown_async) can be awaited, and
+/// [`shutdown_background`](Executor::shutdown_background) says that neither is wanted.
 ///
 /// # Examples
 ///
@@ -43,8 +54,8 @@ struct Handle {
 }
 
 impl Executor {
-    pub(super) fn start(pool: Pool) -> Executor {
-        let registry = Arc::new(Registry::new(pool, worker::main));
+    pub(super) fn start(pool: Pool, hooks: Hooks) -> Executor {
+        let registry = Arc::new(Registry::new(pool, worker::main).with_hooks(hooks));
         Executor {
             handle: Arc::new(Handle { registry }),
         }
@@ -56,41 +67,71 @@ impl Executor {
 
     /// Takes no more jobs and ends the workers, within `timeout` if it is to wait.
     pub(super) fn end(&self, timeout: Option<Duration>, waits: bool) -> Result<()> {
-        self.handle.shut_down(timeout, waits)
+        let groups = close(self.registry());
+        match waits {
+            true => current::blocking(|| wait_for_end(self.registry(), &groups, timeout)),
+            false => Ok(()),
+        }
+    }
+
+    /// As [`end`](Executor::end), for a caller that does not wait.
+    pub(super) fn end_aside(
+        &self,
+        timeout: Option<Duration>,
+        waits: bool,
+    ) -> Result<Option<Errand<Result<()>>>> {
+        let groups = close(self.registry());
+        if !waits {
+            return Ok(None);
+        }
+        let registry = Arc::clone(self.registry());
+        let wait = move || wait_for_end(&registry, &groups, timeout);
+        aside::errand_apart("netns-shutdown", wait)
+            .map(Some)
+            .map_err(|cause| {
+                Error::kernel(
+                    "cannot wait for the end of an executor, which goes on",
+                    cause,
+                )
+            })
     }
 }
 
-impl Handle {
-    fn shut_down(&self, timeout: Option<Duration>, waits: bool) -> Result<()> {
-        submit::forget_cached();
-        let registry = &self.registry;
-        let groups = registry.close();
-        if !waits {
-            return Ok(());
-        }
-        // A time that is out of range is one that never comes.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let ended = current::blocking(|| groups.iter().all(|group| group.wait_empty(deadline)));
-        if !ended {
-            registry.pool().abandon();
-            return Err(Error::new(
-                Kind::TimedOut,
-                "jobs were still running when the executor's time to shut down ran out",
-            ));
-        }
-        current::blocking(|| registry.pool().threads.join_all());
-        // The deletion watch has a thread as long as there is something to watch.
-        watch::join_thread();
-        Ok(())
+/// Takes no more jobs, and has the workers end. Returns those that are left.
+fn close(registry: &Registry) -> Vec<Arc<Group>> {
+    submit::forget_cached();
+    registry.close()
+}
+
+fn wait_for_end(
+    registry: &Registry,
+    groups: &[Arc<Group>],
+    timeout: Option<Duration>,
+) -> Result<()> {
+    let threads = &registry.pool().threads;
+    // A time that is out of range is one that never comes.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    // A worker that has left its group may still be at its stop hook.
+    let ended =
+        groups.iter().all(|group| group.wait_empty(deadline)) && threads.wait_all_at_end(deadline);
+    if !ended {
+        registry.pool().abandon();
+        return Err(Error::new(
+            Kind::TimedOut,
+            "jobs were still running when the executor's time to shut down ran out",
+        ));
     }
+    threads.join_all();
+    // The deletion watch has a thread as long as there is something to watch.
+    watch::join_thread();
+    Ok(())
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // A caller that gave the jobs up has waited for them as long as it wanted.
-        if !self.registry.pool().is_abandoned() && current::check_may_wait().is_ok() {
-            // With no deadline it cannot fail.
-            let _ = self.shut_down(None, !current::is_worker());
+        // In a copy of the process there are no workers to tell.
+        if !sys::fork::is_copy() {
+            drop(close(&self.registry));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! A namespace whose workers stay.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::awaited::{self, Served};
 use super::current;
 use super::group::Group;
 use super::handle::JoinHandle;
@@ -33,7 +35,8 @@ pub struct Pinned {
     netns: WeakNetns,
     group: PinnedGroup,
     /// The group that came after the first one had died, if it has.
-    later: Mutex<Option<PinnedGroup>>,
+    /// Its clones share it, and so do the futures that it makes.
+    later: Arc<Mutex<Option<PinnedGroup>>>,
 }
 
 /// A group whose workers stay as long as this does.
@@ -64,12 +67,16 @@ impl Drop for PinnedGroup {
 impl Pinned {
     pub(crate) fn new(executor: Executor, netns: &Netns) -> Result<Pinned> {
         let group = submit::started(executor.registry(), None, netns, Patience::Endless)?;
-        Ok(Pinned {
+        Ok(Pinned::of(executor, netns, group))
+    }
+
+    pub(super) fn of(executor: Executor, netns: &Netns, group: Arc<Group>) -> Pinned {
+        Pinned {
             executor,
             netns: netns.downgrade(),
             group: PinnedGroup::new(group),
-            later: Mutex::new(None),
-        })
+            later: Arc::default(),
+        }
     }
 
     /// Returns the namespace's id.
@@ -142,6 +149,42 @@ impl Pinned {
     ) -> Result<JoinHandle<T>> {
         let group = self.current(Patience::Endless)?;
         submit::spawn(self.executor.registry(), Some(&group), &self.netns, f).map(JoinHandle::new)
+    }
+
+    /// Ships `f` to a worker of the namespace, and is awaited where [`spawn`](Pinned::spawn)
+    /// blocks.
+    ///
+    /// All else is as with [`Executor::spawn_async`].
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Pinned::spawn).
+    ///
+    /// # Examples
+    ///
+    /// See [`Executor::pin_async`].
+    pub fn spawn_async<F, T>(
+        &self,
+        f: F,
+    ) -> impl Future<Output = Result<JoinHandle<T>>> + Send + use<F, T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let pinned = self.clone();
+        async move {
+            let known = match pinned.group.0.is_retiring() {
+                true => pinned.later(),
+                false => Some(Arc::clone(&pinned.group.0)),
+            };
+            let (registry, netns) = (pinned.executor.registry(), &pinned.netns);
+            let group = Served::new(registry, known, netns.clone()).await?;
+            if pinned.group.0.is_retiring() {
+                pinned.note_later(&group);
+            }
+            let task = awaited::ship(registry, group, netns.clone(), f).await?;
+            Ok(JoinHandle::new(task))
+        }
     }
 
     /// Ships many jobs to the workers of the namespace, for one wake-up where
@@ -235,20 +278,32 @@ impl Pinned {
     /// Finds or starts the group that serves the namespace now.
     #[cold]
     fn renew(&self, patience: Patience) -> Result<Arc<Group>> {
-        {
-            let mut later = self.later.lock();
-            match &*later {
-                Some(PinnedGroup(group)) if !group.is_retiring() => return Ok(Arc::clone(group)),
-                _ => *later = None,
-            }
+        if let Some(group) = self.later() {
+            return Ok(group);
         }
         // Not locked: a call that finds room waits for no other that does not.
         let group = submit::started(self.executor.registry(), None, &self.netns, patience)?;
-        let renewed = PinnedGroup::new(Arc::clone(&group));
+        self.note_later(&group);
+        Ok(group)
+    }
+
+    /// The group that came after the first one, if it is good.
+    fn later(&self) -> Option<Arc<Group>> {
+        let mut later = self.later.lock();
+        match &*later {
+            Some(PinnedGroup(group)) if !group.is_retiring() => Some(Arc::clone(group)),
+            _ => {
+                *later = None;
+                None
+            }
+        }
+    }
+
+    fn note_later(&self, group: &Arc<Group>) {
+        let renewed = PinnedGroup::new(Arc::clone(group));
         // One pin is enough, should another call have been faster.
         let before = self.later.lock().replace(renewed);
         drop(before);
-        Ok(group)
     }
 }
 
@@ -258,7 +313,7 @@ impl Clone for Pinned {
             executor: self.executor.clone(),
             netns: self.netns.clone(),
             group: self.group.clone(),
-            later: Mutex::new(self.later.lock().clone()),
+            later: Arc::clone(&self.later),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::wakers::Wakers;
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
 use crate::handoff::pace;
@@ -102,6 +103,8 @@ pub(crate) struct Pool {
     /// What groups that died have done.
     done: AtomicU64,
     panicked: AtomicU64,
+    /// What the guard has refused.
+    pub(crate) refused: Arc<AtomicU64>,
     /// In a model: how many births fail from now on.
     #[cfg(loom)]
     pub(crate) births_that_fail: AtomicU64,
@@ -123,6 +126,7 @@ impl Pool {
             ticks: AtomicU64::new(0),
             done: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
+            refused: Arc::default(),
             #[cfg(loom)]
             births_that_fail: AtomicU64::new(0),
         }
@@ -188,6 +192,8 @@ pub(crate) struct Capacity {
     max: Option<usize>,
     state: Mutex<CapacityState>,
     changed: Condvar,
+    /// Tasks that wait for a change. Registered before they look at the state.
+    tasks: Wakers,
 }
 
 #[derive(Default)]
@@ -203,6 +209,7 @@ impl Capacity {
             max,
             state: Mutex::new(CapacityState::default()),
             changed: Condvar::new(),
+            tasks: Wakers::default(),
         }
     }
 
@@ -234,7 +241,12 @@ impl Capacity {
         if self.is_limited() {
             self.state.lock().epoch += 1;
             self.changed.notify_all();
+            self.tasks.wake_all();
         }
+    }
+
+    pub(crate) fn tasks(&self) -> &Wakers {
+        &self.tasks
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -255,6 +267,8 @@ pub(crate) struct Threads {
     state: Mutex<ThreadsState>,
     /// A thread has nothing left to do but to end, or has been joined.
     changed: Condvar,
+    /// Tasks that wait for that. They register before they look at the state.
+    tasks: Wakers,
 }
 
 #[derive(Default)]
@@ -306,6 +320,20 @@ impl Threads {
         }
         state.ends += 1;
         self.changed.notify_all();
+        self.tasks.wake_all();
+    }
+
+    pub(crate) fn tasks(&self) -> &Wakers {
+        &self.tasks
+    }
+
+    /// Whether the threads of a namespace's groups before `end` have nothing left to do
+    /// but to end.
+    pub(crate) fn are_at_end(&self, netns: NetnsId, end: u64) -> bool {
+        let state = self.state.lock();
+        let mut retired =
+            (state.threads.values()).filter(|thread| thread.netns == netns && thread.group < end);
+        retired.all(|thread| thread.ended.is_some())
     }
 
     /// How many threads have come to their end so far.
@@ -326,6 +354,23 @@ impl Threads {
             }
         }
         while self.join_one(|thread| thread.ended.is_some()) {}
+        true
+    }
+
+    /// Waits until no thread has anything left to do but to end; `false` when `deadline`
+    /// came first.
+    pub(crate) fn wait_all_at_end(&self, deadline: Option<Instant>) -> bool {
+        let mut state = self.state.lock();
+        while (state.threads.values()).any(|thread| thread.ended.is_none()) {
+            match deadline {
+                None => self.changed.wait(&mut state),
+                Some(deadline) => {
+                    if self.changed.wait_until(&mut state, deadline).timed_out() {
+                        return false;
+                    }
+                }
+            }
+        }
         true
     }
 

@@ -10,7 +10,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
+use std::task::Waker;
 
+use super::wakers::{Ticket, Wakers};
 use crate::handoff::job::JobRef;
 use crate::handoff::pace;
 use crate::handoff::placement::{Cpu, CpuHint};
@@ -35,6 +37,8 @@ pub(crate) struct Queue {
     ready_len: AtomicU32,
     /// Whose turn it is when there are both: a hint, which orders nothing.
     is_jobs_turn: AtomicBool,
+    /// Tasks that wait for room; `waiting` counts them too.
+    tasks: Wakers,
 }
 
 impl Queue {
@@ -50,6 +54,7 @@ impl Queue {
             ready: Mutex::new(VecDeque::new()),
             ready_len: AtomicU32::new(0),
             is_jobs_turn: AtomicBool::new(false),
+            tasks: Wakers::default(),
         }
     }
 
@@ -142,6 +147,7 @@ impl Queue {
         if self.waiting.load(Ordering::Relaxed) > 0 {
             drop(self.room_lock.lock());
             self.room.notify_one();
+            self.wake_task();
         }
         Some(job)
     }
@@ -154,6 +160,31 @@ impl Queue {
     /// Takes all futures, and leaves the jobs.
     pub(crate) fn take_futures(&self) -> Vec<JobRef> {
         std::iter::from_fn(|| self.take_ready()).collect()
+    }
+
+    /// Registers a task that found no room. It has to try once more after that.
+    pub(crate) fn wait_for_room(&self, ticket: &Ticket, waker: &Waker) {
+        if self.tasks.register(ticket, waker) {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        // See the module: the other half is in `take`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Notes that a task waits no more. One that was woken, and did not use the room that
+    /// there was, passes it on.
+    pub(crate) fn wait_no_more(&self, ticket: &Ticket, used: bool) {
+        if self.tasks.remove(ticket) {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        } else if !used {
+            self.wake_task();
+        }
+    }
+
+    fn wake_task(&self) {
+        if self.tasks.wake_one() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes all there is.

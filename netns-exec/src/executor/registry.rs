@@ -3,13 +3,15 @@
 //! Order of the locks: the map, the list of those that leave, a group's own. None is
 //! held while a thread is waited for or user code runs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::group::{Group, Leaving, Member, Role, Start, Todo};
+use super::hooks::Hooks;
 use super::pool::Pool;
 use super::stats::{self, Stats};
+use super::stop::StopFlag;
 use crate::error::{Error, Kind, Result};
 use crate::netns::NetnsId;
 use crate::sync::{Mutex, RwLock};
@@ -25,13 +27,25 @@ pub(crate) struct Registry {
     pool: Arc<Pool>,
     /// What the thread of a worker runs.
     pub(super) worker_main: WorkerMain,
+    /// Not the pool's, which threads hold by the group of their last call.
+    pub(super) hooks: Hooks,
     /// Keyed by the id, which is never reused. Only groups that may still get a
     /// worker are here.
     groups: RwLock<HashMap<Key, Arc<Group>>>,
     /// Groups that are out of the map and still have workers.
     leaving: Mutex<Vec<Arc<Group>>>,
-    /// The serial number of the next group. Changes under the map's lock.
+    /// The serial number of the next group, or thread beside the pool. Changes under the
+    /// map's lock.
     next_group: AtomicU64,
+    /// The threads beside the pool, by their numbers as workers.
+    apart: Mutex<BTreeMap<u64, ToStop>>,
+}
+
+/// A thread beside the pool, which is told when it should end.
+struct ToStop {
+    netns: NetnsId,
+    serial: u64,
+    stop: Arc<StopFlag>,
 }
 
 /// A namespace, and whether the group is the one for futures that are bound to a thread.
@@ -45,11 +59,18 @@ impl Registry {
     pub(crate) fn new(pool: Pool, worker_main: WorkerMain) -> Registry {
         Registry {
             worker_main,
+            hooks: Hooks::default(),
             pool: Arc::new(pool),
             groups: RwLock::new(HashMap::new()),
             leaving: Mutex::new(Vec::new()),
             next_group: AtomicU64::new(0),
+            apart: Mutex::new(BTreeMap::new()),
         }
+    }
+
+    pub(super) fn with_hooks(mut self, hooks: Hooks) -> Registry {
+        self.hooks = hooks;
+        self
     }
 
     #[inline]
@@ -97,11 +118,50 @@ impl Registry {
         for group in retired.iter().flatten() {
             self.have_leave(group);
         }
+        self.stop_apart(|apart| apart.netns == id && apart.serial < end);
         let leaving = self.leaving.lock();
         let groups = leaving.iter().filter(|group| group.id() == id).cloned();
         Retired {
             groups: groups.collect(),
             end,
+        }
+    }
+
+    /// Notes a thread beside the pool that is about to start; returns its serial number.
+    pub(crate) fn add_apart(
+        &self,
+        number: u64,
+        netns: NetnsId,
+        stop: &Arc<StopFlag>,
+    ) -> Result<u64> {
+        // Under the lock, as in `group`: whatever ends the executor, or retires the
+        // namespace, from now on finds it.
+        let _groups = self.groups.write();
+        self.pool.check_open()?;
+        let serial = self.next_group.fetch_add(1, Ordering::Relaxed);
+        let stop = Arc::clone(stop);
+        let apart = ToStop {
+            netns,
+            serial,
+            stop,
+        };
+        self.apart.lock().insert(number, apart);
+        Ok(serial)
+    }
+
+    pub(crate) fn remove_apart(&self, number: u64) {
+        let gone = self.apart.lock().remove(&number);
+        drop(gone);
+    }
+
+    fn stop_apart(&self, which: impl Fn(&ToStop) -> bool) {
+        let stops: Vec<_> = {
+            let apart = self.apart.lock();
+            let told = apart.values().filter(|apart| which(apart));
+            told.map(|apart| Arc::clone(&apart.stop)).collect()
+        };
+        for stop in stops {
+            stop.set();
         }
     }
 
@@ -129,6 +189,7 @@ impl Registry {
         for group in &groups {
             self.have_leave(group);
         }
+        self.stop_apart(|_| true);
         self.pool.capacity.note_change();
         self.leaving.lock().clone()
     }
@@ -217,6 +278,8 @@ impl Registry {
             done,
             panicked,
             per_netns,
+            threads: self.apart.lock().len(),
+            refused: self.pool.refused.load(Ordering::Relaxed),
             ..Stats::default()
         };
         stats.add_up(&leaving);

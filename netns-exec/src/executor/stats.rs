@@ -12,6 +12,9 @@ use crate::netns::NetnsId;
 pub struct Stats {
     /// Workers alive.
     pub workers: usize,
+    /// Threads beside the pool, see [`Executor::thread`](crate::Executor::thread). When one
+    /// has ended it counts as a job that is done.
+    pub threads: usize,
     /// Jobs in the queues, and futures that have been woken.
     pub queued: usize,
     /// Jobs under way.
@@ -22,6 +25,13 @@ pub struct Stats {
     pub done: u64,
     /// Jobs that have panicked.
     pub panicked: u64,
+    /// How often the [`Guard`](crate::Guard) has refused jobs a thread, or a change of their
+    /// namespaces or files, as far as that is counted (see [`Guard::Seal`]). Each is told in
+    /// the log, with the cure, when its job has ended; what that job made of the error is its
+    /// own affair.
+    ///
+    /// [`Guard::Seal`]: crate::Guard::Seal
+    pub refused: u64,
     /// The same by namespace, for those that have workers now. What is being
     /// [retired](crate::Executor::retire) is in the totals only.
     pub per_netns: Vec<NetnsStats>,

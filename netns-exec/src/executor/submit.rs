@@ -289,7 +289,13 @@ pub(crate) fn first_worker(
 /// Sees to it that what was just pushed to `group` is served, or ships it elsewhere
 /// when the group has died in between.
 fn ensure_served(registry: &Arc<Registry>, netns: &impl Destination, group: &Arc<Group>) {
-    for orphan in birth::carry_out(registry, group, group.notify()) {
+    let orphans = birth::carry_out(registry, group, group.notify());
+    reship(registry, netns, orphans);
+}
+
+/// Ships jobs elsewhere whose group has died.
+pub(crate) fn reship(registry: &Arc<Registry>, netns: &impl Destination, jobs: Vec<JobRef>) {
+    for orphan in jobs {
         if let Err((job, error)) = queue(registry, None, netns, orphan) {
             job.abort(error);
         }

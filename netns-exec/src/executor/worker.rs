@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use super::birth::carry_out;
 use super::current;
 use super::group::{Group, Leaving, Member, Role, Start};
-use super::pool::Pool;
 use super::registry::{Registry, Report};
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
@@ -38,20 +37,15 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         netns,
         ..
     } = start;
-    let guard = match catch_unwind(AssertUnwindSafe(|| enter(&netns, registry.pool()))) {
-        Ok(Ok(guard)) => guard,
-        Ok(Err(error)) => return report(Err(error)),
-        Err(panic) => {
-            // Only a fault of this library gets here.
-            discard(panic);
-            let what = "panic while a worker was set up";
-            return report(Err(Error::new(Kind::Panic, what)));
-        }
+    let guard = match enter_or_say_why(&netns, registry) {
+        Ok(guard) => guard,
+        Err(error) => return report(Err(error)),
     };
+    let stops_in = registry.hooks.netns_to_stop_in(&netns);
     // The group has a handle of its own, for as long as it has workers.
     drop(netns);
     current::begin(registry, group, guard.netns_check());
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(Counters::sharing(&registry.pool().refused));
     let member = Arc::new(Member {
         number,
         counters: Arc::clone(&counters),
@@ -62,6 +56,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         member: &member,
         role,
         door: Door::new(guard, counters),
+        stops_in,
     };
     let lane = match role {
         Role::Lane(index) => Some(worker.open(index)),
@@ -71,11 +66,21 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     worker.serve_until_the_end(lane);
 }
 
+/// Brings the calling thread, new and at home, to where it will stay, and does not panic.
+pub(crate) fn enter_or_say_why(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
+    catch_unwind(AssertUnwindSafe(|| enter(netns, registry))).unwrap_or_else(|panic| {
+        // Only a fault of this library gets here.
+        discard(panic);
+        Err(Error::new(Kind::Panic, "panic while a worker was set up"))
+    })
+}
+
 /// Brings the calling thread, new and at home, to where it will stay.
-fn enter(netns: &Netns, pool: &Pool) -> Result<ThreadGuard> {
+fn enter(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
     let registration = roster::sign_in(netns.id());
     netns.enter()?;
-    pool.policy.install(registration)
+    registry.hooks.run_start(netns)?;
+    registry.pool().policy.install(registration)
 }
 
 /// What a round of serving ended with.
@@ -91,6 +96,8 @@ struct Worker<'a> {
     member: &'a Member,
     role: Role,
     door: Door,
+    /// What the stop hooks are told of, if there are any.
+    stops_in: Option<Netns>,
 }
 
 impl<'a> Worker<'a> {
@@ -123,6 +130,9 @@ impl<'a> Worker<'a> {
             self.leave_spoiled(lane.as_mut())
         });
         self.tell_news();
+        if let Some(netns) = self.stops_in.take() {
+            self.registry.hooks.run_stop(&netns, &mut self.door);
+        }
         let (done, panicked) = (self.member.counters.done(), self.member.counters.panicked());
         self.door.report(|| match why {
             Leaving::Spoiled => tracing::warn!(

@@ -84,6 +84,8 @@ const X32_BIT: u32 = 0x4000_0000;
 pub(super) enum Refusal {
     /// With `EPERM`, by the kernel.
     Errno,
+    /// The same, and namespaces too: to a thread that has the privilege for them.
+    ErrnoAndMoves,
     /// By the thread that holds the filter's listener.
     Notify,
 }
@@ -118,6 +120,10 @@ pub(super) fn program(
 ) -> Vec<sock_filter> {
     let (refused, unshared) = match refusal {
         Refusal::Errno => (libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, UNSHARED_STATE),
+        Refusal::ErrnoAndMoves => (
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+            UNSHARED_STATE | NAMESPACES,
+        ),
         Refusal::Notify => (libc::SECCOMP_RET_USER_NOTIF, UNSHARED_STATE | NAMESPACES),
     };
     let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
@@ -135,7 +141,7 @@ pub(super) fn program(
         (libc::SYS_unshare, if_set(0, unshared as u32)),
         (libc::SYS_close_range, if_set(2, CLOSE_RANGE_UNSHARE)),
     ];
-    if refusal == Refusal::Notify {
+    if refusal != Refusal::Errno {
         conditions.push((libc::SYS_setns, Vec::new()));
     }
 

@@ -7,13 +7,14 @@
 //! thread once it has entered its namespace, and asks it after every job.
 //!
 //! How each is kept is a [`Mechanism`], one a file: [`seal`] (with its [`filter`]
-//! and the [`ear`] that counts what it refuses), [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
+//! and the [`ear`] that counts what it refuses), [`keep_admin`], [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
 //! `mechanisms!` below.
 
 mod check;
 mod detect;
 mod ear;
 mod filter;
+mod keep_admin;
 mod off;
 mod seal;
 
@@ -43,14 +44,14 @@ use crate::sys;
 /// kept on this kernel or with these privileges is an error when the executor
 /// is built; none is ever weakened in silence.
 ///
-/// | | `Seal` | `Detect` | `Off` |
-/// |---|---|---|---|
-/// | a job moves its thread | refused: `EPERM` | found after the job | found after the job |
-/// | a job creates threads | refused: `EPERM` | allowed; found when one is left | allowed |
-/// | a job takes files (`CLONE_FILES`) or a working directory (`CLONE_FS`) of its own | refused: `EPERM` | found after the job | files: found after the job |
-/// | `CAP_SYS_ADMIN` in a job | gone | kept | kept |
-/// | cost of each job | nothing | some nanoseconds, or a look into `/proc` | a look into `/proc`, and kcmp(2) |
-/// | descriptors for each worker | none | 2 | 2 |
+/// | | `Seal` | `KeepAdmin` | `Detect` | `Off` |
+/// |---|---|---|---|---|
+/// | a job moves its thread | refused: `EPERM` | refused: `EPERM`, or found after the job | found after the job | found after the job |
+/// | a job creates threads | refused: `EPERM` | refused: `EPERM` | allowed; found when one is left | allowed |
+/// | a job takes files (`CLONE_FILES`) or a working directory (`CLONE_FS`) of its own | refused: `EPERM` | refused: `EPERM` | found after the job | files: found after the job |
+/// | `CAP_SYS_ADMIN` in a job | gone | kept | kept | kept |
+/// | cost of each job | nothing | a look into `/proc` | some nanoseconds, or a look into `/proc` | a look into `/proc`, and kcmp(2) |
+/// | descriptors for each worker | none | 2 | 2 | 2 |
 ///
 /// No policy is a sandbox. They stop accidents, in code that means no harm, and
 /// reach no further than the kernel's view of one thread; a job shares its
@@ -129,6 +130,19 @@ pub enum Guard {
     /// before, see `Builder::prewarm`; handing work to threads that exist is
     /// no problem, but remember that it then runs at home.
     ///
+    /// # Async code
+    ///
+    /// A runtime that a job builds (tokio's `current_thread` works) gets no thread either:
+    /// its `spawn_blocking`, and with it `tokio::fs` and the look-up of names, fails, and
+    /// prewarming another runtime does not help. A job calls what blocks itself, which
+    /// is what a worker is for. A runtime outside is no better: a `spawn_blocking` that is
+    /// asked for in a job may be refused its thread, stays in the runtime's queue, and runs
+    /// *at home* later; and a handle to a runtime inside, given out of the job, runs what
+    /// others ask for in the wrong place, or theirs at home. What belongs in a namespace is
+    /// sent there as a job, or as a future of its own.
+    ///
+    /// # What fails, and how
+    ///
     /// Most fail at once: rayon and tokio panic, POSIX aio and getaddrinfo_a(3) fail
     /// with `EPERM`, a timer with `SIGEV_THREAD` with `EAGAIN`. **smol's pool does not**
     /// (`blocking::unblock`, and with it `async-fs`, `smol::fs`, `Unblock`): whatever
@@ -185,6 +199,25 @@ pub enum Guard {
     /// [`retire`](crate::Executor::retire) the workers of all namespaces before.
     #[default]
     Seal,
+    /// Refuses both as [`Seal`](Guard::Seal) does, and leaves jobs `CAP_SYS_ADMIN`: for those
+    /// that need it for something else, such as bpf(2) with `BPF_PROG_GET_NEXT_ID`
+    /// (aya, bpfman, libbpf), perf events, or mounts in a mount namespace that a
+    /// [start hook](crate::Builder::on_worker_start) gave them.
+    ///
+    /// Where `Seal` takes the capability away, so that setns(2) and unshare(2) fail whatever
+    /// code calls them, here the filter refuses these calls with `EPERM` to libc's functions, to
+    /// syscall(2) and to the executable's own code, as it does with threads. What gets past
+    /// that is found after the job, as with [`Off`](Guard::Off): each job costs a look at
+    /// the thread's place, about half a microsecond. All else that is said of `Seal` holds.
+    ///
+    /// # What it does not catch
+    ///
+    /// Beside what `Seal` does not: setns(2) and unshare(2) called without libc's help by
+    /// code in a shared library, and back again before the job is over. And it is a
+    /// privilege: a job can mount and unmount what the whole process sees, load programs
+    /// into the kernel, trace (ptrace(2)) a thread at home and have it do anything; its
+    /// children have the capability too, and may go where they want.
+    KeepAdmin,
     /// Allows both, and reports what has happened when the job is over.
     ///
     /// Threads that end before their job are fine ([`std::thread::scope`]); those
@@ -352,6 +385,7 @@ macro_rules! mechanisms {
 
 mechanisms! {
     Seal => seal::Seal,
+    KeepAdmin => keep_admin::KeepAdmin,
     Detect => detect::Detect,
     Off => off::Off,
 }

@@ -35,12 +35,21 @@ const REFUSED: i32 = if cfg!(target_env = "musl") {
     libc::EPERM
 };
 
+/// What becomes of `CAP_SYS_ADMIN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admin {
+    Dropped,
+    /// The filter alone keeps the thread in its namespaces.
+    Kept,
+}
+
 /// Filters that were tried.
 pub(super) struct Seal {
     /// Refused to all objects, not only to the functions that are known.
     wide: bool,
     /// Whether a thread here can have its refusals counted.
     counts: bool,
+    admin: Admin,
     programs: Mutex<Arc<Programs>>,
 }
 
@@ -54,7 +63,7 @@ struct Programs {
 }
 
 impl Programs {
-    fn assemble(wide: bool) -> Programs {
+    fn assemble(wide: bool, admin: Admin) -> Programs {
         // First: what is loaded in between is looked for once more.
         let generation = sys::text::generation();
         let code = Code::of_this_process();
@@ -62,7 +71,10 @@ impl Programs {
         let assemble = |refusal| program(callers, &code.objects, refusal);
         Programs {
             generation,
-            plain: assemble(Refusal::Errno),
+            plain: assemble(match admin {
+                Admin::Dropped => Refusal::Errno,
+                Admin::Kept => Refusal::ErrnoAndMoves,
+            }),
             counting: assemble(Refusal::Notify),
         }
     }
@@ -79,32 +91,15 @@ impl Mechanism for Seal {
     type OnThread = Sealed;
 
     fn prepare() -> Result<Seal> {
-        for wide in [false, true] {
-            let programs = Arc::new(Programs::assemble(wide));
-            let tried = Arc::clone(&programs);
-            let holds = (Home::get()?.visit(move || tried.attempt())).map_err(|cause| {
-                Error::kernel("cannot start a thread to try the seal on", cause)
-            })?;
-            if let Some(Holds { counts }) = holds? {
-                return Ok(Seal {
-                    wide,
-                    counts,
-                    programs: Mutex::new(programs),
-                });
-            }
-        }
-        Err(Error::new(
-            Kind::Kernel,
-            "cannot seal workers: libc creates threads in a way that the seccomp filter does not see",
-        )
-        .hint("choose `Guard::Detect`"))
+        Seal::tried(Admin::Dropped)
     }
 
     fn describe(&self) -> &'static str {
-        if self.counts {
-            "seccomp with notification, capset"
-        } else {
-            "seccomp, capset"
+        match (self.counts, self.admin) {
+            (true, Admin::Dropped) => "seccomp with notification, capset",
+            (false, Admin::Dropped) => "seccomp, capset",
+            (true, Admin::Kept) => "seccomp with notification",
+            (false, Admin::Kept) => "seccomp",
         }
     }
 
@@ -116,7 +111,9 @@ impl Mechanism for Seal {
         if listened.is_none() {
             sys::seccomp::install(&programs.plain)?;
         }
-        sys::caps::drop_sys_admin()?;
+        if self.admin == Admin::Dropped {
+            sys::caps::drop_sys_admin()?;
+        }
         Ok(Sealed {
             listened,
             before: Refused::default(),
@@ -125,13 +122,50 @@ impl Mechanism for Seal {
 }
 
 impl Seal {
+    /// A seal that leaves `CAP_SYS_ADMIN` to jobs.
+    pub(super) fn keeping_admin() -> Result<Seal> {
+        Seal::tried(Admin::Kept)
+    }
+
+    /// The same where no listener can be had.
+    #[cfg(test)]
+    pub(super) fn uncounted(self) -> Seal {
+        Seal {
+            counts: false,
+            ..self
+        }
+    }
+
+    fn tried(admin: Admin) -> Result<Seal> {
+        for wide in [false, true] {
+            let programs = Arc::new(Programs::assemble(wide, admin));
+            let tried = Arc::clone(&programs);
+            let holds = (Home::get()?.visit(move || tried.attempt(admin))).map_err(|cause| {
+                Error::kernel("cannot start a thread to try the seal on", cause)
+            })?;
+            if let Some(Holds { counts }) = holds? {
+                return Ok(Seal {
+                    wide,
+                    counts,
+                    admin,
+                    programs: Mutex::new(programs),
+                });
+            }
+        }
+        Err(Error::new(
+            Kind::Kernel,
+            "cannot seal workers: libc creates threads in a way that the seccomp filter does not see",
+        )
+        .hint("choose `Guard::Detect`"))
+    }
+
     /// The programs for the objects that are loaded now.
     fn programs(&self) -> Arc<Programs> {
         let known = Arc::clone(&self.programs.lock());
         if known.generation == sys::text::generation() {
             return known;
         }
-        let fresh = Arc::new(Programs::assemble(self.wide));
+        let fresh = Arc::new(Programs::assemble(self.wide, self.admin));
         *self.programs.lock() = Arc::clone(&fresh);
         fresh
     }
@@ -150,7 +184,7 @@ impl Programs {
         clippy::disallowed_methods,
         reason = "asks whether the seal of this thread, made for it, refuses one"
     )]
-    fn attempt(&self) -> Result<Option<Holds>> {
+    fn attempt(&self, admin: Admin) -> Result<Option<Holds>> {
         let failed = |cause: io::Error| {
             let hint = match cause.raw_os_error() {
                 Some(libc::EINVAL | libc::ENOSYS) => "needs a kernel with CONFIG_SECCOMP_FILTER",
@@ -163,7 +197,9 @@ impl Programs {
         };
         let here = sys::netns::of_this_thread().map_err(failed)?;
         sys::seccomp::install(&self.plain).map_err(failed)?;
-        sys::caps::drop_sys_admin().map_err(failed)?;
+        if admin == Admin::Dropped {
+            sys::caps::drop_sys_admin().map_err(failed)?;
+        }
 
         match sys::netns::enter(&here) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
@@ -171,7 +207,15 @@ impl Programs {
             Ok(()) => {
                 return Err(Error::new(
                     Kind::Kernel,
-                    "cannot seal workers: setns(2) works without CAP_SYS_ADMIN on this kernel",
+                    match admin {
+                        Admin::Dropped => {
+                            "cannot seal workers: setns(2) works without CAP_SYS_ADMIN on this kernel"
+                        }
+                        Admin::Kept => {
+                            "cannot seal workers: libc calls setns(2) in a way that the seccomp \
+                             filter does not see"
+                        }
+                    },
                 )
                 .hint("choose `Guard::Detect`"));
             }

@@ -35,7 +35,7 @@ use std::thread::ThreadId;
 use super::job::{Header, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack, Violation, quietly};
-use super::task::{CANCELLED, Packet, STARTED, TaskHandle, tell};
+use super::task::{Abortable, CANCELLED, Packet, STARTED, TaskHandle, tell};
 use crate::error::{Error, Kind};
 use crate::sync::{AtomicU32, Ordering, UnsafeCell};
 
@@ -412,7 +412,7 @@ where
     }
 }
 
-impl<B, F, T, P> Packet<T> for FutureJob<B, F, T, P>
+impl<B, F, T, P> Abortable for FutureJob<B, F, T, P>
 where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
@@ -423,6 +423,18 @@ where
         &self.latch
     }
 
+    fn cancelled(self: Arc<Self>) {
+        self.close();
+    }
+}
+
+impl<B, F, T, P> Packet<T> for FutureJob<B, F, T, P>
+where
+    B: FnOnce() -> F + Send + 'static,
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+    P: Scheduler,
+{
     unsafe fn take_outcome(&self) -> Option<Outcome<T>> {
         // SAFETY: set and not detached: the cell belongs to the handle.
         let outcome = (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() });
@@ -441,10 +453,6 @@ where
     }
 
     fn panic_dropped(&self) {}
-
-    fn cancelled(self: Arc<Self>) {
-        self.close();
-    }
 
     fn depends_on_this_thread(&self) -> bool {
         self.scheduler.depends_on_this_thread()

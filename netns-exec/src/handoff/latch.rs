@@ -177,10 +177,12 @@ impl WakerLatch {
         (before, waker.flatten())
     }
 
-    /// Wakes a stored waker because of one of the user's flags, on the waiting side.
+    /// Wakes a stored waker because of one of the user's flags. The waiting side may be
+    /// polling meanwhile, on another thread: it gives the cell up with `WAKER`, and after
+    /// that leaves it alone, because it finds the flag.
     ///
     /// The caller just set a flag with [`Latch::try_flag`] that keeps the other
-    /// side from ever calling [`complete`](WakerLatch::complete).
+    /// side from ever calling [`complete`](WakerLatch::complete), and that `poll` is told of.
     pub(crate) fn wake_for_flag(&self) {
         if self.latch.state.load(Ordering::Acquire) & WAKER != 0
             && let Some(waker) = self.take_waker()
@@ -191,7 +193,7 @@ impl WakerLatch {
 
     fn take_waker(&self) -> Option<Waker> {
         // SAFETY: `complete` runs once and found WAKER, so the waiting side has
-        // given the cell up; `wake_for_flag` has excluded `complete`.
+        // given the cell up; `wake_for_flag` has excluded `complete`, and is called once.
         (self.waker).with_mut(|cell| unsafe { (*cell).take() })
     }
 

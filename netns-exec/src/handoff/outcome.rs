@@ -119,9 +119,19 @@ pub(crate) struct Counters {
     started: AtomicU64,
     done: AtomicU64,
     panicked: AtomicU64,
+    /// What the guard refused to jobs, on all workers of the executor.
+    refused: Arc<AtomicU64>,
 }
 
 impl Counters {
+    /// Of a worker of the executor that counts refusals in `refused`.
+    pub(crate) fn sharing(refused: &Arc<AtomicU64>) -> Counters {
+        Counters {
+            refused: Arc::clone(refused),
+            ..Counters::default()
+        }
+    }
+
     pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -154,6 +164,8 @@ pub(crate) struct Door {
     counters: Arc<Counters>,
     /// The thread must run nothing any more.
     spoiled: bool,
+    /// What the guard refused to the last user code that ran.
+    refused: Refused,
     tripwire: Tripwire,
 }
 
@@ -163,6 +175,7 @@ impl Door {
             guard,
             counters,
             spoiled: false,
+            refused: Refused::default(),
             tripwire: Tripwire::here(),
         }
     }
@@ -209,7 +222,12 @@ impl Door {
         let finding = match verdict {
             ThreadState::Clean => {
                 return match result {
-                    Ok(value) => Outcome::Returned(value),
+                    Ok(value) => {
+                        if !self.refused.is_none() {
+                            self.tell_of_refusal("job was refused something");
+                        }
+                        Outcome::Returned(value)
+                    }
                     Err(panic) => Outcome::Panicked(panic, self.refused()),
                 };
             }
@@ -225,15 +243,21 @@ impl Door {
     /// What the guard refused to the job that has just panicked; the log tells of it.
     #[cold]
     fn refused(&mut self) -> Refused {
-        let refused = self.guard.refused();
+        let refused = self.refused;
         if !refused.is_none() {
-            let Refused { threads, moves } = refused;
-            self.report(|| {
-                let cure = refused.hint();
-                tracing::warn!(threads, moves, %cure, "job panicked that was refused something");
-            });
+            self.tell_of_refusal("job panicked that was refused something");
         }
         refused
+    }
+
+    #[cold]
+    fn tell_of_refusal(&mut self, what: &'static str) {
+        let refused = self.refused;
+        let Refused { threads, moves } = refused;
+        self.report(|| {
+            let cure = refused.hint();
+            tracing::warn!(threads, moves, %cure, "{what}");
+        });
     }
 
     /// Runs what is no job's closure, such as a drop or a waker: `what` says which.
@@ -280,7 +304,14 @@ impl Door {
         if SPOILED.with(|it| it.replace(false)) {
             return ThreadState::Escaped;
         }
-        self.guard.after_job()
+        let verdict = self.guard.after_job();
+        self.refused = self.guard.refused();
+        if !self.refused.is_none() {
+            let Refused { threads, moves } = self.refused;
+            let count = u64::from(threads) + u64::from(moves);
+            self.counters.refused.fetch_add(count, Ordering::Relaxed);
+        }
+        verdict
     }
 
     /// What the thread's guard has to do without, if anything.

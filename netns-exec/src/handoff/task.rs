@@ -74,9 +74,26 @@ unsafe impl<F: Send, T: Send, E: Send> Send for HeapJob<F, T, E> {}
 // SAFETY: as above; `on_end` is shared, and `Sync`.
 unsafe impl<F: Send, T: Send, E: Sync> Sync for HeapJob<F, T, E> {}
 
-/// The handle's side of a heap job, whatever its closure; of a future, too.
-pub(super) trait Packet<T> {
+/// What can be done to a heap job from anywhere, whatever its closure and its result.
+pub(super) trait Abortable: Send + Sync {
     fn latch(&self) -> &WakerLatch;
+    /// It has just been cancelled.
+    fn cancelled(self: Arc<Self>) {}
+}
+
+impl<F, T, E> Abortable for HeapJob<F, T, E>
+where
+    F: Send,
+    T: Send,
+    E: OnEnd,
+{
+    fn latch(&self) -> &WakerLatch {
+        &self.latch
+    }
+}
+
+/// The handle's side of a heap job, whatever its closure; of a future, too.
+pub(super) trait Packet<T>: Abortable {
     /// # Safety
     ///
     /// The latch is set, and the caller is the handle, which calls this once.
@@ -89,8 +106,6 @@ pub(super) trait Packet<T> {
     unsafe fn into_ref(self: Arc<Self>) -> JobRef;
     fn pack(&self) -> Pack<T>;
     fn panic_dropped(&self);
-    /// The handle has just cancelled it.
-    fn cancelled(self: Arc<Self>) {}
     /// Whether the calling thread would wait for itself.
     fn depends_on_this_thread(&self) -> bool {
         false
@@ -136,10 +151,6 @@ where
     T: Send,
     E: OnEnd,
 {
-    fn latch(&self) -> &WakerLatch {
-        &self.latch
-    }
-
     unsafe fn take_outcome(&self) -> Option<Outcome<T>> {
         // SAFETY: set and not detached: the cell belongs to the handle.
         let outcome = (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() });
@@ -417,6 +428,42 @@ where
     Batch::new(jobs, |f| Draft::new(f, on_end(), |_| None)).send(send)
 }
 
+fn cancel(latch: &WakerLatch) -> bool {
+    let cancelled = latch.try_flag(CANCELLED, STARTED | CANCELLED);
+    if cancelled {
+        latch.wake_for_flag();
+    }
+    cancelled
+}
+
+fn is_over(latch: &WakerLatch) -> bool {
+    latch.is_set() || latch.flags() & CANCELLED != 0
+}
+
+/// A spawned job, for those that only want to give it up.
+#[derive(Clone)]
+pub(crate) struct AbortTask(Arc<dyn Abortable>);
+
+impl AbortTask {
+    pub(crate) fn cancel(&self) -> bool {
+        let cancelled = cancel(self.0.latch());
+        if cancelled {
+            Arc::clone(&self.0).cancelled();
+        }
+        cancelled
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        is_over(self.0.latch())
+    }
+}
+
+impl<T: 'static> TaskHandle<'static, T> {
+    pub(crate) fn abort_task(&self) -> AbortTask {
+        AbortTask(self.packet.clone())
+    }
+}
+
 /// The handle's side of a spawned job: joins, awaits or cancels it.
 pub(crate) struct TaskHandle<'a, T> {
     packet: Arc<dyn Packet<T> + Send + Sync + 'a>,
@@ -437,8 +484,7 @@ impl<'a, T> TaskHandle<'a, T> {
 
 impl<T> TaskHandle<'_, T> {
     pub(crate) fn is_over(&self) -> bool {
-        let latch = self.packet.latch();
-        latch.is_set() || latch.flags() & CANCELLED != 0
+        is_over(self.packet.latch())
     }
 
     /// Whether the calling thread would wait for itself.
@@ -449,11 +495,9 @@ impl<T> TaskHandle<'_, T> {
     /// Gives the job up if it has not started, or the future if it has not ended; tells
     /// whether it did.
     pub(crate) fn cancel(&self) -> bool {
-        let latch = self.packet.latch();
-        let cancelled = latch.try_flag(CANCELLED, STARTED | CANCELLED);
+        let cancelled = cancel(self.packet.latch());
         if cancelled {
             Arc::clone(&self.packet).cancelled();
-            latch.wake_for_flag();
         }
         cancelled
     }

@@ -38,6 +38,7 @@
 //! What the kernel does not show of other threads is inherited from the thread that
 //! started the home thread: I/O priority, NUMA policy, securebits, keyrings, the Landlock domain.
 
+pub(crate) mod aside;
 mod forkers;
 pub(crate) mod published;
 pub(crate) mod roster;

@@ -113,3 +113,29 @@ fn completion_wakes_the_last_waker() {
         setter.join().unwrap();
     });
 }
+
+#[test]
+fn flag_set_from_elsewhere_wakes_the_task_that_polls_meanwhile() {
+    check(3, || {
+        let latch = Arc::new(WakerLatch::new());
+        let aborter = thread::spawn({
+            let latch = Arc::clone(&latch);
+            move || {
+                if latch.try_flag(FIRST_FLAG, FIRST_FLAG) {
+                    latch.wake_for_flag();
+                }
+            }
+        });
+        let (first, last) = (Task::new(), Task::new());
+        let waker = Waker::from(first);
+        let mut cx = Context::from_waker(&waker);
+        if latch.poll(FIRST_FLAG, &mut cx).is_pending() {
+            let waker = Waker::from(Arc::clone(&last));
+            let mut cx = Context::from_waker(&waker);
+            while latch.poll(FIRST_FLAG, &mut cx).is_pending() {
+                last.sleep();
+            }
+        }
+        aborter.join().unwrap();
+    });
+}

@@ -137,7 +137,7 @@ impl Netns {
         };
         enter(self.as_fd()).map_err(failed)?;
         // A number is all that setns(2) is given.
-        match sys::netns::is_here(self.id().as_u64(), self.inner.inode) {
+        match self.is_here() {
             Ok(true) => Ok(()),
             Ok(false) => Err(failed(io::Error::from_raw_os_error(libc::EBADF))),
             Err(cause) => {
@@ -145,6 +145,11 @@ impl Netns {
                 Err(Error::kernel(attempt, cause))
             }
         }
+    }
+
+    /// Whether the calling thread is in the namespace.
+    pub(crate) fn is_here(&self) -> io::Result<bool> {
+        sys::netns::is_here(self.id().as_u64(), self.inner.inode)
     }
 
     /// Says which user namespace owns the namespace, and which one this process is

@@ -6,12 +6,14 @@
 //! takes a privilege that the caller may have given up, as the thread of a
 //! sealed job has, by one that is born with all the process has.
 
+mod awaited;
 mod convert;
 mod enter;
 mod handle;
 pub(crate) mod id;
 mod identify;
 mod named;
+mod owned;
 mod source;
 mod thread;
 pub(crate) mod watch;
@@ -25,6 +27,7 @@ use crate::home::Home;
 use handle::Inner;
 pub use handle::Netns;
 pub use id::NetnsId;
+pub use owned::OwnedNetns;
 pub use weak::WeakNetns;
 pub(crate) use why::NOT_THE_SAME_FILE;
 use why::is_permission;

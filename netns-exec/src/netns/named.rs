@@ -168,10 +168,63 @@ impl Netns {
             let attempt = attempt.clone();
             // Not on the home thread itself: unshare(2) moves it, and the lock
             // may have to be waited for.
-            Home::get()?.visit(move || make(&path, &attempt))
+            Home::get()?.visit(move || {
+                prepare_folder().map_err(|(step, cause)| {
+                    failed_to_make(&format!("{attempt}: {step}"), cause)
+                })?;
+                make(&path, &attempt)
+            })
         };
         let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
         Netns::wrap(fd, Some(&name.to_string_lossy()), &attempt).map(Netns::with_name)
+    }
+
+    /// Makes a namespace and mounts it at `path`, where it stays: for names that are kept
+    /// elsewhere than `ip netns` keeps them, such as `/var/run/myd/netns/blue`.
+    ///
+    /// A file is made at `path`, whose folder must be there, and the namespace is mounted
+    /// on it in the mount namespace of the process's main thread. It outlives this process,
+    /// until [`delete_at`](Netns::delete_at) or umount(8). Where the folder is no shared
+    /// mount, a mount namespace that was copied meanwhile keeps the namespace alive as well.
+    /// The label is the path.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Netns::create), but that no folder is made and no lock is waited for.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::Netns;
+    ///
+    /// let blue = Netns::create_at("/run/myd/blue")?;
+    /// assert_eq!(Netns::from_path("/run/myd/blue")?, blue);
+    /// Netns::delete_at("/run/myd/blue")?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn create_at(path: impl AsRef<Path>) -> Result<Netns> {
+        let (path, attempt) = absolute(path.as_ref(), "create")?;
+        let shown = path.display().to_string();
+        let made = {
+            let attempt = attempt.clone();
+            Home::get()?.visit(move || make(&path, &attempt))
+        };
+        let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
+        Netns::wrap(fd, Some(&shown), &attempt).map(Netns::with_name)
+    }
+
+    /// Takes away what [`create_at`](Netns::create_at) has made: the mount and its file.
+    ///
+    /// # Errors
+    ///
+    /// As [`delete`](Netns::delete).
+    ///
+    /// # Examples
+    ///
+    /// See [`create_at`](Netns::create_at).
+    pub fn delete_at(path: impl AsRef<Path>) -> Result<()> {
+        let (path, attempt) = absolute(path.as_ref(), "delete")?;
+        Home::get()?.call(move || remove(&path, &attempt))
     }
 
     /// Takes the name away, as `ip netns del` does.
@@ -291,19 +344,32 @@ fn path_of(name: &OsStr, attempt: &str) -> Result<PathBuf> {
     Err(Error::new(Kind::Invalid, attempt.to_owned()).hint(reason))
 }
 
+/// The path for threads that may have another working directory, and what is attempted.
+fn absolute(path: &Path, what: &str) -> Result<(PathBuf, String)> {
+    let attempt = format!("cannot {what} netns at `{}`", path.display());
+    if path.as_os_str().as_bytes().contains(&0) {
+        return Err(Error::new(Kind::Invalid, attempt).hint("a path has no NUL byte"));
+    }
+    match std::path::absolute(path) {
+        Ok(path) => Ok((path, attempt)),
+        Err(cause) if path.as_os_str().is_empty() => {
+            Err(Error::new(Kind::Invalid, attempt).caused_by(cause))
+        }
+        Err(cause) => Err(Error::kernel(attempt, cause)),
+    }
+}
+
+fn failed_to_make(attempt: &str, cause: io::Error) -> Error {
+    match is_permission(&cause) {
+        true => Error::kernel(attempt.to_owned(), cause)
+            .hint(why::name_denied("creating network namespaces")),
+        false => creation_failed(attempt, cause),
+    }
+}
+
 /// Makes a namespace and mounts it at `path`. Moves the calling thread there.
 fn make(path: &Path, attempt: &str) -> Result<OwnedFd> {
-    let failed = |step: &str, cause| {
-        let attempt = format!("{attempt}: {step}");
-        match is_permission(&cause) {
-            true => {
-                Error::kernel(attempt, cause).hint(why::name_denied("creating network namespaces"))
-            }
-            false => creation_failed(attempt, cause),
-        }
-    };
-
-    prepare_folder().map_err(|(step, cause)| failed(step, cause))?;
+    let failed = |step: &str, cause| failed_to_make(&format!("{attempt}: {step}"), cause);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -376,7 +442,10 @@ fn remove(path: &Path, attempt: &str) -> Result<()> {
         if cause.kind() == io::ErrorKind::NotFound {
             return Error::new(Kind::NotFound, attempt.to_owned())
                 .caused_by(cause)
-                .hint(format!("{FOLDER} has no such name, see `ip netns list`"));
+                .hint(match path.starts_with(FOLDER) {
+                    true => format!("{FOLDER} has no such name, see `ip netns list`"),
+                    false => format!("nothing is at `{}`", path.display()),
+                });
         }
         let denied = is_permission(&cause);
         let error = Error::kernel(attempt.to_owned(), cause);

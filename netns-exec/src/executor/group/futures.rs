@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::{Group, Lane, Role, Todo};
+use super::{Group, Lane, Role, State, Todo};
 use crate::error::{Error, Result};
 use crate::handoff::future::Task;
 use crate::handoff::job::JobRef;
@@ -65,6 +65,18 @@ pub(crate) struct Admitted {
 }
 
 impl Group {
+    /// Whether it serves futures that are bound to a thread.
+    pub(crate) fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// Has a spare that is parked serve the queue.
+    pub(super) fn call_spare(&self, state: &mut State) {
+        state.called += 1;
+        self.runnable.add();
+        self.spare_wanted.notify_one();
+    }
+
     /// Takes a future in; gives it back when the group has died or is about to. Its first
     /// poll is in the queue then: `admitted` is called before that.
     pub(crate) fn admit(

@@ -18,6 +18,7 @@ use crate::home::roster;
 use crate::netns::Netns;
 
 mod detect;
+mod keep_admin;
 mod off;
 mod seal;
 

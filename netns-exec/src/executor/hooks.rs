@@ -1,0 +1,163 @@
+//! What a user has each worker run when it starts and when it stops.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::error::{Error, Kind, Result, panic_text};
+use crate::handoff::outcome::{Door, Payload, discard};
+use crate::home::aside::Lease;
+use crate::netns::Netns;
+
+type OnStart = Box<dyn Fn(&Netns) -> io::Result<()> + Send + Sync>;
+type OnStop = Box<dyn Fn(&Netns) + Send + Sync>;
+
+/// The hooks of an executor, in the order in which they were given.
+#[derive(Clone, Default)]
+pub(crate) struct Hooks {
+    given: Option<Arc<Given>>,
+}
+
+/// The last worker of an executor may be the last to hold these, and so may the home
+/// thread, which runs no user code: see its `drop`.
+#[derive(Default)]
+struct Given {
+    start: Vec<OnStart>,
+    stop: Vec<OnStop>,
+    /// They have what a user captured, and may be dropped where no user code runs.
+    lease: Option<Lease>,
+}
+
+impl Hooks {
+    pub(super) fn add_start(&mut self, hook: OnStart) {
+        self.given().start.push(hook);
+    }
+
+    pub(super) fn add_stop(&mut self, hook: OnStop) {
+        self.given().stop.push(hook);
+    }
+
+    /// Makes sure that they can be dropped wherever that happens.
+    pub(super) fn get_ready(&mut self) -> Result<()> {
+        if self.given.is_some() {
+            let lease = Lease::new().map_err(|cause| {
+                Error::kernel("cannot start the thread that drops hooks", cause)
+            })?;
+            self.given().lease = Some(lease);
+        }
+        Ok(())
+    }
+
+    fn given(&mut self) -> &mut Given {
+        let given = self.given.get_or_insert_default();
+        Arc::get_mut(given).expect("a builder is not shared")
+    }
+
+    /// Runs what a worker runs when it starts: on its thread, which has entered `netns`
+    /// and has no guard yet.
+    ///
+    /// # Errors
+    ///
+    /// The first hook's own; another when it panicked, and when one left the thread
+    /// elsewhere. Nothing else is to run on the thread then.
+    pub(super) fn run_start(&self, netns: &Netns) -> Result<()> {
+        IS_WORKER.set(true);
+        let Some(given) = (self.given.as_ref()).filter(|given| !given.start.is_empty()) else {
+            return Ok(());
+        };
+        let attempt = |what| format!("cannot start a worker for netns `{netns}`: {what}");
+        for hook in &given.start {
+            match in_start_hook(|| hook(netns)) {
+                Ok(Ok(())) => {}
+                Ok(Err(cause)) => {
+                    return Err(Error::kernel(attempt("its start hook failed"), cause));
+                }
+                Err(panic) => {
+                    let mut what = String::from("its start hook panicked");
+                    if let Some(text) = panic_text(&*panic) {
+                        what.push_str(": ");
+                        what.push_str(&text);
+                    }
+                    // The home thread may be the one that drops the error.
+                    discard(panic);
+                    return Err(Error::new(Kind::Panic, attempt(&what)));
+                }
+            }
+        }
+        match netns.is_here() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(
+                Kind::Escaped,
+                attempt("its start hook left the thread in another network namespace"),
+            )),
+            Err(cause) => Err(Error::kernel(
+                attempt("cannot tell whether its start hook left the thread in place"),
+                cause,
+            )),
+        }
+    }
+
+    /// What a worker keeps of the namespace that it serves, to tell the stop hooks of it.
+    pub(super) fn netns_to_stop_in(&self, netns: &Netns) -> Option<Netns> {
+        let has_any = (self.given.as_ref()).is_some_and(|given| !given.stop.is_empty());
+        has_any.then(|| netns.clone())
+    }
+
+    /// Runs what a worker runs when it stops, through its door.
+    pub(super) fn run_stop(&self, netns: &Netns, door: &mut Door) {
+        for hook in self.given.iter().flat_map(|given| &given.stop) {
+            if door.is_spoiled() {
+                return;
+            }
+            door.run("stop hook", || hook(netns));
+        }
+    }
+}
+
+thread_local! {
+    static STARTS: Cell<bool> = const { Cell::new(false) };
+    /// Whether the calling thread is a worker, be it outside of its door.
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread runs a start hook: the calls that need its worker wait for
+/// it, and it must wait for none of them.
+#[inline]
+pub(crate) fn is_in_start_hook() -> bool {
+    STARTS.get()
+}
+
+fn in_start_hook<R>(hook: impl FnOnce() -> R) -> Result<R, Payload> {
+    STARTS.set(true);
+    let result = catch_unwind(AssertUnwindSafe(hook));
+    STARTS.set(false);
+    result
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        let (start, stop) = (mem::take(&mut self.start), mem::take(&mut self.stop));
+        if start.is_empty() && stop.is_empty() {
+            return;
+        }
+        match &self.lease {
+            Some(lease) => lease.drop_user_value((start, stop), IS_WORKER.get()),
+            // Of a builder that was never built.
+            None => drop((start, stop)),
+        }
+    }
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (start, stop) =
+            (self.given.as_ref()).map_or((0, 0), |given| (given.start.len(), given.stop.len()));
+        (f.debug_struct("Hooks")
+            .field("start", &start)
+            .field("stop", &stop))
+        .finish()
+    }
+}

@@ -1,0 +1,272 @@
+//! Threads at home for what the thread at hand must not do itself: async code that must
+//! not block has chores done here, and threads that run no user code (the home thread,
+//! the watch's, a worker outside of its door) leave wakers and what is to be dropped.
+//!
+//! They start when there is something to do and end when there has been nothing for a
+//! while. Wakers have a thread of their own, which no chore keeps busy.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{Home, Request, check_may_wait};
+use crate::sys;
+
+/// Threads of one kind, and what they have to do.
+struct Aside {
+    name: &'static str,
+    most_threads: usize,
+    pending: Mutex<Pending>,
+    work: Condvar,
+    /// Held while a thread is started, by a thread that waits for the home thread, which
+    /// therefore never takes it.
+    starting: Mutex<()>,
+}
+
+struct Pending {
+    queue: VecDeque<Request>,
+    threads: usize,
+    idle: usize,
+    /// Who relies on a thread that is there, see [`Lease`].
+    leases: usize,
+}
+
+impl Aside {
+    const fn new(name: &'static str, most_threads: usize) -> Aside {
+        Aside {
+            name,
+            most_threads,
+            pending: Mutex::new(Pending {
+                queue: VecDeque::new(),
+                threads: 0,
+                idle: 0,
+                leases: 0,
+            }),
+            work: Condvar::new(),
+            starting: Mutex::new(()),
+        }
+    }
+}
+
+/// What may take a while. As many threads as the kernel makes namespaces at once, in some
+/// measure.
+static CHORES: Aside = Aside::new("netns-aside", 4);
+
+/// Wakers, and values that are dropped: short, and user code.
+static WAKES: Aside = Aside::new("netns-wake", 1);
+
+/// How long a thread stays that has nothing to do.
+const STAYS: Duration = Duration::from_secs(5);
+
+const STACK: usize = 256 * 1024;
+
+/// What a thread at home does meanwhile, as a future. It is done whether or not the
+/// future is kept; nothing is done by polling it.
+pub(crate) struct Errand<T> {
+    shared: Arc<Mutex<Progress<T>>>,
+}
+
+enum Progress<T> {
+    /// And this is to be called at the end.
+    UnderWay(Option<Waker>),
+    Done(thread::Result<T>),
+    Taken,
+}
+
+impl<T: Send + 'static> Errand<T> {
+    fn new(chore: impl FnOnce() -> T + Send + 'static) -> (Errand<T>, Request) {
+        let shared = Arc::new(Mutex::new(Progress::UnderWay(None)));
+        let errand = Errand {
+            shared: Arc::clone(&shared),
+        };
+        let request = Box::new(move || {
+            let result = catch_unwind(AssertUnwindSafe(chore));
+            let before = mem::replace(&mut *shared.lock(), Progress::Done(result));
+            if let Progress::UnderWay(Some(waker)) = before {
+                waker.wake();
+            }
+        });
+        (errand, request)
+    }
+}
+
+impl<T> Future for Errand<T> {
+    type Output = io::Result<T>;
+
+    /// # Panics
+    ///
+    /// With the panic of the chore, and when polled again after it was ready.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if sys::fork::is_copy() {
+            // The thread is another process's.
+            return Poll::Ready(Err(io::Error::from_raw_os_error(libc::ESRCH)));
+        }
+        let waker = cx.waker().clone();
+        let mut progress = self.shared.lock();
+        let before = match &mut *progress {
+            Progress::UnderWay(before) => before.replace(waker),
+            over => {
+                let over = mem::replace(over, Progress::Taken);
+                drop(progress);
+                return match over {
+                    Progress::Done(Ok(value)) => Poll::Ready(Ok(value)),
+                    Progress::Done(Err(panic)) => resume_unwind(panic),
+                    _ => panic!("polled again after it was ready"),
+                };
+            }
+        };
+        drop(progress);
+        drop(before);
+        Poll::Pending
+    }
+}
+
+/// Has `chore` done soon; it must come to an end by itself, since there are only few
+/// threads for all chores.
+///
+/// # Errors
+///
+/// `EAGAIN` without a thread to do it. The chore is dropped then, by the caller.
+pub(crate) fn errand<T: Send + 'static>(
+    chore: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Errand<T>> {
+    let (errand, request) = Errand::new(chore);
+    CHORES.post(request).map(|()| errand)
+}
+
+/// As [`errand`], on a thread of its own: for what may take as long as a user's jobs.
+pub(crate) fn errand_apart<T: Send + 'static>(
+    name: &str,
+    chore: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Errand<T>> {
+    let (errand, request) = Errand::new(chore);
+    let home = Home::get().map_err(io::Error::from)?;
+    home.spawn_thread(name.to_owned(), Some(STACK), move || quietly(request))?;
+    Ok(errand)
+}
+
+/// Keeps the thread that calls wakers, so that it is there when it is needed.
+pub(crate) struct Lease(());
+
+impl Lease {
+    /// # Errors
+    ///
+    /// `EAGAIN` without a thread.
+    pub(crate) fn new() -> io::Result<Lease> {
+        WAKES.pending.lock().leases += 1;
+        let lease = Lease(());
+        let is_there = || WAKES.pending.lock().threads > 0;
+        match is_there() {
+            true => Ok(lease),
+            false => WAKES.start_unless(is_there).map(|()| lease),
+        }
+    }
+
+    /// Has `f` run on the thread soon.
+    pub(crate) fn run(&self, f: impl FnOnce() + Send + 'static) {
+        WAKES.queue(Box::new(f));
+    }
+
+    /// Drops what is a user's: on the calling thread, unless that is a worker, the home
+    /// thread or the watch's, which run no code of a user's just so.
+    pub(crate) fn drop_user_value(&self, value: impl Send + 'static, is_worker: bool) {
+        match !is_worker && check_may_wait().is_ok() {
+            true => quietly(|| drop(value)),
+            false => self.run(|| drop(value)),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A copy of the process may find the lock taken, by a thread that is not there.
+        if !sys::fork::is_copy() {
+            WAKES.pending.lock().leases -= 1;
+        }
+    }
+}
+
+/// Has a waker called soon, for which there is a [`Lease`].
+pub(crate) fn wake(waker: Waker) {
+    WAKES.queue(Box::new(move || waker.wake()));
+}
+
+impl Aside {
+    fn post(&'static self, request: Request) -> io::Result<()> {
+        let has_one_free = || {
+            let pending = self.pending.lock();
+            pending.idle > pending.queue.len() || pending.threads == self.most_threads
+        };
+        if !has_one_free() {
+            let started = self.start_unless(has_one_free);
+            // The others come to it, if there are any.
+            if started.is_err() && self.pending.lock().threads == 0 {
+                return started;
+            }
+        }
+        self.queue(request);
+        Ok(())
+    }
+
+    /// For what there is a thread for.
+    fn queue(&self, request: Request) {
+        self.pending.lock().queue.push_back(request);
+        self.work.notify_one();
+    }
+
+    /// Starts a thread, unless that is not needed once the caller's turn has come.
+    fn start_unless(&'static self, needless: impl Fn() -> bool) -> io::Result<()> {
+        let _one_at_a_time = self.starting.lock();
+        if needless() {
+            return Ok(());
+        }
+        // Counted before it can count itself out.
+        self.pending.lock().threads += 1;
+        let started = Home::get().map_err(io::Error::from).and_then(|home| {
+            let serve = move || self.serve();
+            home.spawn_thread(self.name.to_owned(), Some(STACK), serve)
+        });
+        if started.is_err() {
+            self.pending.lock().threads -= 1;
+        }
+        started.map(drop)
+    }
+
+    fn serve(&self) {
+        let mut pending = self.pending.lock();
+        loop {
+            if let Some(request) = pending.queue.pop_front() {
+                drop(pending);
+                quietly(request);
+                pending = self.pending.lock();
+                continue;
+            }
+            pending.idle += 1;
+            let waited = self.work.wait_for(&mut pending, STAYS);
+            pending.idle -= 1;
+            if waited.timed_out() && pending.queue.is_empty() && pending.leases == 0 {
+                pending.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+/// Runs what may be a user's code: what it panics with is dropped.
+fn quietly(f: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(f))
+        && let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
+    {
+        // It might go on like that for ever.
+        mem::forget(next);
+    }
+}
