@@ -9,7 +9,7 @@
 
 use std::env;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::process::{self, ExitCode};
+use std::process::{self, Command, ExitCode};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Barrier, RwLock};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Guard, JoinHandle, Netns, WeakNetns};
 use netns_exec_tests::{
-    TempName, eventually, fds_of_this_process, here, require_root, resident,
+    TempName, eventually, fds_of_this_process, here, listen_to, require_root, resident,
     threads_of_this_process,
 };
 use nix::sched::{CloneFlags, setns};
@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct Options {
     seconds: u64,
     seed: u64,
+    /// Only as this process is: not once more where workers are woken by futex.
+    once: bool,
 }
 
 impl Options {
@@ -40,6 +42,7 @@ impl Options {
         let mut options = Options {
             seconds: 10,
             seed: RandomState::new().build_hasher().finish(),
+            once: false,
         };
         let mut args = env::args().skip(1);
         while let Some(arg) = args.next() {
@@ -50,6 +53,10 @@ impl Options {
             let target = match key.as_str() {
                 "--seconds" => &mut options.seconds,
                 "--seed" => &mut options.seed,
+                "--once" => {
+                    options.once = true;
+                    continue;
+                }
                 _ => continue,
             };
             let value = value.or_else(|| args.next());
@@ -465,5 +472,19 @@ fn main() -> ExitCode {
     });
     chaos(&options);
     drop(over);
-    ExitCode::SUCCESS
+    if options.once {
+        return ExitCode::SUCCESS;
+    }
+    println!("workers woken by futex:");
+    let mut again = Command::new(env::current_exe().expect("this program has a path"));
+    again.args(["--once", "--seconds", &(options.seconds / 2).to_string()]);
+    again.args(["--seed", &options.seed.to_string()]);
+    listen_to(&mut again);
+    match again.status().expect("this program can be run") {
+        status if status.success() => ExitCode::SUCCESS,
+        status => {
+            eprintln!("chaos: {status}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -8,16 +8,24 @@ mod audit;
 )]
 mod bench;
 mod completions;
+mod create;
+mod delete;
 #[expect(clippy::disallowed_methods, reason = "has callers of its own")]
 mod demo;
 mod exec;
 mod failure;
+mod identify;
 mod lease;
 mod ls;
+mod man;
+mod monitor;
+mod names;
 mod netns_arg;
 mod output;
+mod pids;
 mod seconds;
 mod setting;
+mod shell;
 mod stdio;
 mod sys;
 mod table;
@@ -27,6 +35,7 @@ mod unreadable;
     reason = "before this process has a second thread"
 )]
 mod userns;
+mod view;
 
 use std::io;
 use std::process::ExitCode;
@@ -48,7 +57,7 @@ use crate::failure::Failure;
     arg_required_else_help = true,
     subcommand_required = true,
     after_help = "Exit status: 0 when all is well, 1 when a check failed, 2 when the command itself \
-                  failed or was misused. `exec` and `lease` pass on the status of what they ran."
+                  failed or was misused. `exec`, `shell` and `lease` pass on the status of what they ran."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -60,11 +69,21 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Exec(exec::Args),
-    Audit(audit::Args),
+    Shell(shell::Args),
+    #[command(alias = "add")]
+    Create(create::Args),
+    #[command(alias = "del")]
+    Delete(delete::Args),
+    #[command(aliases = ["list", "show"])]
     Ls(ls::Args),
+    Identify(identify::Args),
+    Pids(pids::Args),
+    Monitor(monitor::Args),
+    Audit(audit::Args),
     Lease(lease::Args),
     Bench(bench::Args),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Command {
@@ -72,16 +91,26 @@ impl Command {
         match self {
             Command::Demo(args) => demo::run(args),
             Command::Exec(args) => exec::run(args),
-            Command::Audit(args) => audit::run(args),
+            Command::Shell(args) => shell::run(args),
+            Command::Create(args) => create::run(args),
+            Command::Delete(args) => delete::run(args),
             Command::Ls(args) => ls::run(args),
+            Command::Identify(args) => identify::run(args),
+            Command::Pids(args) => pids::run(args),
+            Command::Monitor(args) => monitor::run(args),
+            Command::Audit(args) => audit::run(args),
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),
-            Command::Completions(args) => completions::run(args, Cli::command()),
+            Command::Completions(args) => completions::run(args),
+            Command::Man(args) => man::run(args, Cli::command()),
         }
     }
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = completions::answer(Cli::command) {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -107,7 +136,10 @@ fn usage(error: &clap::Error) -> ExitCode {
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         // The low numbers belong to the command that would have run.
-        _ if std::env::args_os().nth(1).is_some_and(|arg| arg == "exec") => {
+        _ if std::env::args_os()
+            .nth(1)
+            .is_some_and(|arg| arg == "exec" || arg == "shell") =>
+        {
             ExitCode::from(failure::FAILED)
         }
         _ => ExitCode::from(2),

@@ -2,18 +2,16 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParserFactory};
+use clap_complete::engine::ArgValueCompleter;
 use netns_exec::Netns;
 
+use crate::completions::netns_args;
 use crate::failure::Failure;
-
-/// Where `ip netns` keeps the names.
-const FOLDER: &str = "/run/netns";
+use crate::names::names;
 
 /// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`. A name
 /// or path is any bytes, as files' names are.
@@ -72,7 +70,7 @@ impl NetnsArg {
     /// Opens the namespace.
     pub(crate) fn open(&self) -> Result<Netns, Failure> {
         let opened = match self {
-            NetnsArg::Name(name) => open_name(name),
+            NetnsArg::Name(name) => Netns::open_os(name),
             NetnsArg::Path(path) => Netns::from_path(path),
             NetnsArg::Pid(pid) => match pid.to_str().and_then(|pid| pid.parse().ok()) {
                 Some(pid) => Netns::from_pid(pid),
@@ -87,15 +85,6 @@ impl NetnsArg {
     }
 }
 
-/// Opens a namespace by its name, which may be any bytes but is text in the
-/// library.
-fn open_name(name: &OsStr) -> Result<Netns, netns_exec::Error> {
-    match name.to_str() {
-        Some(name) => Netns::open(name),
-        None => Netns::from_path(Path::new(FOLDER).join(name)),
-    }
-}
-
 /// A namespace, with what to call it in front of its command's output.
 pub(crate) struct Labelled {
     pub(crate) label: OsString,
@@ -107,7 +96,8 @@ pub(crate) struct Labelled {
 pub(crate) struct NetnsArgs {
     /// The namespaces: a NAME as `ip netns list` shows it, a PATH (anything with
     /// a slash), or pid:N for that of a process
-    #[arg(value_name = "NS", required_unless_present = "all")]
+    #[arg(value_name = "NS", required_unless_present = "all",
+          add = ArgValueCompleter::new(netns_args))]
     netns: Vec<NetnsArg>,
 
     /// All named namespaces, as `ip -all netns` takes them
@@ -131,7 +121,7 @@ impl NetnsArgs {
         };
         if self.all {
             for name in names()? {
-                match open_name(&name) {
+                match Netns::open_os(&name) {
                     Ok(netns) => add(name, netns),
                     // Deleted meanwhile, being made, or left by a crash.
                     Err(error) if error.is_not_found() || error.is_not_a_netns() => {}
@@ -145,21 +135,6 @@ impl NetnsArgs {
         }
         Ok(opened)
     }
-}
-
-/// The names that `ip netns list` shows, in order.
-fn names() -> Result<Vec<OsString>, Failure> {
-    let failed = |error| Failure::io(format!("cannot read {FOLDER}"), error);
-    let entries = match fs::read_dir(FOLDER) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut names = (entries.map(|entry| Ok(entry?.file_name())))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    names.sort();
-    Ok(names)
 }
 
 #[cfg(test)]
@@ -196,7 +171,7 @@ mod tests {
         let arg = NetnsArg::from(bytes.to_owned());
         assert_eq!(arg.to_os_string(), bytes);
         let failure = arg.open().expect_err("no such name").to_string();
-        assert!(failure.contains("/run/netns/bl"), "{failure}");
+        assert!(failure.contains("/run/netns has no such name"), "{failure}");
     }
 
     #[test]

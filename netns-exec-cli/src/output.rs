@@ -51,6 +51,13 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
     line(text)
 }
 
+/// Writes a value as JSON in one line, one of several.
+pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+    line(text)
+}
+
 /// A name for a terminal: a thread may call itself anything.
 pub(crate) fn printable(name: &str) -> String {
     let escape = |c: char| match c.is_control() {

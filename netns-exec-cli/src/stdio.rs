@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -34,6 +35,44 @@ fn wait_for_room(fd: BorrowedFd<'_>) -> io::Result<()> {
         // An error is found out by the next write.
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Why [`wait_for_reader`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// There is something to read.
+    Ready,
+    TimedOut,
+    /// What is written to standard output has no reader any more.
+    ReaderGone,
+}
+
+/// Waits until `fd` can be read, the time is over, or the reader of standard output has
+/// gone: a command that goes on for ever would otherwise learn it when it writes the next
+/// time.
+pub(crate) fn wait_for_reader(
+    fd: Option<BorrowedFd<'_>>,
+    limit: Option<Duration>,
+) -> io::Result<Woken> {
+    let stdout = io::stdout();
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    loop {
+        let mut fds = vec![PollFd::new(stdout.as_fd(), PollFlags::empty())];
+        fds.extend(fd.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = match left {
+            // Rounded up, so that it does not come to nothing at the end.
+            Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)),
+            None => Ok(PollTimeout::NONE),
+        };
+        match poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)) {
+            Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok(Woken::TimedOut),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) if fds[0].any() == Some(true) => return Ok(Woken::ReaderGone),
+            Ok(_) => return Ok(Woken::Ready),
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

@@ -54,6 +54,7 @@
 //!   parallel, and [`Pinned`] keeps a namespace's workers at hand.
 //! * [`Guard`] keeps jobs from moving their thread and from leaving threads behind.
 //! * [`CommandExt`] starts child processes in a namespace.
+//! * [`View`] shows workers and children the `/sys` and the `/etc` of their namespace.
 //! * [`ports`] leases port numbers that are held in several namespaces at once.
 //! * [`audit`] tells which thread is where, in this process or another one, and
 //!   what keeps a namespace alive.
@@ -79,8 +80,8 @@
 //! * A hand-over to a thread that sleeps takes a wake-up. For single calls, far
 //!   apart, setns there and back on the spot is faster, and everything above
 //!   applies to it.
-//! * `/sys/class/net` and `/proc/self/net` show the process's own namespace in a
-//!   job, too; `/proc/thread-self/net` shows the job's.
+//! * `/sys/class/net`, `/proc/self/net` and `/etc/resolv.conf` show the process's own
+//!   namespace in a job, too, unless the executor gives its workers a [`View`].
 //! * The guard stops accidents, not malice: a job shares its memory with the
 //!   whole process.
 //! * In a child made by fork(2) without exec the crate cannot be used if the
@@ -92,6 +93,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod audit;
+mod bell;
 mod error;
 mod executor;
 mod guard;
@@ -105,6 +107,7 @@ mod process;
 mod sync;
 mod sys;
 mod unwind;
+mod view;
 
 #[doc(hidden)]
 #[path = "private.rs"]
@@ -112,10 +115,11 @@ pub mod __private;
 
 pub use error::{Error, Result};
 pub use executor::{
-    AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, NetnsStats, Pinned, Scope,
+    AbortHandle, AbortOnDrop, Builder, Event, Executor, JoinHandle, NetnsStats, Pinned, Scope,
     ScopedJoinHandle, Stats, Stop, ThreadHandle, TrySpawnError, blocking, run, spawn,
 };
 pub use guard::Guard;
 pub use netns::{Netns, NetnsId, OwnedNetns, WeakNetns};
 pub use netns_exec_macros::in_netns;
-pub use process::CommandExt;
+pub use process::{CommandExt, ViewedCommand};
+pub use view::View;

@@ -13,6 +13,9 @@ use crate::executor::current;
 use crate::home::Home;
 use crate::netns::Netns;
 use crate::sys;
+use crate::sys::process::Entry;
+use crate::sys::view::Plan;
+use crate::view::{self, View};
 
 /// Starts the child processes of a [`Command`] in a network namespace.
 ///
@@ -32,8 +35,8 @@ use crate::sys;
 ///   the caller have private ones.
 ///
 /// What the child sees of `/sys/class/net` and `/etc/resolv.conf` is what the
-/// process sees; `ip netns exec` puts those of the namespace in their place,
-/// this does not.
+/// process sees, unless it is given a [`view`](CommandExt::view): `ip netns exec` puts
+/// those of the namespace in their place.
 ///
 /// # Changing the user
 ///
@@ -146,6 +149,160 @@ pub trait CommandExt: sealed::Sealed {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn in_netns(&mut self, ns: &Netns) -> &mut Command;
+
+    /// Gives what is started by the returned handle a view: it sees the `/sys` of its
+    /// namespace, and the namespace's files over `/etc`.
+    ///
+    /// The command itself is not changed: started without the handle, it has no view.
+    /// A child in a namespace sees its own `/proc/net` with a view and without.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    ///
+    /// use netns_exec::{CommandExt, Netns, View};
+    ///
+    /// // As `ip netns exec blue getent hosts db.internal`.
+    /// let blue = Netns::open("blue")?;
+    /// let mut getent = Command::new("getent");
+    /// let found = getent.args(["hosts", "db.internal"]).view(View::new()).output_in(&blue)?;
+    /// print!("{}", String::from_utf8_lossy(&found.stdout));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    fn view(&mut self, view: View) -> ViewedCommand<'_>;
+}
+
+/// A command whose children see the file system as their namespace has it; made by
+/// [`CommandExt::view`].
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::process::Command;
+///
+/// use netns_exec::{CommandExt, Netns, View};
+///
+/// let devices = Command::new("ls")
+///     .arg("/sys/class/net")
+///     .view(View::new())
+///     .output_in(&Netns::open("blue")?)?;
+/// print!("{}", String::from_utf8_lossy(&devices.stdout));
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a command does nothing before it is started"]
+pub struct ViewedCommand<'a> {
+    command: &'a mut Command,
+    view: View,
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "named here, called on the home thread, whose children enter"
+)]
+impl ViewedCommand<'_> {
+    /// Starts the command as a child in `ns`, as [`CommandExt::spawn_in`] does, with the
+    /// view.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandExt::spawn_in`]; what the view needs and cannot have, by name
+    /// ([`is_permission_denied`](Error::is_permission_denied) without `CAP_SYS_ADMIN`;
+    /// [`is_not_found`](Error::is_not_found) for a file that has no place in `/etc`, see
+    /// [`View::skip_missing`]).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    ///
+    /// use netns_exec::{CommandExt, Netns, View};
+    ///
+    /// let blue = Netns::open("blue")?;
+    /// let mut child = Command::new("dnsmasq").arg("-k").view(View::new()).spawn_in(&blue)?;
+    /// child.wait()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn spawn_in(&mut self, ns: &Netns) -> Result<Child> {
+        fork(self.command, ns, Some(&self.view), Command::spawn)
+    }
+
+    /// Runs the command in `ns` to its end with the view, and returns all it wrote, as
+    /// [`CommandExt::output_in`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn_in`](ViewedCommand::spawn_in), and when reading or waiting fails.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    ///
+    /// use netns_exec::{CommandExt, Netns, View};
+    ///
+    /// let blue = Netns::open("blue")?;
+    /// let servers = Command::new("cat").arg("/etc/resolv.conf").view(View::new()).output_in(&blue)?;
+    /// # let _ = servers;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn output_in(&mut self, ns: &Netns) -> Result<Output> {
+        run_to_end(self.command, ns, Some(&self.view), Command::output)
+    }
+
+    /// Runs the command in `ns` to its end with the view, and returns its exit status,
+    /// as [`CommandExt::status_in`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn_in`](ViewedCommand::spawn_in), and when waiting fails.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    ///
+    /// use netns_exec::{CommandExt, Netns, View};
+    ///
+    /// let blue = Netns::open("blue")?;
+    /// let found = Command::new("getent").args(["hosts", "db"]).view(View::new()).status_in(&blue)?;
+    /// assert!(found.success());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus> {
+        run_to_end(self.command, ns, Some(&self.view), Command::status)
+    }
+
+    /// Prepares the command as [`CommandExt::in_netns`] does: by whichever call it is
+    /// started, its children enter `ns` and have the view.
+    ///
+    /// What is to be shown is decided now. A failure comes out of the start as a plain
+    /// [`io::Error`]; [`View::check`] tells more.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace's files cannot be read or one has no place in `/etc`.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::os::unix::process::CommandExt as _;
+    /// use std::process::Command;
+    ///
+    /// use netns_exec::{CommandExt, Netns, View};
+    ///
+    /// // Becomes what `ip netns exec blue sh` becomes.
+    /// let blue = Netns::open("blue")?;
+    /// let error = Command::new("sh").view(View::new()).in_netns(&blue)?.exec();
+    /// # Err::<(), _>(error)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn in_netns(&mut self, ns: &Netns) -> Result<&mut Command> {
+        let plan = self.view.plan_for_child(ns)?;
+        sys::process::enter_before_exec(self.command, entry(ns.clone(), Some(plan)));
+        Ok(self.command)
+    }
 }
 
 mod sealed {
@@ -159,24 +316,27 @@ mod sealed {
 )]
 impl CommandExt for Command {
     fn spawn_in(&mut self, ns: &Netns) -> Result<Child> {
-        let loan = Loan::of(self);
-        let (command, target) = (Arc::clone(&loan.command), ns.clone());
-        let home = Home::get()?;
-        wait(|| home.fork_by(move || start(&mut command.lock(), target, Command::spawn)))?
-            .map_err(|cause| loan.failed(ns, cause))
+        fork(self, ns, None, Command::spawn)
     }
 
     fn output_in(&mut self, ns: &Netns) -> Result<Output> {
-        run_to_end(self, ns, Command::output)
+        run_to_end(self, ns, None, Command::output)
     }
 
     fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus> {
-        run_to_end(self, ns, Command::status)
+        run_to_end(self, ns, None, Command::status)
     }
 
     fn in_netns(&mut self, ns: &Netns) -> &mut Command {
-        sys::process::enter_before_exec(self, ns.clone(), ns.id().as_u64(), ns.known_inode());
+        sys::process::enter_before_exec(self, entry(ns.clone(), None));
         self
+    }
+
+    fn view(&mut self, view: View) -> ViewedCommand<'_> {
+        ViewedCommand {
+            command: self,
+            view,
+        }
     }
 }
 
@@ -190,30 +350,66 @@ fn wait<T>(other: impl FnOnce() -> io::Result<T>) -> Result<T> {
     })
 }
 
+/// On a thread that stays for as long as it has children.
+fn fork<T: Send + 'static>(
+    command: &mut Command,
+    ns: &Netns,
+    view: Option<&View>,
+    run: fn(&mut Command) -> io::Result<T>,
+) -> Result<T> {
+    let loan = Loan::of(command);
+    let start = loan.start(ns, view, run);
+    let home = Home::get()?;
+    wait(|| home.fork_by(start))?.map_err(|failure| loan.failed(ns, failure))
+}
+
 /// On a thread that stays until the child has ended, so that the child's parent stays
 /// too.
 fn run_to_end<T: Send + 'static>(
     command: &mut Command,
     ns: &Netns,
+    view: Option<&View>,
     run: fn(&mut Command) -> io::Result<T>,
 ) -> Result<T> {
     let loan = Loan::of(command);
-    let (command, target) = (Arc::clone(&loan.command), ns.clone());
+    let start = loan.start(ns, view, run);
     let home = Home::get()?;
-    wait(|| home.visit(move || start(&mut command.lock(), target, run)))?
-        .map_err(|cause| loan.failed(ns, cause))
+    wait(|| home.visit(start))?.map_err(|failure| loan.failed(ns, failure))
 }
 
-/// Calls `run` on the command; a child made meanwhile enters `target`.
+fn entry(netns: Netns, view: Option<Plan>) -> Entry<Netns> {
+    Entry {
+        id: netns.id().as_u64(),
+        inode: netns.known_inode(),
+        netns,
+        view,
+    }
+}
+
+/// Why a start failed.
+enum Failure {
+    Start(io::Error),
+    View(Error),
+}
+
+/// Calls `run` on the command; a child made meanwhile enters `target`, and has the view.
 fn start<T>(
     command: &mut Command,
-    target: Netns,
+    target: &Netns,
+    view: Option<View>,
     run: fn(&mut Command) -> io::Result<T>,
-) -> io::Result<T> {
-    let (id, inode) = (target.id().as_u64(), target.known_inode());
-    let target = Arc::new(target);
-    sys::process::enter_clean_before_exec(command, Arc::downgrade(&target), id, inode);
-    run(command)
+) -> std::result::Result<T, Failure> {
+    // Here and not at the caller's, who may have a view: the child begins with the
+    // mounts of this thread.
+    let plan = (view.map(|view| view.plan_for_child(target)).transpose()).map_err(Failure::View)?;
+    let entry = Arc::new(entry(target.clone(), plan));
+    sys::process::enter_clean_before_exec(command, Arc::downgrade(&entry));
+    run(command).map_err(
+        |cause| match (&entry.view, sys::process::view_refusal(&cause)) {
+            (Some(plan), Some(refusal)) => Failure::View(view::refused(plan, refusal, target)),
+            _ => Failure::Start(cause),
+        },
+    )
 }
 
 /// A caller's command on its way to another thread; the caller has it back when
@@ -232,8 +428,23 @@ impl<'a> Loan<'a> {
         }
     }
 
-    /// Says what `cause` made impossible.
-    fn failed(&self, ns: &Netns, cause: io::Error) -> Error {
+    /// What is to be done on another thread.
+    fn start<T: 'static>(
+        &self,
+        ns: &Netns,
+        view: Option<&View>,
+        run: fn(&mut Command) -> io::Result<T>,
+    ) -> impl FnOnce() -> std::result::Result<T, Failure> + Send + 'static + use<T> {
+        let (command, target, view) = (Arc::clone(&self.command), ns.clone(), view.cloned());
+        move || start(&mut command.lock(), &target, view, run)
+    }
+
+    /// Says what a failure made impossible.
+    fn failed(&self, ns: &Netns, failure: Failure) -> Error {
+        let cause = match failure {
+            Failure::Start(cause) => cause,
+            Failure::View(error) => return error,
+        };
         if let Some(errno) = sys::process::enter_errno(&cause) {
             let error = Error::kernel(
                 format!("cannot enter netns `{ns}`"),

@@ -15,16 +15,66 @@ pub(crate) use model::*;
 
 #[cfg(not(loom))]
 mod native {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use std::thread;
     pub(crate) use std::thread::yield_now;
 
+    use std::io;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::time::Duration;
+
+    use nix::errno::Errno;
 
     pub(crate) use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
     pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
 
     use crate::sys;
+    use crate::sys::seccomp::{self, Answer, Heard, Notified};
+
+    /// Hears of a thread's system calls, see [`seccomp`].
+    #[derive(Debug)]
+    pub(crate) struct Listener(OwnedFd);
+
+    impl From<OwnedFd> for Listener {
+        fn from(fd: OwnedFd) -> Listener {
+            Listener(fd)
+        }
+    }
+
+    impl AsFd for Listener {
+        fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    impl Listener {
+        /// Called by the thread that is listened to: waits for the answer.
+        pub(crate) fn trap(&self, argument: u64, cookie: u64) -> Result<(), Errno> {
+            seccomp::trap(argument, cookie)
+        }
+
+        pub(crate) fn receive(&self) -> Result<Notified, Errno> {
+            seccomp::receive(self.as_fd())
+        }
+
+        pub(crate) fn answer(&self, id: u64, answer: Answer) -> Result<(), Errno> {
+            seccomp::answer(self.as_fd(), id, answer)
+        }
+
+        /// Whether a call waits that nothing has received.
+        pub(crate) fn has_call(&self) -> bool {
+            seccomp::poll(self.as_fd()) == Heard::Call
+        }
+
+        /// Whether the thread that is listened to has ended, with all of its children.
+        pub(crate) fn has_ended(&self) -> bool {
+            seccomp::poll(self.as_fd()) == Heard::End
+        }
+
+        pub(crate) fn wake_on_this_cpu(&self, yes: bool) -> io::Result<()> {
+            seccomp::wake_on_this_cpu(self.as_fd(), yes)
+        }
+    }
 
     /// The standard cell behind the interface of loom's, which sees every
     /// access and fails the model on a race.

@@ -14,15 +14,17 @@ use nix::pty::openpty;
 use super::{PROGRAM, state};
 
 /// A terminal with a process on it that it controls.
-struct Terminal {
+pub(crate) struct Terminal {
     keys: Option<File>,
     shown: Arc<Mutex<String>>,
     child: Child,
+    /// Those that were made for it.
+    namespaces: Vec<TempNetns>,
 }
 
 impl Terminal {
     /// Starts a program whose controlling terminal this is.
-    fn start(words: &[&str]) -> Terminal {
+    pub(crate) fn start(words: &[&str]) -> Terminal {
         let pty = openpty(None, None).expect("a terminal");
         let copy = |fd: &OwnedFd| fd.try_clone().expect("a copy");
         let child = Command::new("setsid")
@@ -50,25 +52,44 @@ impl Terminal {
             keys: Some(keys),
             shown,
             child,
+            namespaces: Vec::new(),
         }
     }
 
-    fn press(&mut self, keys: &[u8]) {
+    /// Starts exec with a script in each of these namespaces.
+    fn of_exec(namespaces: &[&TempNetns], script: &str) -> Terminal {
+        let names = namespaces.iter().map(|netns| netns.name());
+        let words = [PROGRAM, "exec"].into_iter().chain(names);
+        let words: Vec<_> = words.chain(["--", "sh", "-c", script]).collect();
+        Terminal::start(&words)
+    }
+
+    /// Starts exec in two namespaces, with commands that wait, and waits for them.
+    fn with_two_that_wait() -> Terminal {
+        let namespaces = vec![TempNetns::new(), TempNetns::new()];
+        let all: Vec<_> = namespaces.iter().collect();
+        let mut terminal = Terminal::of_exec(&all, WAIT);
+        terminal.namespaces = namespaces;
+        terminal.wait_for(" .", 2);
+        terminal
+    }
+
+    pub(crate) fn press(&mut self, keys: &[u8]) {
         let file = self.keys.as_mut().expect("not hung up");
         file.write_all(keys).expect("a process is there");
     }
 
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         self.shown.lock().expect("no panic").clone()
     }
 
     #[track_caller]
-    fn wait_for(&self, text: &str, times: usize) {
+    pub(crate) fn wait_for(&self, text: &str, times: usize) {
         eventually(text, || self.shown().matches(text).count() == times);
     }
 
     #[track_caller]
-    fn status(&mut self) -> Option<i32> {
+    pub(crate) fn status(&mut self) -> Option<i32> {
         let mut ended = None;
         eventually("the program has ended", || {
             ended = self.child.try_wait().expect("it is ours");
@@ -98,6 +119,7 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.namespaces.clear();
     }
 }
 
@@ -107,21 +129,12 @@ const WAIT: &str = "echo pid $$ .; exec sleep 60";
 fn question_on_the_terminal_fails_at_once() {
     let (blue, red) = (TempNetns::new(), TempNetns::new());
     let ask = "if (read x < /dev/tty) 2>/dev/null; then echo answered; else echo refused; fi";
-    let mut terminal = Terminal::start(&[
-        PROGRAM,
-        "exec",
-        blue.name(),
-        red.name(),
-        "--",
-        "sh",
-        "-c",
-        ask,
-    ]);
+    let mut terminal = Terminal::of_exec(&[&blue, &red], ask);
     assert_eq!(terminal.status(), Some(0));
     terminal.wait_for("refused", 2);
 
     // In one namespace, the command has the terminal.
-    let mut terminal = Terminal::start(&[PROGRAM, "exec", blue.name(), "--", "sh", "-c", ask]);
+    let mut terminal = Terminal::of_exec(&[&blue], ask);
     terminal.press(b"yes\n");
     assert_eq!(terminal.status(), Some(0));
     terminal.wait_for("answered", 1);
@@ -129,18 +142,7 @@ fn question_on_the_terminal_fails_at_once() {
 
 #[test]
 fn interrupt_key_ends_all_commands() {
-    let (blue, red) = (TempNetns::new(), TempNetns::new());
-    let mut terminal = Terminal::start(&[
-        PROGRAM,
-        "exec",
-        blue.name(),
-        red.name(),
-        "--",
-        "sh",
-        "-c",
-        WAIT,
-    ]);
-    terminal.wait_for(" .", 2);
+    let mut terminal = Terminal::with_two_that_wait();
     terminal.press(b"\x03");
     assert_eq!(terminal.status(), Some(128 + 2), "{}", terminal.shown());
     let pids = terminal.numbers("pid");
@@ -175,18 +177,7 @@ fn stop_key_stops_the_commands_and_fg_continues_them() {
 
 #[test]
 fn stop_without_a_shell_to_continue_stops_nothing_for_ever() {
-    let (blue, red) = (TempNetns::new(), TempNetns::new());
-    let mut terminal = Terminal::start(&[
-        PROGRAM,
-        "exec",
-        blue.name(),
-        red.name(),
-        "--",
-        "sh",
-        "-c",
-        WAIT,
-    ]);
-    terminal.wait_for(" .", 2);
+    let mut terminal = Terminal::with_two_that_wait();
     // The kernel stops no process group that no shell looks after.
     terminal.press(b"\x1a");
     terminal.press(b"\x03");
@@ -195,18 +186,7 @@ fn stop_without_a_shell_to_continue_stops_nothing_for_ever() {
 
 #[test]
 fn hang_up_ends_all_commands() {
-    let (blue, red) = (TempNetns::new(), TempNetns::new());
-    let mut terminal = Terminal::start(&[
-        PROGRAM,
-        "exec",
-        blue.name(),
-        red.name(),
-        "--",
-        "sh",
-        "-c",
-        WAIT,
-    ]);
-    terminal.wait_for(" .", 2);
+    let mut terminal = Terminal::with_two_that_wait();
     let pids = terminal.numbers("pid");
     // As the line's end does; the reader of the screen keeps it open.
     nix::sys::signal::kill(

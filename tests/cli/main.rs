@@ -11,12 +11,20 @@ mod exec_terminal;
 mod lease;
 mod lease_command;
 mod libnetwork_1113;
+mod ls;
+mod monitor;
+mod names;
+mod pages;
 mod run;
+mod shell;
 mod tables;
+mod view;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use netns_exec_tests::{Binary, require_root, within};
 use serde_json::Value;
 
 /// The command. It stands here and not with the other fixtures because cargo
@@ -39,12 +47,48 @@ fn output(args: &[&str]) -> Output {
 /// Runs a script as root of a user namespace of its own, with the program as `$0`.
 #[track_caller]
 fn output_in_user_namespace(script: &str) -> Output {
-    netns_exec_tests::require_root();
+    require_root();
     Command::new("unshare")
         .args(["--user", "--map-root-user", "sh", "-c", script, PROGRAM])
         .stdin(Stdio::null())
         .output()
         .expect("unshare of util-linux")
+}
+
+/// Who runs a script.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Root,
+    /// Root of user, network and mount namespaces of its own, and an ordinary user to
+    /// everything else: `unshare -Urmn`.
+    OrdinaryUser,
+}
+
+/// Runs a script, with the program as `$0`, where nothing has a name but what the script
+/// makes, and where what it does to `/etc` is seen by nothing else.
+#[track_caller]
+fn in_own_run(who: Who, script: &str) -> Output {
+    const OWN: &str = "mount -t tmpfs tmpfs /run && mkdir /run/etc \
+         && cp /etc/passwd /etc/group /etc/nsswitch.conf /etc/hosts /etc/resolv.conf /run/etc \
+         && mount -t tmpfs tmpfs /etc && cp /run/etc/* /etc && ";
+    require_root();
+    let program = Binary::reachable_by_all(Path::new(PROGRAM));
+    let mut command = Command::new("setpriv");
+    match who {
+        Who::Root => command.arg("unshare"),
+        Who::OrdinaryUser => command
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+            .args(["unshare", "--user", "--map-root-user", "--net"]),
+    };
+    command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    command.args([&format!("{OWN}{script}")]).arg(&program.path);
+    command.stdin(Stdio::null()).current_dir("/");
+    command.env_remove("COLUMNS").env_remove("PS1");
+    within("a script", move || {
+        let output = command.output();
+        drop(program);
+        output.expect("setpriv and unshare of util-linux")
+    })
 }
 
 #[track_caller]

@@ -3,7 +3,6 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::HashSet;
-use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -13,7 +12,9 @@ use std::process::{Command, Output, Stdio};
 use netns_exec_tests::{Binary, TempNetns, as_ordinary_user, require_root, unique_name};
 use serde_json::Value;
 
-use super::{PROGRAM, assert_fails, command, json, output, output_in_user_namespace, text};
+use super::{
+    PROGRAM, Who, assert_fails, command, in_own_run, json, output, output_in_user_namespace, text,
+};
 
 const SIGTERM: i32 = 15;
 
@@ -425,23 +426,8 @@ fn exec_runs_once_in_a_namespace_that_is_named_twice() {
 
 #[test]
 fn exec_all_means_all_named_namespaces() {
-    require_root();
-    // A /run of the test's own: other tests make and delete names all the time.
-    let in_empty_run = |script: &str| {
-        let script = format!("mount -t tmpfs tmpfs /run && {script}");
-        Command::new("unshare")
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                &script,
-                PROGRAM,
-            ])
-            .output()
-            .expect("unshare of util-linux")
-    };
+    // Other tests make and delete names all the time.
+    let in_empty_run = |script| in_own_run(Who::Root, script);
     let output =
         in_empty_run("ip netns add blue && ip netns add red && \"$0\" exec --all -- echo hello");
     let shown: HashSet<&str> = text(&output.stdout).lines().collect();
@@ -460,35 +446,24 @@ fn exec_all_means_all_named_namespaces() {
 }
 
 #[test]
-fn completions_know_the_subcommands() {
-    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let output = output(&["completions", shell]);
-        assert!(output.status.success());
-        let script = text(&output.stdout);
-        for subcommand in ["demo", "exec", "completions"] {
-            assert!(script.contains(subcommand), "no {subcommand} for {shell}");
-        }
-    }
-    let path = env::temp_dir().join(unique_name());
-    fs::write(&path, output(&["completions", "bash"]).stdout).expect("a file of our own");
-    let script = format!(
-        ". {}; COMP_WORDS=(netns-exec de); COMP_CWORD=1; \
-         $(complete -p netns-exec | grep -o '_[^ ]*') netns-exec de netns-exec; echo $COMPREPLY",
-        path.display()
-    );
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .output()
-        .expect("bash");
-    fs::remove_file(&path).expect("own file");
-    assert_eq!(text(&output.stdout), "demo\n", "{}", text(&output.stderr));
-}
-
-#[test]
 fn help_has_examples_that_begin_with_the_command() {
     let all = output(&["--help"]);
     assert!(all.status.success());
-    for subcommand in ["demo", "exec", "bench", "completions"] {
+    for subcommand in [
+        "demo",
+        "exec",
+        "shell",
+        "create",
+        "delete",
+        "ls",
+        "identify",
+        "pids",
+        "monitor",
+        "audit",
+        "bench",
+        "completions",
+        "man",
+    ] {
         assert!(text(&all.stdout).contains(subcommand));
         let help = output(&[subcommand, "--help"]);
         let help = text(&help.stdout);
@@ -497,6 +472,10 @@ fn help_has_examples_that_begin_with_the_command() {
     }
     for usage in [&[][..], &["exec", "--help"]] {
         assert!(!output(usage).stdout.is_empty() || !output(usage).stderr.is_empty());
+    }
+    // As fingers that know iproute2 have it.
+    for alias in ["add", "del", "list", "show"] {
+        assert!(output(&[alias, "--help"]).status.success(), "{alias}");
     }
 }
 

@@ -10,24 +10,13 @@ use netns_exec_tests::{TempNetns, refuse_fstatfs, require_root, within};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
-use super::{PROGRAM, output, text};
+use super::{PROGRAM, Who, in_own_run, output, text};
 
 fn run(mut command: Command) -> Output {
     command.stdin(Stdio::null());
     within("the program", move || {
         command.output().expect("the program was built")
     })
-}
-
-/// Runs a script with `$0` for the program, where nothing has a name but what the
-/// script makes.
-fn in_empty_run(script: &str) -> Output {
-    require_root();
-    let script = format!("mount -t tmpfs tmpfs /run && {script}");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c"]);
-    command.args([&script, PROGRAM]).env_remove("COLUMNS");
-    run(command)
 }
 
 /// A thread of this process that is left in `netns` until the sender is dropped.
@@ -48,7 +37,7 @@ fn stray(netns: &Netns) -> Sender<()> {
 fn table_fits_80_columns_unless_it_is_to_be_wide() {
     let make = "for name in blue red a-namespace-with-a-name-of-some-length; do \
                 ip netns add $name; done;";
-    let shown = in_empty_run(&format!("{make} \"$0\" ls"));
+    let shown = in_own_run(Who::Root, &format!("{make} \"$0\" ls"));
     let table = text(&shown.stdout);
     assert!(shown.status.success(), "{}", text(&shown.stderr));
     for line in table.lines() {
@@ -57,7 +46,7 @@ fn table_fits_80_columns_unless_it_is_to_be_wide() {
     for name in ["blue", "red", "a-namespace-with-a-name-of-some-length"] {
         assert!(table.contains(name), "{table}");
     }
-    let narrow = in_empty_run(&format!("{make} COLUMNS=62 \"$0\" ls"));
+    let narrow = in_own_run(Who::Root, &format!("{make} COLUMNS=62 \"$0\" ls"));
     let narrow = text(&narrow.stdout);
     assert!(
         narrow.lines().all(|line| line.chars().count() <= 62),
@@ -68,7 +57,7 @@ fn table_fits_80_columns_unless_it_is_to_be_wide() {
         "{narrow}"
     );
 
-    let wide = in_empty_run(&format!("{make} COLUMNS=20 \"$0\" ls --wide"));
+    let wide = in_own_run(Who::Root, &format!("{make} COLUMNS=20 \"$0\" ls --wide"));
     let wide = text(&wide.stdout);
     for heading in [
         "ID",
@@ -86,7 +75,7 @@ fn table_fits_80_columns_unless_it_is_to_be_wide() {
 
 #[test]
 fn without_a_header_every_line_is_a_namespace() {
-    let shown = in_empty_run("ip netns add blue && \"$0\" ls --no-header");
+    let shown = in_own_run(Who::Root, "ip netns add blue && \"$0\" ls --no-header");
     let lines: Vec<&str> = text(&shown.stdout).lines().collect();
     assert!(
         lines.iter().any(|line| line.contains(" blue ")),

@@ -9,13 +9,15 @@ use std::process::{Command, Stdio};
 
 use netns_exec::Netns;
 
-use crate::as_ordinary_user;
+use crate::{as_ordinary_user, listen_to};
 
 /// What the process of its own is like.
 #[derive(Clone, Copy, Debug)]
 pub enum Alone {
     /// Like this one.
     AsIs,
+    /// Under a seccomp filter that another program listens to.
+    Listened,
     /// In a mount namespace of its own with an empty `/run`.
     FreshRun,
     /// Root of a user namespace of its own, and of nothing outside it; with an
@@ -108,6 +110,11 @@ pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
     let binary = Binary::reachable_by_all(&this);
     let mut command = match how {
         Alone::AsIs => Command::new(&binary.path),
+        Alone::Listened => {
+            let mut command = Command::new(&binary.path);
+            listen_to(&mut command);
+            command
+        }
         Alone::FreshRun
         | Alone::OwnUserNamespace
         | Alone::DetachedChildren

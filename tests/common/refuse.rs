@@ -52,3 +52,38 @@ pub fn refuse_fstatfs(command: &mut Command) {
     // SAFETY: the step is one system call and allocates nothing.
     unsafe { command.pre_exec(step) };
 }
+
+/// Has the children of a command live under a seccomp filter that is listened to already,
+/// as a container runtime does that answers some calls itself: a second listener is
+/// `EBUSY`.
+#[allow(unsafe_code)]
+pub fn listen_to(command: &mut Command) {
+    let allow = [libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: libc::SECCOMP_RET_ALLOW,
+    }];
+    let step = move || {
+        let program = libc::sock_fprog {
+            len: allow.len() as u16,
+            filter: allow.as_ptr().cast_mut(),
+        };
+        // SAFETY: the kernel reads `program` and the filter, which outlive the call.
+        let listener = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+                &raw const program,
+            )
+        };
+        // For as long as it is open. SAFETY: takes integers.
+        match unsafe { libc::fcntl(listener as libc::c_int, libc::F_SETFD, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the step makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(step) };
+}

@@ -7,6 +7,7 @@ mod batch;
 mod calls;
 mod counts;
 mod deletion;
+mod events;
 mod faults;
 mod futures;
 mod global;
@@ -24,6 +25,7 @@ mod subscribers;
 mod threads;
 mod user_code;
 mod waits;
+mod wakes;
 mod workers;
 
 use std::time::Duration;

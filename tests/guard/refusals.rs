@@ -164,7 +164,7 @@ fn threads_named(name: &str) -> usize {
         .count()
 }
 
-/// The listeners in this process's descriptor table, where a child would inherit them.
+/// The listeners in this process's descriptor table.
 fn listeners() -> usize {
     let links = fs::read_dir("/proc/self/fd").expect("procfs");
     let link = |fd: io::Result<fs::DirEntry>| fs::read_link(fd.ok()?.path()).ok();
@@ -183,13 +183,14 @@ fn refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker() {
         for netns in &spaces {
             other.run(netns, || ()).unwrap();
         }
-        assert_eq!(listeners(), 0, "they are the thread's own");
+        assert_eq!(listeners(), 11, "one a worker, for its callers");
         assert_eq!(threads_named("netns-guard"), 1);
         executor.shutdown(None).unwrap();
         let error = panic_of(&other, &netns, || drop(thread::spawn(|| ())));
         assert!(error.is_refused(), "{error}");
         other.shutdown(None).unwrap();
         eventually("the thread ends", || threads_named("netns-guard") == 0);
+        assert_eq!(listeners(), 0, "they go with their workers");
     }
 }
 

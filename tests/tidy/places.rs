@@ -22,6 +22,7 @@ const UNSAFE: &[&str] = &[
     "tests/executor_copies.rs",
     // What a thread does to itself, and to descriptors that it does not own.
     "tests/home/",
+    "tests/executor/wakes.rs",
     // A ring, and what a signal has the main thread do.
     "tests/audit/",
     "benches/src/alloc.rs",

@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use netns_exec::{CommandExt, Netns};
+use netns_exec::Netns;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -78,11 +78,12 @@ impl<'a> Running<'a> {
             .args(&plan.command[1..])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .in_netns(&of.netns);
+            .stderr(Stdio::piped());
+        plan.view.prepare(&mut command, &of.netns)?;
         supervise_before_exec(&mut command, plan.inherited);
-        let mut child =
-            (command.spawn()).map_err(|error| not_started(program, &of.netns, error))?;
+        let mut child = (command.spawn()).map_err(|error| {
+            (plan.view.explain(&of.netns)).unwrap_or_else(|| not_started(program, &of.netns, error))
+        })?;
         let started = Instant::now();
         let sources = [
             child.stdout.take().map(Source::Stdout),

@@ -52,7 +52,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use netns_exec::{CommandExt, Netns};
+use clap::ValueHint;
+use netns_exec::Netns;
 
 use self::command::not_started;
 use self::plan::{Form, Plan};
@@ -60,6 +61,7 @@ use crate::failure::{FAILED, Failure};
 use crate::netns_arg::NetnsArgs;
 use crate::seconds::seconds_above_zero;
 use crate::sys::{Inherited, give_back_before_exec};
+use crate::view::ViewArgs;
 
 /// Run a command in one namespace, or in several at once
 ///
@@ -83,12 +85,14 @@ use crate::sys::{Inherited, give_back_before_exec};
 /// Ctrl-Z stops them together with netns-exec. With no command left, a signal
 /// ends it. When netns-exec is killed, the commands are.
 ///
-/// Unlike `ip netns exec`, this leaves the mounts alone: the command sees the
-/// /etc/resolv.conf and /sys/class/net of the system, not /etc/netns/NAME.
+/// As with `ip netns exec`, the command sees the /sys of its namespace, and what is in
+/// /etc/netns/NAME (resolv.conf, hosts, ...) over /etc; unlike there, what is mounted below
+/// /sys stays. --no-view leaves the mounts alone.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   netns-exec exec blue -- ip route
+  netns-exec exec blue -- getent hosts db.internal
   netns-exec exec blue red -- ping -c 1 192.0.2.1
   netns-exec exec --all -- sysctl net.ipv4.ip_forward
   netns-exec exec --all --jobs 8 --timeout 10 --group -- ./probe
@@ -118,8 +122,12 @@ pub(crate) struct Args {
     netns: NetnsArgs,
 
     /// The command, after `--`, and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required = true, value_name = "COMMAND",
+          value_hint = ValueHint::CommandWithArguments)]
     command: Vec<OsString>,
+
+    #[command(flatten)]
+    view: ViewArgs,
 
     /// Run at most N commands at a time [default: all]
     #[arg(long, value_name = "N")]
@@ -171,7 +179,9 @@ fn run_with_statuses(args: Args) -> Result<ExitCode, Failure> {
         && !supervised
     {
         only.netns.check_enter()?;
-        return Err(become_command(&args.command, &only.netns, inherited));
+        let mut command = Command::new(&args.command[0]);
+        command.args(&args.command[1..]);
+        return Err(become_command(command, &only.netns, args.view, inherited));
     }
     // Before a second thread exists.
     let watchdog = watchdog::Watchdog::start()?;
@@ -186,6 +196,7 @@ fn run_with_statuses(args: Args) -> Result<ExitCode, Failure> {
             json: args.json,
         },
         inherited,
+        view: args.view,
     };
     plan.check()?;
     supervise::run(&plan, watchdog)
@@ -194,9 +205,16 @@ fn run_with_statuses(args: Args) -> Result<ExitCode, Failure> {
 /// Replaces this process, and returns only when that fails. Between the
 /// terminal and the command there is then no process that could get signals, job
 /// control or the exit status wrong.
-fn become_command(words: &[OsString], ns: &Netns, inherited: Inherited) -> Failure {
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).in_netns(ns);
+pub(crate) fn become_command(
+    mut command: Command,
+    ns: &Netns,
+    view: ViewArgs,
+    inherited: Inherited,
+) -> Failure {
+    if let Err(failure) = view.prepare(&mut command, ns) {
+        return failure;
+    }
     give_back_before_exec(&mut command, inherited);
-    not_started(&words[0], ns, command.exec())
+    let error = command.exec();
+    (view.explain(ns)).unwrap_or_else(|| not_started(command.get_program(), ns, error))
 }

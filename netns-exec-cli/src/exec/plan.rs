@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::failure::Failure;
 use crate::netns_arg::Labelled;
 use crate::sys::Inherited;
+use crate::view::ViewArgs;
 
 /// Everything that a supervisor is told.
 pub(super) struct Plan {
@@ -18,6 +19,7 @@ pub(super) struct Plan {
     pub(super) fail_fast: bool,
     pub(super) form: Form,
     pub(super) inherited: Inherited,
+    pub(super) view: ViewArgs,
 }
 
 /// What output looks like.

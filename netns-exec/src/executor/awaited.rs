@@ -313,6 +313,7 @@ fn notify(registry: &Arc<Registry>, group: &Arc<Group>, netns: impl Destination 
         todo => todo,
     };
     let orphans = birth::carry_out(registry, group, todo);
+    group.tell_if_stuck();
     if !orphans.is_empty() {
         let registry = Arc::clone(registry);
         // Where it cannot be done, they are dropped, which tells their owners.

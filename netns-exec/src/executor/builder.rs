@@ -4,14 +4,17 @@ use std::io;
 use std::time::Duration;
 
 use super::current;
+use super::event::Event;
 use super::hooks::Hooks;
 use super::owner::Executor;
 use super::pool::{Around, Config, Pool};
+use super::queue::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
 use crate::home::Home;
 use crate::netns::Netns;
 use crate::sys;
+use crate::view::View;
 
 /// Configures an [`Executor`].
 ///
@@ -98,6 +101,31 @@ impl Builder {
     /// Default: [`Guard::Seal`].
     pub fn guard(mut self, guard: Guard) -> Self {
         self.guard = guard;
+        self
+    }
+
+    /// Gives workers a view: their jobs see the `/sys` and `/proc/net` of their namespace,
+    /// and its files over `/etc`, as `ip netns exec` shows them. Default: none, and jobs
+    /// see what the process sees.
+    ///
+    /// It is made when a worker is born, and costs nothing later; [`View`] says what it
+    /// takes. A worker that cannot have it is an error of the call
+    /// that needed the worker, as when it may not enter.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Netns, View};
+    ///
+    /// let executor = Executor::builder().view(View::new()).build()?;
+    /// let devices = executor.run(&Netns::open("blue")?, || {
+    ///     std::fs::read_dir("/sys/class/net").map(Iterator::count)
+    /// })?;
+    /// # let _ = devices;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn view(mut self, view: View) -> Self {
+        self.config.view = Some(view);
         self
     }
 
@@ -252,6 +280,40 @@ impl Builder {
     /// ```
     pub fn on_worker_stop(mut self, hook: impl Fn(&Netns) + Send + Sync + 'static) -> Self {
         self.hooks.add_stop(Box::new(hook));
+        self
+    }
+
+    /// Has `hook` told of what happens in the executor: how long jobs waited and ran,
+    /// panics, refusals, workers that come and go. For metrics of whatever kind.
+    ///
+    /// It is called by the worker that the event is about, in that worker's namespace and
+    /// under the guard, between jobs: a hook that takes long keeps the next job waiting, and
+    /// one that waits for a job of that namespace can wait for ever. It had better count and
+    /// return. Its panic is told in the log. The caller of a job may go on before the hook is
+    /// told of its end. Not told of a worker whose thread the guard has found unfit, on which
+    /// nothing runs any more. [Threads beside the pool](Executor::thread) are not told of.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use netns_exec::{Event, Executor};
+    ///
+    /// let longest = Arc::new(AtomicU64::new(0));
+    /// let wait = Arc::clone(&longest);
+    /// let executor = Executor::builder()
+    ///     .on_event(move |event| {
+    ///         if let Event::JobEnded { queued, .. } = event {
+    ///             wait.fetch_max(queued.as_micros() as u64, Ordering::Relaxed);
+    ///         }
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn on_event(mut self, hook: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        self.hooks.add_event(Box::new(hook));
+        self.config.clock = Clock::Fine;
         self
     }
 

@@ -36,10 +36,13 @@ use super::wakers::Wakers;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::{Claim, Lane, Serving};
-use crate::handoff::outcome::Counters;
+use crate::handoff::outcome::{Counters, quietly};
 use crate::netns::watch::Subscription;
 use crate::netns::{Netns, NetnsId};
 use crate::sync::{AtomicBool, AtomicU32, Condvar, Mutex, Ordering, fence};
+
+/// After so long without a job taken from the queue the log is told.
+pub(crate) const IS_STUCK: Duration = Duration::from_secs(5);
 
 /// What a worker serves.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +65,8 @@ pub(crate) enum Leaving {
 /// What a group knows of one of its workers.
 pub(crate) struct Member {
     pub(crate) number: u64,
+    /// Woken by its bell, and not by futex.
+    pub(crate) is_rung: bool,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -119,6 +124,8 @@ pub(crate) struct Group {
     retiring: AtomicBool,
     /// Set once: the deletion watch has been asked.
     watch_asked: std::sync::atomic::AtomicBool,
+    /// Set while the log has been told that calls wait behind a long job.
+    stuck_told: std::sync::atomic::AtomicBool,
     /// How many workers are asked to make room for another namespace's.
     evictions: AtomicU32,
     pins: AtomicU32,
@@ -160,8 +167,8 @@ struct State {
     /// outside the locks: it has some of its own.
     watched: Option<Subscription>,
     live: Vec<Arc<Member>>,
-    /// Which lanes have a worker, born or being born.
-    taken: Vec<bool>,
+    /// Which lanes have a worker, born or being born: its number.
+    taken: Vec<Option<u64>>,
     starting: usize,
     spares_parked: usize,
     /// Parked spares that were called and have not woken yet.
@@ -208,7 +215,8 @@ impl Group {
             label: label.into(),
             is_local,
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
-            queue: Queue::new(pool.config.queue_depth),
+            queue: Queue::new(pool.config.queue_depth, pool.config.clock),
+            stuck_told: false.into(),
             futures: Futures::default(),
             runnable: Runnable(AtomicU32::new(0)),
             alive: AtomicU32::new(0),
@@ -221,7 +229,7 @@ impl Group {
                 netns: None,
                 watched: None,
                 live: Vec::new(),
-                taken: vec![false; lanes],
+                taken: vec![None; lanes],
                 starting: 0,
                 spares_parked: 0,
                 called: 0,
@@ -296,6 +304,31 @@ impl Group {
         Todo::Nothing
     }
 
+    /// Tells the log, once each time, when no job has been taken for long: by the sender of
+    /// one more, since the worker that is kept says nothing.
+    pub(crate) fn tell_if_stuck(&self) {
+        let stands_still = self.queue.stands_still_for();
+        if stands_still < IS_STUCK {
+            if self.stuck_told.load(Ordering::Relaxed) {
+                self.stuck_told.store(false, Ordering::Relaxed);
+            }
+            return;
+        }
+        if self.stuck_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        quietly(|| {
+            tracing::warn!(
+                netns = %self.label,
+                netns_id = %self.id,
+                queued = self.queue.len(),
+                for_ms = stands_still.as_millis(),
+                "calls wait behind a job that does not end: start what never ends with \
+                 `Executor::thread`, or see `workers_per_netns`"
+            );
+        });
+    }
+
     /// Called by a worker that turns to a job: the sender of another one may have
     /// relied on this worker, which now will not come back for a while.
     pub(crate) fn cover_queue(&self) -> Todo {
@@ -320,7 +353,7 @@ impl Group {
     }
 
     fn grow_locked(&self, state: &mut State) -> Todo {
-        let free = state.taken.iter().position(|taken| !taken);
+        let free = state.taken.iter().position(Option::is_none);
         match free {
             Some(index)
                 if !state.live.is_empty()
@@ -429,15 +462,16 @@ impl Group {
     }
 
     fn begin_start(&self, state: &mut State, role: Role, is_needed: bool) -> Start {
+        let number = self.pool.next_worker_number();
         state.starting += 1;
         if let Role::Lane(index) = role {
-            state.taken[index] = true;
+            state.taken[index] = Some(number);
         }
         if is_needed {
             self.runnable.add();
         }
         Start {
-            number: self.pool.next_worker_number(),
+            number,
             role,
             netns: (state.netns.clone()).expect("here while there are workers"),
             is_needed,
@@ -463,7 +497,7 @@ impl Group {
     pub(crate) fn start_failed(&self, role: Role, is_needed: bool, error: Error) {
         let mut state = self.state.lock();
         if let Role::Lane(index) = role {
-            state.taken[index] = false;
+            state.taken[index] = None;
         }
         if is_needed {
             self.runnable.remove();
@@ -527,13 +561,13 @@ impl Group {
 
     /// Takes a lane that has lost its worker, for a spare that serves under load:
     /// callers would go through the queue until the load pauses.
-    pub(crate) fn take_vacant_lane(&self) -> Option<usize> {
+    pub(crate) fn take_vacant_lane(&self, member: &Member) -> Option<usize> {
         if !self.lanes.iter().any(Lane::is_closed) {
             return None;
         }
         let mut state = self.state.lock();
-        let index = state.taken.iter().position(|taken| !taken)?;
-        state.taken[index] = true;
+        let index = state.taken.iter().position(Option::is_none)?;
+        state.taken[index] = Some(member.number);
         Some(index)
     }
 
@@ -596,7 +630,7 @@ impl Group {
         state.done += member.counters.done();
         state.panicked += member.counters.panicked();
         if let Role::Lane(index) = role {
-            state.taken[index] = false;
+            state.taken[index] = None;
         }
         let _ = (self.evictions).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |evictions| {
             evictions.checked_sub(1)
@@ -616,6 +650,15 @@ impl Group {
         }
         self.note_change();
         Some(todo)
+    }
+
+    /// A worker whose thread has ended in a job, without leaving, and the lane that it had.
+    pub(super) fn take_lost(&self) -> Option<(Arc<Member>, Role)> {
+        let index = self.lanes.iter().position(Lane::take_lost)?;
+        let state = self.state.lock();
+        let number = state.taken[index]?;
+        let member = (state.live.iter()).find(|member| member.number == number)?;
+        Some((Arc::clone(member), Role::Lane(index)))
     }
 
     /// Parks a spare that has nothing to do; says why when it is to leave instead.
@@ -778,6 +821,7 @@ impl Group {
             id: self.id,
             label: self.label.clone(),
             workers: state.live.len(),
+            rung: (state.live.iter().filter(|member| member.is_rung)).count(),
             queued: self.queue.len(),
             running: counters().filter(|counters| counters.is_running()).count(),
             futures: self.futures.len(),

@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::current::{self, Polled};
+use super::group::IS_STUCK;
 use crate::error::{Error, Result};
+use crate::handoff::outcome::quietly;
 use crate::handoff::task::{AbortTask, TaskHandle};
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or
@@ -103,7 +105,23 @@ fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> 
         let attempt = "cannot wait for a future on the only thread that can poll it";
         return Err(Error::kernel(attempt, cause).hint("await its handle"));
     }
-    Ok(current::blocking(|| task.wait_until(deadline)))
+    Ok(current::blocking(|| {
+        let long = Instant::now() + IS_STUCK;
+        if deadline.is_none_or(|deadline| deadline > long)
+            && !task.wait_until(Some(long))
+            && !task.has_started()
+        {
+            // The worker that is kept says nothing.
+            quietly(|| {
+                tracing::warn!(
+                    for_ms = IS_STUCK.as_millis(),
+                    "a job waits behind one that does not end: start what never ends with \
+                     `Executor::thread`, or see `workers_per_netns`"
+                );
+            });
+        }
+        task.wait_until(deadline)
+    }))
 }
 
 /// Polls a job that is not over, or takes its result.

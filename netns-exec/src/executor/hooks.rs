@@ -7,6 +7,7 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::event::Event;
 use crate::error::{Error, Kind, Result, panic_text};
 use crate::handoff::outcome::{Door, Payload, discard};
 use crate::home::aside::Lease;
@@ -14,6 +15,7 @@ use crate::netns::Netns;
 
 type OnStart = Box<dyn Fn(&Netns) -> io::Result<()> + Send + Sync>;
 type OnStop = Box<dyn Fn(&Netns) + Send + Sync>;
+type OnEvent = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
 /// The hooks of an executor, in the order in which they were given.
 #[derive(Clone, Default)]
@@ -27,6 +29,7 @@ pub(crate) struct Hooks {
 struct Given {
     start: Vec<OnStart>,
     stop: Vec<OnStop>,
+    event: Vec<OnEvent>,
     /// They have what a user captured, and may be dropped where no user code runs.
     lease: Option<Lease>,
 }
@@ -38,6 +41,26 @@ impl Hooks {
 
     pub(super) fn add_stop(&mut self, hook: OnStop) {
         self.given().stop.push(hook);
+    }
+
+    pub(super) fn add_event(&mut self, hook: OnEvent) {
+        self.given().event.push(hook);
+    }
+
+    /// Whether any wants to be told of events.
+    #[inline]
+    pub(super) fn observe(&self) -> bool {
+        (self.given.as_ref()).is_some_and(|given| !given.event.is_empty())
+    }
+
+    /// Tells of an event, through the door of the worker that it is about.
+    pub(super) fn tell(&self, event: &Event<'_>, door: &mut Door) {
+        for hook in self.given.iter().flat_map(|given| &given.event) {
+            if door.is_spoiled() {
+                return;
+            }
+            door.run("event hook", || hook(event));
+        }
     }
 
     /// Makes sure that they can be dropped wherever that happens.
@@ -140,13 +163,14 @@ fn in_start_hook<R>(hook: impl FnOnce() -> R) -> Result<R, Payload> {
 impl Drop for Given {
     fn drop(&mut self) {
         let (start, stop) = (mem::take(&mut self.start), mem::take(&mut self.stop));
-        if start.is_empty() && stop.is_empty() {
+        let event = mem::take(&mut self.event);
+        if start.is_empty() && stop.is_empty() && event.is_empty() {
             return;
         }
         match &self.lease {
-            Some(lease) => lease.drop_user_value((start, stop), IS_WORKER.get()),
+            Some(lease) => lease.drop_user_value((start, stop, event), IS_WORKER.get()),
             // Of a builder that was never built.
-            None => drop((start, stop)),
+            None => drop((start, stop, event)),
         }
     }
 }

@@ -7,6 +7,7 @@ mod awaited;
 pub(crate) mod birth;
 mod builder;
 pub(crate) mod current;
+mod event;
 pub(crate) mod future;
 mod futures;
 mod group;
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub use abort::{AbortHandle, AbortOnDrop};
 pub use apart::{Stop, ThreadHandle};
 pub use builder::Builder;
+pub use event::Event;
 #[cfg(all(test, loom))]
 pub(crate) use group::Group;
 pub use handle::{JoinHandle, ScopedJoinHandle};

@@ -4,17 +4,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::queue::Clock;
 use super::wakers::Wakers;
 use crate::error::{Error, Kind, Result};
 use crate::guard::Policy;
+use crate::handoff::outcome::discard;
 use crate::handoff::pace;
 use crate::netns::NetnsId;
 use crate::sync::{Condvar, Mutex, thread};
 use crate::sys;
+use crate::view::View;
 
 /// What a [`Builder`](crate::Builder) was told.
 #[derive(Clone, Debug)]
@@ -25,6 +29,9 @@ pub(crate) struct Config {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) stack_size: usize,
     pub(crate) name_prefix: String,
+    pub(crate) view: Option<View>,
+    /// By which the queue's jobs are timed.
+    pub(crate) clock: Clock,
     /// What the user wants around each poll of a future.
     pub(crate) around: Option<Around>,
 }
@@ -62,6 +69,8 @@ impl Default for Config {
             idle_timeout: Some(Duration::from_secs(10)),
             stack_size: 2 << 20,
             name_prefix: "ns".to_owned(),
+            view: None,
+            clock: Clock::Coarse,
             around: None,
         }
     }
@@ -423,8 +432,11 @@ impl Threads {
         let Some((number, handle)) = found else {
             return false;
         };
-        // A worker's main function catches every panic, and says so itself.
-        let _ = handle.join();
+        // A worker's main function catches every panic, and says so itself. That of a
+        // thread which a job has ended is none, and std panics over it here.
+        if let Ok(Err(panic)) | Err(panic) = catch_unwind(AssertUnwindSafe(|| handle.join())) {
+            discard(panic);
+        }
         let ended = (self.state.lock().threads.get(&number)).and_then(|thread| thread.ended);
         if let Some(tid) = ended {
             sys::thread::wait_gone(tid);

@@ -9,29 +9,32 @@
 //! them sees the other.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::task::Waker;
+use std::time::Duration;
 
 use super::wakers::{Ticket, Wakers};
 use crate::handoff::job::JobRef;
 use crate::handoff::pace;
-use crate::handoff::placement::{Cpu, CpuHint};
 use crate::sync::{
     self, AtomicU32, Condvar, Mutex, Ordering, Receiver, Sender, TrySendError, fence,
 };
+use crate::sys;
 
 /// See the module.
 pub(crate) struct Queue {
-    sender: Sender<JobRef>,
-    receiver: Receiver<JobRef>,
+    sender: Sender<Queued>,
+    receiver: Receiver<Queued>,
+    /// When it was last empty, or a job was taken, on the clock of [`Clock`].
+    moved: AtomicU64,
+    clock: Clock,
     /// Senders that wait for room.
     waiting: AtomicU32,
-    /// Where the last of them was.
-    waiting_on: CpuHint,
     room: Condvar,
     room_lock: Mutex<()>,
     /// Futures that are to be polled.
-    ready: Mutex<VecDeque<JobRef>>,
+    ready: Mutex<VecDeque<Queued>>,
     /// How many; changes under their lock, and is looked at without. Ordered by the fences
     /// of those that look, as the length of the channel is.
     ready_len: AtomicU32,
@@ -41,14 +44,42 @@ pub(crate) struct Queue {
     tasks: Wakers,
 }
 
+struct Queued {
+    job: JobRef,
+    since: u64,
+}
+
+/// Tells how long jobs wait: in nanoseconds, of some starting point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// As of the last tick of the kernel's timer: enough to tell that a wait is long, and
+    /// several times faster to read.
+    Coarse,
+    Fine,
+}
+
+impl Clock {
+    fn now(self) -> u64 {
+        if cfg!(loom) {
+            return 0;
+        }
+        sys::time::monotonic(self == Clock::Coarse)
+    }
+
+    fn since(self, then: u64) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(then))
+    }
+}
+
 impl Queue {
-    pub(crate) fn new(depth: usize) -> Queue {
+    pub(crate) fn new(depth: usize, clock: Clock) -> Queue {
         let (sender, receiver) = sync::bounded(depth);
         Queue {
             sender,
             receiver,
+            moved: AtomicU64::new(0),
+            clock,
             waiting: AtomicU32::new(0),
-            waiting_on: CpuHint::new(),
             room: Condvar::new(),
             room_lock: Mutex::new(()),
             ready: Mutex::new(VecDeque::new()),
@@ -68,14 +99,27 @@ impl Queue {
 
     /// Puts a job in, if there is room.
     pub(crate) fn try_push(&self, job: JobRef) -> Result<(), JobRef> {
-        self.sender.try_send(job).map_err(|error| match error {
-            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        let since = self.clock.now();
+        if self.is_empty() {
+            self.moved.store(since, Relaxed);
+        }
+        let queued = Queued { job, since };
+        self.sender.try_send(queued).map_err(|error| match error {
+            TrySendError::Full(queued) | TrySendError::Disconnected(queued) => queued.job,
         })
+    }
+
+    /// For how long no job has been taken although there was one.
+    pub(crate) fn stands_still_for(&self) -> Duration {
+        match self.is_empty() {
+            true => Duration::ZERO,
+            false => self.clock.since(self.moved.load(Relaxed)),
+        }
     }
 
     /// Puts a job in, and waits for room.
     pub(crate) fn push(&self, mut job: JobRef) {
-        if pace::spin_if_it_pays(|| !self.sender.is_full()) {
+        if pace::spin_by_turns(|| !self.sender.is_full()) {
             match self.try_push(job) {
                 Ok(()) => return,
                 Err(back) => job = back,
@@ -83,7 +127,6 @@ impl Queue {
         }
         let mut guard = self.room_lock.lock();
         loop {
-            self.waiting_on.set(Cpu::here(), false);
             self.waiting.fetch_add(1, Ordering::Relaxed);
             // See the module: the other half is in `take`.
             fence(Ordering::SeqCst);
@@ -102,30 +145,42 @@ impl Queue {
 
     /// Puts a future in that is to be polled. There is always room.
     pub(crate) fn push_ready(&self, job: JobRef) {
+        let since = self.clock.now();
+        if self.is_empty() {
+            self.moved.store(since, Relaxed);
+        }
         let mut ready = self.ready.lock();
-        ready.push_back(job);
+        ready.push_back(Queued { job, since });
         self.ready_len.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn take_ready(&self) -> Option<JobRef> {
-        let mut ready = self.ready.lock();
-        let job = ready.pop_front()?;
-        self.ready_len.fetch_sub(1, Ordering::Relaxed);
-        Some(job)
+    fn take_ready(&self) -> Option<(JobRef, Duration)> {
+        let Queued { job, since } = {
+            let mut ready = self.ready.lock();
+            let queued = ready.pop_front()?;
+            self.ready_len.fetch_sub(1, Ordering::Relaxed);
+            queued
+        };
+        self.moved.store(self.clock.now(), Relaxed);
+        Some((job, self.clock.since(since)))
     }
 
     /// Takes a job, or a future that is to be polled.
     #[inline]
     pub(crate) fn take(&self) -> Option<JobRef> {
+        self.take_timed().map(|(job, _waited)| job)
+    }
+
+    /// As [`take`](Queue::take), and says how long it has waited.
+    #[inline]
+    pub(crate) fn take_timed(&self) -> Option<(JobRef, Duration)> {
         if self.ready_len.load(Ordering::Relaxed) == 0 {
             return self.take_job();
         }
         self.take_by_turns()
     }
 
-    fn take_by_turns(&self) -> Option<JobRef> {
-        use std::sync::atomic::Ordering::Relaxed;
-
+    fn take_by_turns(&self) -> Option<(JobRef, Duration)> {
         if self.is_jobs_turn.swap(false, Relaxed)
             && let Some(job) = self.take_job()
         {
@@ -141,25 +196,26 @@ impl Queue {
     }
 
     /// Takes a job, and tells a sender that there is room.
-    fn take_job(&self) -> Option<JobRef> {
-        let job = self.receiver.try_recv().ok()?;
+    fn take_job(&self) -> Option<(JobRef, Duration)> {
+        let Queued { job, since } = self.receiver.try_recv().ok()?;
+        self.moved.store(self.clock.now(), Relaxed);
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) > 0 {
             drop(self.room_lock.lock());
             self.room.notify_one();
             self.wake_task();
         }
-        Some(job)
+        Some((job, self.clock.since(since)))
     }
 
     /// Takes all jobs, and leaves the futures.
     pub(crate) fn take_jobs(&self) -> Vec<JobRef> {
-        std::iter::from_fn(|| self.take_job()).collect()
+        std::iter::from_fn(|| self.take_job().map(|(job, _waited)| job)).collect()
     }
 
     /// Takes all futures, and leaves the jobs.
     pub(crate) fn take_futures(&self) -> Vec<JobRef> {
-        std::iter::from_fn(|| self.take_ready()).collect()
+        std::iter::from_fn(|| self.take_ready().map(|(job, _waited)| job)).collect()
     }
 
     /// Registers a task that found no room. It has to try once more after that.
@@ -192,9 +248,9 @@ impl Queue {
         std::iter::from_fn(|| self.take()).collect()
     }
 
-    /// Whether a sender that waited for room is about to wake up on another CPU,
-    /// with the queue empty now.
+    /// Whether a sender that waited for room is about to wake up, with the queue empty
+    /// now.
     pub(crate) fn expects_jobs(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0 && !self.waiting_on.get().is(Cpu::here())
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 }

@@ -48,6 +48,14 @@ pub struct NetnsStats {
     pub label: Box<str>,
     /// Workers alive.
     pub workers: usize,
+    /// How many of them are woken by seccomp user notification, which hands the caller's
+    /// own CPU over and back (Linux 6.6, [`Guard::Seal`](crate::Guard::Seal)): a call to a
+    /// worker that sleeps then takes about as long as two context switches. The others are
+    /// woken by futex, which takes two to ten times as long where the scheduler chooses
+    /// another CPU: their kernel is older, a container runtime listens to the process
+    /// itself, or half of the descriptors that the process may open (`RLIMIT_NOFILE`) are
+    /// taken by workers already.
+    pub rung: usize,
     /// Jobs in the queue, and futures that have been woken.
     pub queued: usize,
     /// Jobs under way.
@@ -81,6 +89,7 @@ pub(crate) fn merge(all: &mut Vec<NetnsStats>) {
         let same = more.id == netns.id;
         if same {
             netns.workers += more.workers;
+            netns.rung += more.rung;
             netns.queued += more.queued;
             netns.running += more.running;
             netns.futures += more.futures;

@@ -147,6 +147,13 @@ where
         let f = match group.claim() {
             None => f,
             Some(claim) => match claim.run(f, registry.pool().may_spin) {
+                Ok(Outcome::Aborted(error)) => {
+                    // The job has ended its thread.
+                    for orphan in birth::carry_out(registry, group, registry.bury_lost(group)) {
+                        orphan.abort(error.duplicate());
+                    }
+                    return Outcome::Aborted(error);
+                }
                 Ok(outcome) => return outcome,
                 Err(f) => f,
             },
@@ -290,6 +297,7 @@ pub(crate) fn first_worker(
 /// when the group has died in between.
 fn ensure_served(registry: &Arc<Registry>, netns: &impl Destination, group: &Arc<Group>) {
     let orphans = birth::carry_out(registry, group, group.notify());
+    group.tell_if_stuck();
     reship(registry, netns, orphans);
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::birth::carry_out;
 use super::current;
+use super::event::Event;
 use super::group::{Group, Leaving, Member, Role, Start};
 use super::registry::{Registry, Report};
 use crate::error::{Error, Kind, Result};
@@ -20,7 +21,7 @@ use crate::guard::ThreadGuard;
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{Counters, Door, discard};
-use crate::handoff::pace::{self, Credit};
+use crate::handoff::pace;
 use crate::home::roster;
 use crate::netns::{Netns, watch};
 
@@ -48,6 +49,9 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     let counters = Arc::new(Counters::sharing(&registry.pool().refused));
     let member = Arc::new(Member {
         number,
+        is_rung: guard
+            .listened()
+            .is_some_and(|listened| listened.bell().rings()),
         counters: Arc::clone(&counters),
     });
     let mut worker = Worker {
@@ -79,8 +83,18 @@ pub(crate) fn enter_or_say_why(netns: &Netns, registry: &Registry) -> Result<Thr
 fn enter(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
     let registration = roster::sign_in(netns.id());
     netns.enter()?;
+    // Before the guard, which takes the privilege away and the state of the thread for
+    // what it is to stay.
+    let pool = registry.pool();
+    let view = pool.config.view.as_ref();
+    view.map_or(Ok(()), |view| view.put_on_worker(netns))?;
     registry.hooks.run_start(netns)?;
-    registry.pool().policy.install(registration)
+    let mut guard = pool.policy.install(registration)?;
+    if view.is_some() {
+        (guard.keep_place())
+            .map_err(|cause| Error::kernel("cannot tell where a worker is", cause))?;
+    }
+    Ok(guard)
 }
 
 /// What a round of serving ended with.
@@ -103,7 +117,15 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     /// Opens a lane, busy as yet.
     fn open(&self, index: usize) -> Serving<'a> {
-        (self.group.lane(index).open()).expect("a lane has one worker at a time")
+        let bell = self.door.listened().map(|listened| {
+            let bell = listened.bell();
+            let group = Arc::downgrade(self.group);
+            bell.set_unpark(Some(Box::new(move || {
+                (group.upgrade()).is_some_and(|group| group.lane(index).unpark_trapped())
+            })));
+            Arc::clone(bell)
+        });
+        (self.group.lane(index).open(bell)).expect("a lane has one worker at a time")
     }
 
     /// Serves, and leaves the group in order, whatever happens.
@@ -114,11 +136,15 @@ impl<'a> Worker<'a> {
         let is_spare = lane.is_none();
         // A subscriber may ship its line through this very namespace: the lane is
         // busy, so that callers use the queue, and others serve it meanwhile.
+        let is_rung = self.member.is_rung;
         self.door
-            .report(|| tracing::debug!(is_spare, "worker started"));
+            .report(|| tracing::debug!(is_spare, is_rung, "worker started"));
         if let Some(lack) = self.door.guards_lack() {
             self.door.report(|| tracing::debug!("{lack}"));
         }
+        let (netns, label) = (self.group.id(), self.group.label());
+        let hooks = &self.registry.hooks;
+        hooks.tell(&Event::WorkerStarted { netns, label }, &mut self.door);
         if let Some(lane) = &mut lane {
             lane.end_busy();
         }
@@ -134,6 +160,13 @@ impl<'a> Worker<'a> {
             self.registry.hooks.run_stop(&netns, &mut self.door);
         }
         let (done, panicked) = (self.member.counters.done(), self.member.counters.panicked());
+        let retired = Event::WorkerRetired {
+            netns,
+            label,
+            idle: why == Leaving::Idle,
+            done,
+        };
+        hooks.tell(&retired, &mut self.door);
         self.door.report(|| match why {
             Leaving::Spoiled => tracing::warn!(
                 done,
@@ -181,9 +214,9 @@ impl<'a> Worker<'a> {
 
     fn serve_lane(&mut self, lane: &mut Serving<'a>) -> Leaving {
         let may_spin = self.group.pool().may_spin;
-        let mut credit = Credit::new();
         // Whether it has just emptied the queue.
         let mut emptied = false;
+        let mut idle = Idle::default();
         loop {
             current::came_back();
             if self.door.is_spoiled() {
@@ -191,27 +224,38 @@ impl<'a> Worker<'a> {
             }
             if lane.has_call() {
                 self.cover_queue();
-                lane.serve(&mut self.door);
-                if lane.was_sent_away() {
-                    credit = Credit::full();
-                }
-            } else if !self.group.queue.is_empty() {
+                self.observed(Duration::ZERO, |worker| {
+                    lane.serve(&mut worker.door);
+                    if worker.registry.hooks.observe() {
+                        // Its caller does not wait for observers as well.
+                        lane.tell();
+                    }
+                    true
+                });
+                idle = Idle::default();
+            } else if lane.is_called() || !self.group.queue.is_empty() {
                 if lane.begin_busy() {
-                    self.serve_queue();
+                    if self.serve_queue() {
+                        emptied = true;
+                        idle = Idle::default();
+                    }
                     if self.door.is_spoiled() {
                         continue;
                     }
                     lane.end_busy();
-                    emptied = true;
                 } else {
                     lane.await_post();
                 }
-            } else if mem::take(&mut emptied) && may_spin && self.group.queue.expects_jobs() {
-                // A sender that floods the queue and this worker would sleep by turns.
-                Credit::full().spin(pace::LONGEST_SPIN, || self.has_work(lane));
-            } else if may_spin && may_spin_for(lane, &mut credit) {
-                credit.spin(lane.spin_budget(), || self.has_work(lane));
-            } else if let Some(why) = self.park(lane, &mut credit) {
+            } else if may_spin
+                && (lane.expects_call()
+                    || mem::take(&mut emptied) && self.group.queue.expects_jobs())
+            {
+                // A caller that comes at once; or a sender that floods the queue, and
+                // would sleep by turns with this worker.
+                if let Err(since) = pace::spin(pace::SPIN, || self.has_work(lane)) {
+                    idle.since = Some(since);
+                }
+            } else if let Some(why) = self.park(lane, &mut idle) {
                 return why;
             }
         }
@@ -222,20 +266,24 @@ impl<'a> Worker<'a> {
         lane.has_call() || !self.group.queue.is_empty()
     }
 
-    /// Runs the jobs of the queue until there is none, or the thread is spoiled.
-    fn serve_queue(&mut self) {
+    /// Runs the jobs of the queue until there is none, or the thread is spoiled; tells
+    /// whether there was any.
+    fn serve_queue(&mut self) -> bool {
+        let mut any = false;
         while !self.door.is_spoiled()
-            && let Some(job) = self.group.queue.take()
+            && let Some((job, waited)) = self.group.queue.take_timed()
         {
+            any = true;
             self.cover_queue();
-            self.run(job);
+            self.observed(waited, |worker| worker.run(job));
         }
+        any
     }
 
     /// Sleeps until there may be work; says so when the worker has left instead.
-    fn park(&mut self, lane: &mut Serving<'a>, credit: &mut Credit) -> Option<Leaving> {
-        let parked = Instant::now();
-        if !lane.begin_park(parked) {
+    fn park(&mut self, lane: &mut Serving<'a>, idle: &mut Idle) -> Option<Leaving> {
+        let since = *idle.since.get_or_insert_with(Instant::now);
+        if !lane.begin_park(since) {
             lane.await_post();
             return None;
         }
@@ -244,28 +292,30 @@ impl<'a> Worker<'a> {
             return None;
         }
         if self.group.wants_leave(self.role) {
+            lane.stay_awake();
             return self.leave_lane(lane, Leaving::Told);
         }
         self.group.note_idle();
         // What an idle worker does is not done yet: on a CPU that both share, the
         // caller would wait for it.
-        if lane.sleep(Some(UPKEEP_AFTER)) {
-            if parked.elapsed() < pace::QUICK {
-                credit.gain();
-            }
+        let limit = if idle.has_seen_to_itself {
+            self.idle_timeout()
+        } else {
+            Some(UPKEEP_AFTER)
+        };
+        if lane.is_trapped()
+            && let Some(listened) = self.door.listened()
+        {
+            listened.set_alarm(limit);
+        }
+        if lane.sleep(limit) {
             return None;
         }
-        if !self.upkeep() {
-            return Some(self.leave_spoiled(Some(lane)));
-        }
-        if lane.sleep(self.idle_timeout()) {
-            return None;
+        if !mem::replace(&mut idle.has_seen_to_itself, true) {
+            return (!self.upkeep()).then(|| self.leave_spoiled(Some(lane)));
         }
         // Pinned meanwhile? Then the next round sleeps without a limit.
-        if self.idle_timeout().is_none() {
-            lane.stay_awake();
-            return None;
-        }
+        self.idle_timeout()?;
         self.leave_lane(lane, Leaving::Idle)
     }
 
@@ -339,13 +389,13 @@ impl<'a> Worker<'a> {
     fn serve_as_spare(&mut self) -> Round {
         loop {
             current::came_back();
-            while let Some(job) = self.group.queue.take() {
+            while let Some((job, waited)) = self.group.queue.take_timed() {
                 self.cover_queue();
-                self.run(job);
+                self.observed(waited, |worker| worker.run(job));
                 if self.door.is_spoiled() {
                     return Round::Leaves(self.leave_spoiled(None));
                 }
-                if let Some(index) = self.group.take_vacant_lane() {
+                if let Some(index) = self.group.take_vacant_lane(self.member) {
                     return Round::HasLane(index);
                 }
                 if self.group.has_enough_workers() {
@@ -364,8 +414,36 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn run(&mut self, job: JobRef) {
-        let is_future = job.is_future();
+    /// Has `run` run a job, which has waited for so long, and tells those of it who want to
+    /// know; of a future that waits again, as `run` says then, they are not told.
+    #[inline]
+    fn observed(&mut self, queued: Duration, run: impl FnOnce(&mut Self) -> bool) {
+        if !self.registry.hooks.observe() {
+            run(self);
+            return;
+        }
+        let panicked = self.member.counters.panicked();
+        self.door.take_refusals();
+        let began = Instant::now();
+        if !run(self) {
+            return;
+        }
+        let ran = began.elapsed();
+        let refused = self.door.take_refusals();
+        let event = Event::JobEnded {
+            netns: self.group.id(),
+            label: self.group.label(),
+            queued,
+            ran,
+            panicked: self.member.counters.panicked() > panicked,
+            refused,
+        };
+        self.registry.hooks.tell(&event, &mut self.door);
+    }
+
+    /// Tells whether the job has ended: a future may wait again.
+    fn run(&mut self, job: JobRef) -> bool {
+        let (is_future, done) = (job.is_future(), self.member.counters.done());
         // A future is closed by now, and dropped by its poll.
         if self.group.pool().is_abandoned() && !is_future {
             self.door.run("drop of a cancelled job", || {
@@ -382,6 +460,7 @@ impl<'a> Worker<'a> {
             self.watch_for_deletion();
         }
         current::came_back();
+        !is_future || self.member.counters.done() > done
     }
 
     fn cover_queue(&self) {
@@ -433,8 +512,10 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Whether the worker of `lane` should spin before it parks.
-#[inline]
-fn may_spin_for(lane: &Serving<'_>, credit: &mut Credit) -> bool {
-    !lane.is_beside_caller() && credit.allows()
+/// How a worker idles.
+#[derive(Default)]
+struct Idle {
+    since: Option<Instant>,
+    /// It has done what an idle worker does.
+    has_seen_to_itself: bool,
 }

@@ -18,8 +18,8 @@
 //! - clone3(2) and io_uring_setup(2) are answered with `ENOSYS` to all objects
 //!   that are loaded: a child that is hit falls back.
 //!
-//! *Refused* is an errno, or a notification to the thread that counts refusals
-//! (see [`ear`](super::ear)). That one can tell the worker from its children,
+//! *Refused* is an errno, or a notification to those who listen
+//! (see [`bell`](crate::bell)). That one can tell the worker from its children,
 //! which the filter cannot, and so lets children do what they ask for. It is also
 //! told of setns(2) and of unshare(2) for namespaces: those fail by themselves,
 //! for want of `CAP_SYS_ADMIN`, but uncounted.
@@ -33,6 +33,7 @@ use libc::sock_filter;
 
 use crate::sys;
 use crate::sys::bpf::{self, AUDIT_ARCH, and, arg_low, jump, load, ret};
+use crate::sys::seccomp::TRAP;
 
 /// Where the code lies that the filter is about.
 #[derive(Debug)]
@@ -164,6 +165,10 @@ pub(super) fn program(
         targets.push((call, body.len()));
     }
     answer_in(objects, no_such_call, &mut body);
+    if refusal == Refusal::Notify {
+        targets.push((TRAP, body.len()));
+        body.push(ret(libc::SECCOMP_RET_USER_NOTIF));
+    }
 
     let mut program = vec![
         load(bpf::ARCH),

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use super::check::{HomeTid, StateCheck};
 use super::seal::{Seal, Sealed};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
+use crate::bell::ear::Listened;
 use crate::error::{Refused, Result};
 use crate::home::roster::Registration;
 
@@ -76,6 +77,10 @@ impl OnThread for Box<Kept> {
 
     fn refused(&self) -> Refused {
         self.sealed.refused()
+    }
+
+    fn listened(&self) -> Option<&Listened> {
+        self.sealed.listened()
     }
 
     fn lack(&self) -> Option<&'static str> {

@@ -7,12 +7,11 @@
 //! thread once it has entered its namespace, and asks it after every job.
 //!
 //! How each is kept is a [`Mechanism`], one a file: [`seal`] (with its [`filter`]
-//! and the [`ear`] that counts what it refuses), [`keep_admin`], [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
+//! and [`bell`](crate::bell), which counts what it refuses), [`keep_admin`], [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
 //! `mechanisms!` below.
 
 mod check;
 mod detect;
-mod ear;
 mod filter;
 mod keep_admin;
 mod off;
@@ -24,9 +23,11 @@ use std::rc::Rc;
 
 pub(crate) use check::NetnsCheck;
 
+use crate::bell::ear::Listened;
 use crate::error::{Error, LeftThread, Refused, Result};
 use crate::home::roster::Registration;
 use crate::sys;
+use crate::sys::view::Place;
 
 /// Keeps a job from moving its thread to another namespace and from leaving
 /// threads behind in its own.
@@ -51,7 +52,7 @@ use crate::sys;
 /// | a job takes files (`CLONE_FILES`) or a working directory (`CLONE_FS`) of its own | refused: `EPERM` | refused: `EPERM` | found after the job | files: found after the job |
 /// | `CAP_SYS_ADMIN` in a job | gone | kept | kept | kept |
 /// | cost of each job | nothing | a look into `/proc` | some nanoseconds, or a look into `/proc` | a look into `/proc`, and kcmp(2) |
-/// | descriptors for each worker | none | 2 | 2 | 2 |
+/// | descriptors for each worker | 1, see [`NetnsStats::rung`](crate::NetnsStats::rung) | 3 | 2 | 2 |
 ///
 /// No policy is a sandbox. They stop accidents, in code that means no harm, and
 /// reach no further than the kernel's view of one thread; a job shares its
@@ -74,6 +75,7 @@ use crate::sys;
 /// | user and group, by the system call for one thread | not looked at | seen when the worker idles | seen when the worker idles |
 /// | nice value, scheduling policy, CPUs, timer slack, keyrings, securebits, thread-locals | not looked at | the same | the same |
 /// | what belongs to the process (working directory, umask, limits, environment) | not looked at | the same | the same |
+/// | working directory and umask, with a [`View`](crate::View) | seen when the worker idles | the same | the same |
 ///
 /// A worker idles when it has had nothing to do for 20 milliseconds; one that is then
 /// found unfit is retired with a line in the log. Where there is no kcmp(2) (a kernel
@@ -189,7 +191,8 @@ pub enum Guard {
     /// position-independent; a system call through the 32-bit entry of a 64-bit
     /// kernel; a process that shares this one's memory (`CLONE_VM` without
     /// `CLONE_THREAD`); a job that ends its thread by the bare exit(2), whose caller
-    /// waits for ever. And a job can keep its namespace alive by letting a socket out.
+    /// waits for ever where the worker is not [rung](crate::NetnsStats::rung) or the job
+    /// was spawned. And a job can keep its namespace alive by letting a socket out.
     ///
     /// # A process that confines itself
     ///
@@ -303,6 +306,11 @@ trait OnThread {
         Refused::default()
     }
 
+    /// What hears of the thread's traps, by which it can be woken.
+    fn listened(&self) -> Option<&Listened> {
+        None
+    }
+
     /// What this thread's guard has to do without, if anything: for the log.
     fn lack(&self) -> Option<&'static str> {
         None
@@ -368,6 +376,12 @@ macro_rules! mechanisms {
                 }
             }
 
+            fn listened(&self) -> Option<&Listened> {
+                match self {
+                    $(Installed::$guard(guard) => guard.listened(),)*
+                }
+            }
+
             fn refused(&self) -> Refused {
                 match self {
                     $(Installed::$guard(guard) => guard.refused(),)*
@@ -429,6 +443,7 @@ impl Policy {
         Ok(ThreadGuard {
             installed,
             name: sys::thread::name().unwrap_or_default(),
+            place: None,
             registration,
         })
     }
@@ -439,6 +454,8 @@ pub(crate) struct ThreadGuard {
     installed: Installed,
     /// What the thread was called when it was born.
     name: CString,
+    /// Where it was, if it has a working directory of its own.
+    place: Option<Place>,
     registration: Registration,
 }
 
@@ -475,6 +492,13 @@ impl ThreadGuard {
         self.installed.netns_check()
     }
 
+    /// Has the calling thread, which shares its working directory with no other, stay
+    /// where it is.
+    pub(crate) fn keep_place(&mut self) -> io::Result<()> {
+        self.place = Some(Place::of_this_thread()?);
+        Ok(())
+    }
+
     /// Puts right, before the worker sleeps, what a job may have changed.
     ///
     /// A job that unblocked signals would make its worker the one that runs
@@ -482,10 +506,20 @@ impl ThreadGuard {
     /// the worker.
     pub(crate) fn before_park(&mut self) -> ThreadState {
         sys::thread::set_name(&self.name);
-        match sys::thread::block_signals() {
-            Ok(_) => self.installed.when_idle(),
-            Err(error) => ThreadState::Unknown(error),
+        if let Err(error) = sys::thread::block_signals() {
+            return ThreadState::Unknown(error);
         }
+        if let Some(place) = &self.place
+            && Place::of_this_thread().ok().as_ref() != Some(place)
+        {
+            return ThreadState::Altered("another working directory or umask");
+        }
+        self.installed.when_idle()
+    }
+
+    /// What hears of the thread's traps, by which it can be woken.
+    pub(crate) fn listened(&self) -> Option<&Listened> {
+        self.installed.listened()
     }
 
     /// What this guard refused since the job began.

@@ -3,7 +3,7 @@
 //! Moving takes `CAP_SYS_ADMIN`, which the thread gives up. Breeding takes
 //! clone(2), which a seccomp filter refuses, and so does what would give the thread
 //! files or a working directory of its own. What the filter refuses to whom is said
-//! at `filter`, and how it is counted at `ear`.
+//! at `filter`, and how it is counted at [`bell`](crate::bell).
 //!
 //! Whether `pthread_create` is covered is not taken for granted but tried, on a
 //! thread that ends afterwards; a libc that is built in another way (musl hides
@@ -19,9 +19,9 @@ use std::thread;
 use libc::sock_filter;
 use parking_lot::Mutex;
 
-use super::ear::{self, Listened};
 use super::filter::{Code, Refusal, program};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
+use crate::bell::ear::{self, Listened};
 use crate::error::{Error, Kind, Refused, Result};
 use crate::home::Home;
 use crate::home::roster::Registration;
@@ -237,7 +237,7 @@ impl OnThread for Sealed {
     #[inline]
     fn before_job(&mut self, _worker: &Registration) {
         if let Some(listened) = &self.listened {
-            self.before = listened.refused();
+            self.before = listened.bell().refused();
         }
     }
 
@@ -254,7 +254,11 @@ impl OnThread for Sealed {
     fn refused(&self) -> Refused {
         let listened = self.listened.as_ref();
         listened.map_or_else(Refused::default, |listened| {
-            listened.refused() - self.before
+            listened.bell().refused() - self.before
         })
+    }
+
+    fn listened(&self) -> Option<&Listened> {
+        self.listened.as_ref()
     }
 }

@@ -1,10 +1,9 @@
 //! The lane between callers and one worker: cache lines that carry a
-//! small closure there and its result back, and the word the worker parks on. What
-//! callers have learnt of the worker has a line of its own, and so has where it is.
+//! small closure there and its result back, and the word that says who may use them.
 //!
 //! | line  | written by        | holds                                            |
 //! |-------|-------------------|--------------------------------------------------|
-//! | gate  | callers, parking worker | who may use the lane: a number and four flags |
+//! | gate  | callers, parking worker | who may use the lane: a number and five flags |
 //! | request | the caller that owns the lane | the number again once the job is in; the job |
 //! | reply | the worker        | the number again once the job is done; its result |
 //!
@@ -15,8 +14,9 @@
 //! | gate flag | set by  | cleared by          | meaning                                  |
 //! |-----------|---------|---------------------|------------------------------------------|
 //! | `OWNED`   | caller  | the same caller     | a call is under way                      |
-//! | `BUSY`    | worker  | worker              | it runs jobs of the queue: use the queue |
-//! | `PARKED`  | worker  | who wakes it        | it sleeps on the gate, or is about to    |
+//! | `BUSY`    | worker, or who wakes it for the queue | worker | it runs jobs of the queue: use the queue |
+//! | `PARKED`  | worker  | who wakes it        | it sleeps, or is about to                |
+//! | `TRAPPED` | worker  | with `PARKED`       | it sleeps in the trap of its [bell](crate::bell), not on the gate |
 //! | `CLOSED`  | worker, on leaving | the next worker of the lane | no worker        |
 //!
 //! A claim succeeds from `n` and from `n | PARKED` (the claimer then owes the
@@ -31,30 +31,45 @@
 //! the queue; both with a sequentially consistent fence in between, so at least one
 //! of them sees the other (x86-64 and aarch64 both let a store pass a later load).
 //!
+//! A worker whose caller slept parks in the trap, which wakes that caller, and is woken
+//! there by the next; one that was woken for the queue parks on the gate, because who
+//! sends to the queue goes on, and would keep its CPU from the worker. Who clears
+//! `TRAPPED` answers the trap, and until then the worker is in it, or will be.
+//!
 //! There is unsafe code here, besides that of `job`, `task`, `scope` and `latch`, because a closure
 //! that travels in the lane's own bytes belongs to one side at a time, and it is the
 //! gate that says to which.
 #![allow(unsafe_code)]
 
+mod serving;
+
+pub(crate) use serving::Serving;
+
 use std::mem::{self, MaybeUninit};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32 as StdAtomicU32, AtomicU64 as StdAtomicU64};
 use std::time::{Duration, Instant};
 
-use super::caller::{Caller, Plan};
 use super::job::AbortOnUnwind;
 use super::outcome::{Door, Outcome};
-use super::placement::{Cpu, CpuHint, Whereabouts};
-use crate::sync::{AtomicU32, Ordering, UnsafeCell, fence, futex_wait, futex_wake, yield_now};
+use super::pace::{self, ARRIVAL, Pace, SPIN};
+use crate::bell::{Bell, Lost};
+use crate::error::{Error, Kind};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, UnsafeCell, futex_wait, futex_wake};
+use crate::sys::{self, thread::ElsewhereThan};
 
 const OWNED: u32 = 1;
 const BUSY: u32 = 1 << 1;
 const PARKED: u32 = 1 << 2;
 const CLOSED: u32 = 1 << 3;
-const FLAGS: u32 = OWNED | BUSY | PARKED | CLOSED;
+const TRAPPED: u32 = 1 << 4;
+const FLAGS: u32 = OWNED | BUSY | PARKED | CLOSED | TRAPPED;
 /// The gate counts in steps of this. It wraps: only equality is ever asked. Built with
 /// `--cfg netns_wrap` there are two numbers in all, so that every other call does.
-const CALL: u32 = if cfg!(netns_wrap) { 1 << 31 } else { 1 << 4 };
+const CALL: u32 = if cfg!(netns_wrap) { 1 << 31 } else { 1 << 5 };
 
-/// In the reply: the caller sleeps on the word.
+/// In the reply: the caller sleeps: wake it through the bell if the lane has one that
+/// rings, else on the word.
 const ASLEEP: u32 = 1;
 
 const REQUEST: usize = 48;
@@ -109,22 +124,26 @@ pub(crate) struct Lane {
     request: Line<RequestLine>,
     reply: Line<ReplyLine>,
     /// What callers have learnt; belongs to the one that owns the lane.
-    caller: Line<UnsafeCell<Caller>>,
-    worker: Whereabouts,
+    pace: Line<UnsafeCell<Pace>>,
+    /// The worker has ended without leaving.
+    lost: AtomicBool,
+    /// The worker's thread.
+    worker: StdAtomicU32,
+    /// The worker's, while there is one.
+    bell: Mutex<Option<Arc<Bell>>>,
+    born: Instant,
+    /// Since when the worker has had nothing to do, in nanoseconds from `born`.
+    idle_since: StdAtomicU64,
 }
 
 struct RequestLine {
     posted: AtomicU32,
     job: UnsafeCell<Request>,
-    /// Where the caller runs. Belongs to the job.
-    from: CpuHint,
 }
 
 struct ReplyLine {
     done: AtomicU32,
     result: UnsafeCell<Reply>,
-    /// Where the worker ran its last job.
-    cpu: CpuHint,
 }
 
 // SAFETY: the gate gives each cell one owner at a time: the request is the owning
@@ -145,15 +164,17 @@ impl Lane {
                     call: None,
                     closure: Room::new(),
                 }),
-                from: CpuHint::new(),
             }),
             reply: Line(ReplyLine {
                 done: AtomicU32::new(0),
                 result: UnsafeCell::new(Reply::new()),
-                cpu: CpuHint::new(),
             }),
-            caller: Line(UnsafeCell::new(Caller::new())),
-            worker: Whereabouts::new(),
+            pace: Line(UnsafeCell::new(Pace::new())),
+            lost: AtomicBool::new(false),
+            worker: StdAtomicU32::new(0),
+            bell: Mutex::new(None),
+            born: Instant::now(),
+            idle_since: StdAtomicU64::new(0),
         }
     }
 
@@ -161,7 +182,7 @@ impl Lane {
     #[inline]
     pub(crate) fn claim(&self) -> Option<Claim<'_>> {
         let gate = self.gate.0.load(Ordering::Relaxed);
-        if gate & (FLAGS & !PARKED) != 0 {
+        if gate & (FLAGS & !(PARKED | TRAPPED)) != 0 {
             return None;
         }
         let claimed = (gate & !FLAGS).wrapping_add(CALL) | OWNED;
@@ -174,7 +195,7 @@ impl Lane {
         Some(Claim {
             lane: self,
             number: claimed & !FLAGS,
-            parked: gate & PARKED != 0,
+            parked: gate & (PARKED | TRAPPED),
         })
     }
 
@@ -196,46 +217,81 @@ impl Lane {
     /// The caller has put something where the worker looks before it parks, and
     /// a [`fence`] of sequential consistency after that.
     pub(crate) fn wake(&self) -> bool {
+        match self.unpark(PARKED) {
+            None => return false,
+            // It goes on beside us, not in our place.
+            Some(TRAPPED) => self.bell().expect("who traps has one").ring(false),
+            Some(_) => futex_wake(&self.gate.0),
+        }
+        true
+    }
+
+    /// Has the calling thread wake the worker if it sleeps in its trap.
+    pub(crate) fn unpark_trapped(&self) -> bool {
+        self.unpark(TRAPPED).is_some()
+    }
+
+    /// Whether the worker has ended without leaving; says so once.
+    pub(crate) fn take_lost(&self) -> bool {
+        self.lost.swap(false, Ordering::Acquire)
+    }
+
+    /// Clears `PARKED` if the worker sleeps as `how` says, and tells whether that is in
+    /// its trap.
+    fn unpark(&self, how: u32) -> Option<u32> {
         let mut gate = self.gate.0.load(Ordering::Relaxed);
-        while gate & PARKED != 0 {
+        while gate & how != 0 {
+            let trapped = gate & TRAPPED;
+            // No caller claims the lane before the worker is out of its trap.
+            let busy = if trapped == 0 { 0 } else { BUSY };
             match self.gate.0.compare_exchange_weak(
                 gate,
-                gate & !PARKED,
+                gate & !(PARKED | TRAPPED) | busy,
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => {
-                    futex_wake(&self.gate.0);
-                    return true;
-                }
+                Ok(_) => return Some(trapped),
                 Err(now) => gate = now,
             }
         }
-        false
+        None
     }
 
-    /// Makes the calling thread the lane's worker, if it has none; a busy one, until it
-    /// says that it is [not](Serving::end_busy).
-    pub(crate) fn open(&self) -> Option<Serving<'_>> {
+    /// The worker's bell. A handle of its own: the worker may be gone as soon as it is
+    /// woken.
+    fn bell(&self) -> Option<Arc<Bell>> {
+        self.bell.lock().clone()
+    }
+
+    /// Nanoseconds from the lane's birth.
+    fn age(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.born);
+        u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn idle_for(&self) -> Duration {
+        let since = self.idle_since.load(Ordering::Relaxed);
+        Duration::from_nanos(self.age(Instant::now()).saturating_sub(since))
+    }
+
+    /// Makes the calling thread, whose bell is `bell`, the lane's worker, if it has none;
+    /// a busy one, until it says that it is [not](Serving::end_busy).
+    pub(crate) fn open(&self, bell: Option<Arc<Bell>>) -> Option<Serving<'_>> {
         if !self.is_closed() {
             return None;
         }
-        // Before the lane is open: until then a caller would move the worker before
-        // this, and its number may be another thread's by now.
-        self.worker.begin();
+        // Before the lane is open: until then its callers might move another thread.
+        self.worker.store(sys::thread::tid(), Ordering::Relaxed);
+        self.bell.lock().clone_from(&bell);
         // Acquire: the worker before us has left the lines alone since. Release:
         // for who claims the lane and sees the line before this.
         let gate = (self.gate.0)
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |gate| {
                 // OWNED stays: the last caller may not have let go yet.
-                (gate & CLOSED != 0).then_some(gate & !(CLOSED | PARKED) | BUSY)
+                (gate & CLOSED != 0).then_some(gate & !CLOSED | BUSY)
             })
             .ok()?;
-        Some(Serving {
-            lane: self,
-            served: gate & !FLAGS,
-            sent_away: false,
-        })
+        Some(Serving::new(self, bell, gate & !FLAGS))
     }
 }
 
@@ -243,8 +299,8 @@ impl Lane {
 pub(crate) struct Claim<'a> {
     lane: &'a Lane,
     number: u32,
-    /// The worker slept when the lane was claimed: waking it is up to us.
-    parked: bool,
+    /// How the worker slept when the lane was claimed, if it did: waking it is up to us.
+    parked: u32,
 }
 
 /// What travels when the closure or its result is too large for a line: a
@@ -275,6 +331,7 @@ impl Claim<'_> {
                     0 => Some(Outcome::Returned(unsafe { reply.take() })),
                     // SAFETY: `call_inline` has put a box and said so.
                     BOXED => Some(*unsafe { reply.take::<Box<Outcome<T>>>() }),
+                    LOST => Some(lost()),
                     _ => None,
                 }
             });
@@ -286,7 +343,7 @@ impl Claim<'_> {
                     unsafe { request.closure.take() }
                 })
             });
-            self.let_go();
+            self.let_go_after(how);
             outcome
         } else {
             let mut frame = Frame {
@@ -295,8 +352,11 @@ impl Claim<'_> {
             };
             let at = &raw mut frame;
             self.put(call_framed::<F, T>, at);
-            self.post_and_wait(may_spin);
-            self.let_go();
+            let how = self.post_and_wait(may_spin);
+            self.let_go_after(how);
+            if how == LOST {
+                return Ok(lost());
+            }
             // SAFETY: done: the worker has left the frame, which is ours again.
             // Through `at`, because the worker wrote through it.
             let frame = unsafe { &mut *at };
@@ -318,50 +378,79 @@ impl Claim<'_> {
         });
     }
 
-    /// Returns how it ended: 0, `BOXED` or `REFUSED`.
+    /// Returns how it ended: 0, or `BOXED`, `REFUSED` or `LOST`.
     #[inline]
     fn post_and_wait(&self, may_spin: bool) -> u32 {
         // From here to the end the worker uses lines and frames of ours.
         let stay = AbortOnUnwind;
-        let here = Cpu::here();
-        let word = self.lane.caller.0.with_mut(|caller| {
+        let word = self.lane.pace.0.with_mut(|pace| {
             // SAFETY: the claim makes it ours.
-            let caller = unsafe { &mut *caller };
-            let awake_on = (!self.parked).then(|| self.lane.reply.0.cpu.get());
-            let apart = awake_on.is_some_and(|cpu| !cpu.is(here));
-            if !(apart && may_spin && caller.may_spin()) {
-                let plan = caller.plan(&self.lane.worker, awake_on, here, may_spin);
-                return self.call(plan, here, caller);
+            let pace = unsafe { &mut *pace };
+            if self.parked != 0 {
+                return self.wake_and_wait(may_spin, pace);
             }
-            self.post(here, false);
-            caller.spin(&self.lane.worker, || self.done().is_some());
+            self.post();
+            if may_spin && pace.is_hot() {
+                pace.note(pace::spin(SPIN, || self.done().is_some()).is_ok());
+            }
             self.done().unwrap_or_else(|| self.sleep())
         });
         mem::forget(stay);
-        word & (BOXED | REFUSED)
-    }
-
-    /// Makes a call that is not over within a spin: the worker sleeps, or runs on
-    /// this very CPU, or has been slow of late.
-    #[cold]
-    fn call(&self, plan: Plan, here: Cpu, caller: &mut Caller) -> u32 {
-        self.post(here, plan.moves);
-        if self.parked {
-            futex_wake(&self.lane.gate.0);
-        }
-        plan.spin(|| self.done().is_some());
-        let word = self.sleep();
-        let ran_on = self.lane.reply.0.cpu.get();
-        caller.learn(&plan, &self.lane.worker, here, ran_on);
-        word
+        word & (BOXED | REFUSED | LOST)
     }
 
     #[inline]
-    fn post(&self, here: Cpu, moved: bool) {
-        let request = &self.lane.request.0;
-        request.from.set(here, moved);
+    fn post(&self) {
         // Release: the job is visible to the worker that sees the number.
-        request.posted.store(self.number, Ordering::Release);
+        (self.lane.request.0.posted).store(self.number, Ordering::Release);
+    }
+
+    /// Makes a call to a worker that sleeps.
+    #[cold]
+    fn wake_and_wait(&self, may_spin: bool, pace: &mut Pace) -> u32 {
+        if may_spin && pace.is_hot_after(self.lane.idle_for()) {
+            return self.part_and_spin(pace);
+        }
+        let bell = self
+            .lane
+            .bell()
+            .filter(|bell| bell.rings() || self.parked & TRAPPED != 0);
+        let mut receiver = bell.as_ref().and_then(|bell| bell.take(|| false));
+        // Said before the worker may run, which may be at once and in our place.
+        self.fall_asleep();
+        self.post();
+        let woken = match &mut receiver {
+            Some(receiver) if self.parked & TRAPPED != 0 => receiver.answer(true),
+            _ => {
+                futex_wake(&self.lane.gate.0);
+                Ok(())
+            }
+        };
+        // It has been told that the caller sleeps, and traps once because of that.
+        let waited = woken.and_then(|()| match &mut receiver {
+            Some(receiver) => receiver.wait(),
+            None => Err(Lost::Listener),
+        });
+        drop(receiver);
+        self.end_of_wait(waited)
+    }
+
+    /// Wakes the worker on another CPU, and stays awake as well: two that take turns on
+    /// one CPU are left there by the scheduler.
+    fn part_and_spin(&self, pace: &mut Pace) -> u32 {
+        let elsewhere = ElsewhereThan::here(self.lane.worker.load(Ordering::Relaxed));
+        if self.parked & TRAPPED == 0 {
+            futex_wake(&self.lane.gate.0);
+        } else {
+            self.lane.bell().expect("who traps has one").ring(false);
+        }
+        let patience = if elsewhere.is_some() { ARRIVAL } else { SPIN };
+        // The worker may run anywhere again before it sees the job, which may look, and
+        // whose children inherit that.
+        drop(elsewhere);
+        self.post();
+        pace.note(pace::spin(patience, || self.done().is_some()).is_ok());
+        self.done().unwrap_or_else(|| self.sleep())
     }
 
     /// The word in the reply, if it says that the call is done.
@@ -373,24 +462,65 @@ impl Claim<'_> {
     }
 
     /// Waits for the end of the call, if it is not over.
+    #[cold]
     fn sleep(&self) -> u32 {
+        let bell = self.lane.bell().filter(|bell| bell.rings());
+        let receiver = (bell.as_ref()).and_then(|bell| bell.take(|| self.done().is_some()));
+        if let Some(mut receiver) = receiver
+            && self.fall_asleep()
+        {
+            let waited = receiver.wait();
+            drop(receiver);
+            return self.end_of_wait(waited);
+        }
+        self.sleep_on_word()
+    }
+
+    fn end_of_wait(&self, waited: Result<(), Lost>) -> u32 {
+        match waited {
+            Ok(()) => self.done().expect("the worker says so when it is"),
+            Err(Lost::Worker) => self.done().unwrap_or(LOST),
+            // The worker finds out as well.
+            Err(Lost::Listener) => self.sleep_on_word(),
+        }
+    }
+
+    fn sleep_on_word(&self) -> u32 {
         let reply = &self.lane.reply.0.done;
         loop {
             if let Some(word) = self.done() {
                 return word;
             }
-            let now = reply.load(Ordering::Relaxed);
-            if now & !FLAGS == self.number {
-                continue;
-            }
-            // Relaxed: the worker finds ASLEEP by an RMW on the same word.
-            if now & ASLEEP != 0
-                || (reply.compare_exchange(now, now | ASLEEP, Ordering::Relaxed, Ordering::Relaxed))
-                    .is_ok()
-            {
-                futex_wait(reply, now | ASLEEP, None);
+            if self.fall_asleep() {
+                futex_wait(reply, reply.load(Ordering::Relaxed) | ASLEEP, None);
             }
         }
+    }
+
+    /// Says that the caller sleeps; `false` when the call is done.
+    fn fall_asleep(&self) -> bool {
+        let reply = &self.lane.reply.0.done;
+        let now = reply.load(Ordering::Relaxed);
+        // Relaxed: the worker finds ASLEEP by an RMW on the same word.
+        now & !FLAGS != self.number
+            && (now & ASLEEP != 0
+                || (reply.compare_exchange(
+                    now,
+                    now | ASLEEP,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                ))
+                .is_ok())
+    }
+
+    #[inline]
+    fn let_go_after(&self, how: u32) {
+        if how == LOST {
+            // There is no worker to serve the next caller, nor to close it.
+            self.lane.gate.0.fetch_or(CLOSED, Ordering::Relaxed);
+            self.lane.lost.store(true, Ordering::Release);
+        }
+        self.let_go();
     }
 
     /// Hands the lane to the next caller.
@@ -402,10 +532,21 @@ impl Claim<'_> {
     }
 }
 
+/// How a job ends whose thread has ended without a word.
+#[cold]
+fn lost<T>() -> Outcome<T> {
+    Outcome::Aborted(Error::new(
+        Kind::Escaped,
+        "job ended its thread by exit(2), or its thread was killed: it has no result",
+    ))
+}
+
 /// In the reply: the result is a boxed [`Outcome`], because the job did not return.
 const BOXED: u32 = 1 << 1;
 /// In the reply: the closure has not been touched, because the worker must leave.
 const REFUSED: u32 = 1 << 2;
+/// In no reply: the worker's thread has ended in the midst of the job.
+const LOST: u32 = 1 << 3;
 
 /// # Safety
 ///
@@ -449,183 +590,20 @@ where
     0
 }
 
-/// The worker's side of a lane.
-pub(crate) struct Serving<'a> {
-    lane: &'a Lane,
-    /// The number of the last call that was served.
-    served: u32,
-    /// The last caller has sent it to another CPU, and it has not been asked yet.
-    sent_away: bool,
-}
-
-impl Serving<'_> {
-    /// Whether a call waits.
-    #[inline]
-    pub(crate) fn has_call(&self) -> bool {
-        self.lane.request.0.posted.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
-    }
-
-    /// Runs the call that waits, if any.
-    #[inline]
-    pub(crate) fn serve(&mut self, door: &mut Door) {
-        let number = self.served.wrapping_add(CALL);
-        let RequestLine {
-            posted,
-            job: request,
-            from,
-        } = &self.lane.request.0;
-        let reply = &self.lane.reply.0.result;
-        // Acquire: the job is visible to us.
-        if posted.load(Ordering::Acquire) != number {
-            return;
-        }
-        if from.has_moved() {
-            self.lane.worker.go_back();
-            self.sent_away = !self.is_beside_caller();
-        }
-        // The caller waits for this thread, whatever happens.
-        let stay = AbortOnUnwind;
-        let how = request.with_mut(|request| {
-            reply.with_mut(|reply| {
-                // SAFETY: posted: the caller has written this, and leaves it.
-                let call = unsafe { (*request).call }.expect("posted with a call");
-                // SAFETY: it is the one that was written with the closure.
-                unsafe { call(request, reply, door) }
-            })
-        });
-        mem::forget(stay);
-        self.done(number | how);
-    }
-
-    /// Waits for the job of a caller that has claimed the lane.
-    ///
-    /// It follows within a few instructions, unless the caller was interrupted:
-    /// with a single CPU it is this thread that keeps it from going on.
-    pub(crate) fn await_post(&self) {
-        while !self.has_call() {
-            yield_now();
-        }
-    }
-
-    /// Whether the worker runs on the CPU that the last call came from: there it
-    /// can only spin for the next one while the caller does not run.
-    #[inline]
-    pub(crate) fn is_beside_caller(&self) -> bool {
-        self.lane.request.0.from.get().is(Cpu::here())
-    }
-
-    #[inline]
-    pub(crate) fn spin_budget(&self) -> Duration {
-        self.lane.worker.spin_budget()
-    }
-
-    /// Whether the last caller has sent the worker to another CPU, because calls
-    /// come in quick succession; says so once.
-    #[inline]
-    pub(crate) fn was_sent_away(&mut self) -> bool {
-        mem::take(&mut self.sent_away)
-    }
-
-    /// Gives a call that came too late back to its caller.
-    pub(crate) fn refuse(&mut self) {
-        let number = self.served.wrapping_add(CALL);
-        self.await_post();
-        self.done(number | REFUSED);
-    }
-
-    fn done(&mut self, word: u32) {
-        self.served = word & !FLAGS;
-        // A store before the swap: it has the line fetched early, and a call takes
-        // a sixth less.
-        self.lane.reply.0.cpu.set(Cpu::here(), false);
-        let done = &self.lane.reply.0.done;
-        // Release: the result is visible to the caller. Acquire is not needed:
-        // the caller writes nothing but ASLEEP. An RMW to learn of ASLEEP.
-        let before = done.swap(word, Ordering::Release);
-        if before & ASLEEP != 0 {
-            futex_wake(done);
-        }
-    }
-
-    /// Closes the lane to callers while the worker runs jobs of the queue;
-    /// `false` when a call came first.
-    pub(crate) fn begin_busy(&mut self) -> bool {
-        self.set_flag(BUSY)
-    }
-
-    pub(crate) fn end_busy(&mut self) {
-        self.lane.gate.0.fetch_and(!BUSY, Ordering::Relaxed);
-    }
-
-    /// Says that the worker is about to sleep; `false` when a call came first.
-    ///
-    /// Then the worker looks at everything else once more, and calls
-    /// [`sleep`](Serving::sleep) or [`stay_awake`](Serving::stay_awake).
-    pub(crate) fn begin_park(&mut self, now: Instant) -> bool {
-        self.lane.worker.note_parking(now);
-        let parked = self.set_flag(PARKED);
-        // See the module: the other half is the sender's.
-        fence(Ordering::SeqCst);
-        parked
-    }
-
-    pub(crate) fn stay_awake(&mut self) {
-        self.lane.gate.0.fetch_and(!PARKED, Ordering::Relaxed);
-    }
-
-    /// Sleeps until a caller or sender has cleared `PARKED`; `false` when `timeout` ran
-    /// out first (the worker is still parked then).
-    pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> bool {
-        self.lane.worker.note_cpu();
-        loop {
-            let gate = self.lane.gate.0.load(Ordering::Relaxed);
-            if gate & PARKED == 0 {
-                return true;
-            }
-            if !futex_wait(&self.lane.gate.0, gate, timeout) {
-                return self.lane.gate.0.load(Ordering::Relaxed) & PARKED == 0;
-            }
-        }
-    }
-
-    /// Closes the lane for good; `false` when a call came first.
-    pub(crate) fn close(&mut self) -> bool {
-        self.set_flag(CLOSED)
-    }
-
-    /// Takes [`close`](Serving::close) back.
-    pub(crate) fn reopen(&mut self) {
-        self.lane.gate.0.fetch_and(!CLOSED, Ordering::Relaxed);
-    }
-
-    /// Sets `flag` in the gate, and clears `PARKED` with it when it is another
-    /// one, unless a caller has claimed the lane since the last call was served.
-    fn set_flag(&mut self, flag: u32) -> bool {
-        // Release: what the worker did to the lines comes before a claim by way
-        // of a later worker.
-        self.lane
-            .gate
-            .0
-            .fetch_update(Ordering::Release, Ordering::Relaxed, |gate| {
-                (gate & !FLAGS == self.served).then_some(gate & !PARKED | flag)
-            })
-            .is_ok()
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::atomic::AtomicBool;
     use std::thread;
 
     use super::*;
+    use crate::sync::yield_now;
 
     /// Calls `f` while a worker serves `lane`, which parks between calls.
     fn served<R>(lane: &Lane, f: impl FnOnce() -> R) -> R {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let mut serving = lane.open().unwrap();
+                let mut serving = lane.open(None).unwrap();
                 let mut door = Door::here();
                 serving.end_busy();
                 while !(stop.load(Ordering::Relaxed) && serving.close()) {
@@ -633,7 +611,6 @@ mod tests {
                         serving.serve(&mut door);
                     } else if serving.begin_park(Instant::now()) {
                         serving.sleep(Some(Duration::from_millis(1)));
-                        serving.stay_awake();
                     }
                 }
             });

@@ -1,12 +1,10 @@
 //! How a closure gets to a worker, and how its outcome gets back.
 
-mod caller;
 pub(crate) mod future;
 pub(crate) mod job;
 pub(crate) mod lane;
 pub(crate) mod latch;
 pub(crate) mod outcome;
 pub(crate) mod pace;
-pub(crate) mod placement;
 pub(crate) mod scope;
 pub(crate) mod task;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
+use crate::bell::ear::Listened;
 use crate::error::{Error, Kind, LeftThread, Refused};
 use crate::guard::{ThreadGuard, ThreadState};
 
@@ -166,6 +167,8 @@ pub(crate) struct Door {
     spoiled: bool,
     /// What the guard refused to the last user code that ran.
     refused: Refused,
+    /// How often it has refused something since this was asked for.
+    refusals: u64,
     tripwire: Tripwire,
 }
 
@@ -176,6 +179,7 @@ impl Door {
             counters,
             spoiled: false,
             refused: Refused::default(),
+            refusals: 0,
             tripwire: Tripwire::here(),
         }
     }
@@ -310,8 +314,19 @@ impl Door {
             let Refused { threads, moves } = self.refused;
             let count = u64::from(threads) + u64::from(moves);
             self.counters.refused.fetch_add(count, Ordering::Relaxed);
+            self.refusals += count;
         }
         verdict
+    }
+
+    /// How often the guard has refused something since the last time that this was asked.
+    pub(crate) fn take_refusals(&mut self) -> u64 {
+        mem::take(&mut self.refusals)
+    }
+
+    /// What hears of the thread's traps, by which it can be woken.
+    pub(crate) fn listened(&self) -> Option<&Listened> {
+        self.guard.listened()
     }
 
     /// What the thread's guard has to do without, if anything.

@@ -502,6 +502,10 @@ impl<T> TaskHandle<'_, T> {
         cancelled
     }
 
+    pub(crate) fn has_started(&self) -> bool {
+        self.packet.latch().flags() & STARTED != 0
+    }
+
     /// Blocks until the job is over or `deadline` has passed; tells which.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
         self.is_over() || self.packet.latch().wait_until(deadline)

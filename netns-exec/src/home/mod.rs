@@ -35,6 +35,9 @@
 //! 4. Set again by the guard before the worker parks. `tests/executor/signals.rs`.
 //! 5. Set by `sys::process` in the child. `tests/process`.
 //!
+//! With a view, a worker and a child have a mount namespace, cwd and umask of their own,
+//! copies of home's: `sys::view`. `tests/view`.
+//!
 //! What the kernel does not show of other threads is inherited from the thread that
 //! started the home thread: I/O priority, NUMA policy, securebits, keyrings, the Landlock domain.
 

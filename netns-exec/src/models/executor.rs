@@ -30,7 +30,7 @@ impl Fixture {
             idle_timeout: None,
             stack_size: STACK,
             name_prefix: String::new(),
-            around: None,
+            ..Config::default()
         };
         adjust(&mut config);
         let policy = Policy::prepare(Guard::Off).unwrap();

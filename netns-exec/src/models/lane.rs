@@ -4,31 +4,40 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{check, panicked, returned};
+use crate::bell::Bell;
 use crate::handoff::lane::{Lane, Serving};
 use crate::handoff::outcome::{Door, Outcome};
-use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread, yield_now};
+use crate::sync::{AtomicBool, AtomicU32, Listener, Ordering, fence, thread, yield_now};
 
 /// Makes the calling thread the lane's worker, which is free at once.
-fn open(lane: &Lane) -> Serving<'_> {
-    let mut serving = lane.open().unwrap();
+fn open(lane: &Lane, bell: Option<Arc<Bell>>) -> Serving<'_> {
+    let mut serving = lane.open(bell).unwrap();
     serving.end_busy();
     serving
 }
 
-/// What a worker does, without a queue.
-fn serve(lane: &Lane, stop: &AtomicBool) {
-    let mut serving = open(lane);
+/// What a worker does, with a queue that one job may be in.
+fn serve(lane: &Lane, queue: &Queue, bell: Option<Arc<Bell>>) {
+    let mut serving = open(lane, bell);
     let mut door = Door::here();
     loop {
         if serving.has_call() {
             serving.serve(&mut door);
-        } else if stop.load(Ordering::Relaxed) {
-            if serving.close() {
+        } else if serving.is_called() || queue.has_job() {
+            if serving.begin_busy() {
+                queue.serve();
+                serving.end_busy();
+            } else {
+                yield_now();
+            }
+        } else if queue.stop.load(Ordering::Acquire) {
+            // What was pushed before is seen from here on.
+            if !queue.has_job() && serving.close() {
                 return;
             }
             yield_now();
         } else if serving.begin_park(Instant::now()) {
-            if stop.load(Ordering::Relaxed) {
+            if queue.has_job() || queue.stop.load(Ordering::Relaxed) {
                 serving.stay_awake();
             } else {
                 assert!(serving.sleep(None));
@@ -39,25 +48,75 @@ fn serve(lane: &Lane, stop: &AtomicBool) {
     }
 }
 
+/// A queue of jobs that are counted, and the wish that the worker leaves.
+#[derive(Default)]
+struct Queue {
+    pushed: AtomicU32,
+    served: AtomicU32,
+    stop: AtomicBool,
+}
+
+impl Queue {
+    fn has_job(&self) -> bool {
+        self.pushed.load(Ordering::Relaxed) > self.served.load(Ordering::Relaxed)
+    }
+
+    fn serve(&self) {
+        let pushed = self.pushed.load(Ordering::Relaxed);
+        self.served.store(pushed, Ordering::Relaxed);
+    }
+
+    /// What a sender does.
+    fn push(&self, lane: &Lane) {
+        self.pushed.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if !lane.is_awake_and_free() {
+            lane.wake();
+        }
+    }
+}
+
+/// How a model's worker sleeps: on the gate, or in the trap of its bell.
+fn bells() -> [Option<Arc<Bell>>; 2] {
+    [None, Some(Arc::new(Bell::new(0, Some(Listener::new()))))]
+}
+
+/// Tries a model with both.
+fn check_both(preemptions: usize, model: impl Fn(Served) + Sync + Send + Copy + 'static) {
+    for with in 0..2 {
+        check(preemptions, move || {
+            let [none, bell] = bells();
+            model(Served::new(if with == 0 { none } else { bell }));
+        });
+    }
+}
+
 struct Served {
     lane: Arc<Lane>,
-    stop: Arc<AtomicBool>,
+    queue: Arc<Queue>,
     worker: thread::JoinHandle<()>,
 }
 
 impl Served {
-    fn new() -> Served {
-        let lane = Arc::new(Lane::new());
-        let stop = Arc::new(AtomicBool::new(false));
+    fn new(bell: Option<Arc<Bell>>) -> Served {
+        Served::of(Arc::new(Lane::new()), bell)
+    }
+
+    fn of(lane: Arc<Lane>, bell: Option<Arc<Bell>>) -> Served {
+        let queue = Arc::new(Queue::default());
         let worker = thread::spawn({
-            let (lane, stop) = (Arc::clone(&lane), Arc::clone(&stop));
-            move || serve(&lane, &stop)
+            let (lane, queue) = (Arc::clone(&lane), Arc::clone(&queue));
+            move || serve(&lane, &queue, bell)
         });
-        Served { lane, stop, worker }
+        Served {
+            lane,
+            queue,
+            worker,
+        }
     }
 
     fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.queue.stop.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
         self.lane.wake();
         self.worker.join().unwrap();
@@ -74,8 +133,7 @@ fn call<F: FnOnce() -> T + Send, T: Send>(lane: &Lane, f: F) -> Result<Outcome<T
 
 #[test]
 fn small_closure_and_result_travel_in_the_lane() {
-    check(3, || {
-        let served = Served::new();
+    check_both(3, |served| {
         let number = Box::new(20);
         if let Ok(outcome) = call(&served.lane, || *number + 1) {
             assert_eq!(returned(outcome), 21);
@@ -86,8 +144,7 @@ fn small_closure_and_result_travel_in_the_lane() {
 
 #[test]
 fn large_closure_and_result_travel_by_pointer() {
-    check(3, || {
-        let served = Served::new();
+    check_both(3, |served| {
         let numbers = [1_u64; 16];
         if let Ok(outcome) = call(&served.lane, move || numbers.map(|n| n + 1)) {
             assert_eq!(returned(outcome), [2; 16]);
@@ -98,8 +155,7 @@ fn large_closure_and_result_travel_by_pointer() {
 
 #[test]
 fn lane_is_used_again_and_again() {
-    check(2, || {
-        let served = Served::new();
+    check_both(2, |served| {
         for n in 0..3 {
             if let Ok(outcome) = call(&served.lane, || n) {
                 assert_eq!(returned(outcome), n);
@@ -111,8 +167,7 @@ fn lane_is_used_again_and_again() {
 
 #[test]
 fn panic_reaches_the_caller_and_leaves_the_lane_usable() {
-    check(2, || {
-        let served = Served::new();
+    check_both(2, |served| {
         let out = || std::panic::resume_unwind(Box::new("out"));
         if let Ok(outcome) = call(&served.lane, out) {
             assert_eq!(*panicked::<()>(outcome).downcast::<&str>().unwrap(), "out");
@@ -127,8 +182,7 @@ fn panic_reaches_the_caller_and_leaves_the_lane_usable() {
 
 #[test]
 fn contended_lane_serves_one_and_turns_the_other_away() {
-    check(2, || {
-        let served = Served::new();
+    check_both(2, |served| {
         let other = thread::spawn({
             let lane = Arc::clone(&served.lane);
             move || call(&lane, || 1).map(returned).ok()
@@ -148,7 +202,7 @@ fn claim_meets_a_worker_that_leaves() {
         let worker = thread::spawn({
             let lane = Arc::clone(&lane);
             move || {
-                let mut serving = open(&lane);
+                let mut serving = open(&lane, None);
                 while !serving.close() {
                     serving.refuse();
                 }
@@ -171,7 +225,7 @@ fn large_closure_comes_back_from_a_worker_that_leaves() {
         let worker = thread::spawn({
             let lane = Arc::clone(&lane);
             move || {
-                let mut serving = open(&lane);
+                let mut serving = open(&lane, None);
                 while !serving.close() {
                     serving.refuse();
                 }
@@ -188,8 +242,7 @@ fn large_closure_comes_back_from_a_worker_that_leaves() {
 
 #[test]
 fn next_worker_takes_the_lane_over() {
-    check(1, || {
-        let served = Served::new();
+    check_both(1, |served| {
         let lane = Arc::clone(&served.lane);
         let caller = thread::spawn(move || {
             let mut answers = 0;
@@ -202,13 +255,9 @@ fn next_worker_takes_the_lane_over() {
         });
         let lane = Arc::clone(&served.lane);
         served.stop();
-        let stop = Arc::new(AtomicBool::new(false));
-        let worker = thread::spawn({
-            let (lane, stop) = (Arc::clone(&lane), Arc::clone(&stop));
-            move || serve(&lane, &stop)
-        });
+        let next = Served::of(lane, None);
         assert!(caller.join().unwrap() <= 2);
-        Served { lane, stop, worker }.stop();
+        next.stop();
     });
 }
 
@@ -222,7 +271,7 @@ fn caller_has_read_its_result_before_the_next_one_takes_the_lane() {
         let worker = thread::spawn({
             let (lane, callers_gone) = (Arc::clone(&lane), Arc::clone(&callers_gone));
             move || {
-                let mut serving = open(&lane);
+                let mut serving = open(&lane, None);
                 let mut door = Door::here();
                 while callers_gone.load(Ordering::Relaxed) < 2 {
                     match serving.has_call() {
@@ -244,5 +293,41 @@ fn caller_has_read_its_result_before_the_next_one_takes_the_lane() {
         try_once(&lane, &callers_gone, 2);
         other.join().unwrap();
         worker.join().unwrap();
+    });
+}
+
+#[test]
+fn queue_is_served_beside_a_call() {
+    check_both(2, |served| {
+        let sender = thread::spawn({
+            let (lane, queue) = (Arc::clone(&served.lane), Arc::clone(&served.queue));
+            move || queue.push(&lane)
+        });
+        for n in 0..2 {
+            if let Ok(outcome) = call(&served.lane, || n) {
+                assert_eq!(returned(outcome), n);
+            }
+        }
+        sender.join().unwrap();
+        let queue = Arc::clone(&served.queue);
+        served.stop();
+        assert!(!queue.has_job(), "the worker was woken for it");
+    });
+}
+
+#[test]
+fn trap_that_is_interrupted_is_answered_all_the_same() {
+    check(2, || {
+        let listener = Listener::new();
+        let bell = Bell::new(0, Some(listener.clone()));
+        let served = Served::new(Some(Arc::new(bell)));
+        let debugger = thread::spawn(move || listener.interrupt());
+        for n in 0..2 {
+            if let Ok(outcome) = call(&served.lane, || n) {
+                assert_eq!(returned(outcome), n);
+            }
+        }
+        debugger.join().unwrap();
+        served.stop();
     });
 }

@@ -159,7 +159,7 @@ impl Netns {
     }
 
     /// Runs `f` in the namespace, on a thread that ends there.
-    fn visit<T: Send + 'static>(
+    pub(crate) fn visit<T: Send + 'static>(
         &self,
         f: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {

@@ -8,7 +8,7 @@
 //! mounts below it, so the process that does it holds a lock on the folder (flock(2)),
 //! as iproute2 does.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::fstat;
 
 use super::Netns;
 use super::source::{creation_failed, not_a_netns, open_at};
@@ -149,7 +150,7 @@ impl Netns {
     /// # Examples
     ///
     /// ```no_run
-    /// use std::ffi::OsStr;
+    /// use std::ffi::{OsStr, OsString};
     /// use std::os::unix::ffi::OsStrExt;
     ///
     /// use netns_exec::Netns;
@@ -328,6 +329,27 @@ impl Netns {
             }
         }
         Ok(found)
+    }
+
+    /// The name by which things are kept for the namespace: the one that the handle was
+    /// opened or made by, also when that has been taken away since; else the first of
+    /// those that it has now.
+    pub(crate) fn name(&self) -> Option<OsString> {
+        let mine = fstat(self.as_fd()).ok()?;
+        let has = |name: &OsStr| {
+            fs::metadata(Path::new(FOLDER).join(name))
+                .is_ok_and(|it| (it.dev(), it.ino()) == (mine.st_dev, mine.st_ino))
+        };
+        let label = OsStr::new(self.label());
+        let is_name = path_of(label, "").is_ok();
+        if is_name && has(label) {
+            return Some(label.to_owned());
+        }
+        let entries = fs::read_dir(FOLDER).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name());
+        let first = names.filter(|name| has(name)).min();
+        let was_named = self.inner.named || netns::is_detached(self.as_fd());
+        first.or_else(|| (is_name && was_named).then(|| label.to_owned()))
     }
 }
 

@@ -3,12 +3,17 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
+use crate::sys::seccomp::{Answer, Notified};
+
 pub(crate) use crossbeam_channel::TrySendError;
 pub(crate) use loom::cell::UnsafeCell;
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 pub(crate) use loom::thread::yield_now;
 pub(crate) use loom::thread_local as local;
 
@@ -74,6 +79,109 @@ pub(crate) fn futex_wake(word: *const AtomicU32) {
     let mut sleepers = SLEEPERS.lock().unwrap();
     if let Some(at) = (sleepers.iter()).position(|sleeper| sleeper.word == word.addr()) {
         sleepers.remove(at).woken.notify_one();
+    }
+}
+
+// seccomp_unotify(2).
+
+/// Hears of the traps of one thread. The lock is the kernel's: it hands a call to one of
+/// those who receive, and lets the thread go on when that one has answered.
+#[derive(Clone)]
+pub(crate) struct Listener(Arc<Notification>);
+
+struct Notification {
+    state: loom::sync::Mutex<Call>,
+    called: loom::sync::Condvar,
+    answered: loom::sync::Condvar,
+}
+
+#[derive(Default)]
+struct Call {
+    /// The number of the call that waits, or of the last one.
+    id: u64,
+    /// It waits for an answer; with its arguments.
+    waits: Option<(u64, u64)>,
+    received: bool,
+}
+
+impl Listener {
+    pub(crate) fn new() -> Listener {
+        Listener(Arc::new(Notification {
+            state: loom::sync::Mutex::default(),
+            called: loom::sync::Condvar::new(),
+            answered: loom::sync::Condvar::new(),
+        }))
+    }
+
+    pub(crate) fn trap(&self, argument: u64, cookie: u64) -> Result<(), Errno> {
+        let Notification {
+            state,
+            called,
+            answered,
+        } = &*self.0;
+        let mut call = state.lock().unwrap();
+        call.id += 1;
+        call.waits = Some((argument, cookie));
+        call.received = false;
+        called.notify_one();
+        while call.waits.is_some() {
+            call = answered.wait(call).unwrap();
+        }
+        Ok(())
+    }
+
+    /// What a signal does to the call that waits: it begins anew, under a new number.
+    pub(crate) fn interrupt(&self) {
+        let mut call = self.0.state.lock().unwrap();
+        if call.waits.is_some() {
+            call.id += 1;
+            call.received = false;
+            self.0.called.notify_one();
+        }
+    }
+
+    pub(crate) fn receive(&self) -> Result<Notified, Errno> {
+        let mut call = self.0.state.lock().unwrap();
+        loop {
+            if let Some((argument, cookie)) = call.waits
+                && !call.received
+            {
+                call.received = true;
+                return Ok(Notified::trap(call.id, argument, cookie));
+            }
+            call = self.0.called.wait(call).unwrap();
+        }
+    }
+
+    pub(crate) fn answer(&self, id: u64, _: Answer) -> Result<(), Errno> {
+        let mut call = self.0.state.lock().unwrap();
+        if call.id != id || !call.received {
+            return Err(Errno::ENOENT);
+        }
+        call.waits = None;
+        call.received = false;
+        self.0.answered.notify_one();
+        Ok(())
+    }
+
+    pub(crate) fn has_call(&self) -> bool {
+        let call = self.0.state.lock().unwrap();
+        call.waits.is_some() && !call.received
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn wake_on_this_cpu(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Models have no ear: what makes these is what the kernel hands out.
+impl From<OwnedFd> for Listener {
+    fn from(_: OwnedFd) -> Listener {
+        Listener::new()
     }
 }
 

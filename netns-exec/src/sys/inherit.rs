@@ -239,7 +239,10 @@ fn scheduling() -> Result<(), Difference> {
     let failed = || Difference::because("the scheduling policy and nice value");
     let main = getpid().as_raw().unsigned_abs();
     let wanted = SchedAttr::of(main).map_err(failed())?.inherited();
-    let own = || SchedAttr::of(thread::SELF).map(SchedAttr::inherited);
+    /// The calling thread, in place of a thread's id.
+    const SELF: u32 = 0;
+
+    let own = || SchedAttr::of(SELF).map(SchedAttr::inherited);
     if own().map_err(failed())? != wanted {
         wanted.set().map_err(failed())?;
     }

@@ -20,3 +20,5 @@ pub(crate) mod socket;
 pub(crate) mod task;
 pub(crate) mod text;
 pub(crate) mod thread;
+pub(crate) mod time;
+pub(crate) mod view;

@@ -57,7 +57,7 @@ pub(crate) fn netns_inode(name: &[u8]) -> Option<u64> {
 }
 
 /// Undoes the kernel's `\040` for a space.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {

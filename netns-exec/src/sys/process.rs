@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+use super::view::{Plan, Refusal};
 use super::{netns, thread};
 
 /// The number of descriptors that this process may have open, RLIMIT_NOFILE of
@@ -25,39 +26,57 @@ pub(crate) fn descriptor_limit() -> Option<usize> {
     (rc == 0).then(|| usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }
 
-/// Lets the children of `command` enter `target`, whose id is `id`, and change nothing
-/// else.
+/// What a child does before its program: it enters `netns`, whose id is `id`, and takes
+/// the view.
+pub(crate) struct Entry<T> {
+    pub(crate) netns: T,
+    pub(crate) id: u64,
+    pub(crate) inode: u64,
+    pub(crate) view: Option<Plan>,
+}
+
+impl<T: AsFd> Entry<T> {
+    /// Async-signal-safe.
+    fn enter(&self) -> io::Result<()> {
+        enter(&self.netns, self.id, self.inode)
+    }
+
+    /// Async-signal-safe.
+    fn take_view(&self) -> Result<(), Refusal> {
+        self.view.as_ref().map_or(Ok(()), Plan::apply)
+    }
+}
+
+/// Lets the children of `command` do what `entry` says, and change nothing else.
 ///
-/// A command cannot be rid of this again, so `target` lives as long as it does.
-pub(crate) fn enter_before_exec(
-    command: &mut Command,
-    target: impl AsFd + Send + Sync + 'static,
-    id: u64,
-    inode: u64,
-) {
-    let step = move || enter(&target, id, inode);
+/// A command cannot be rid of this again, so `entry` lives as long as it does.
+pub(crate) fn enter_before_exec<T>(command: &mut Command, entry: Entry<T>)
+where
+    T: AsFd + Send + Sync + 'static,
+{
+    let step = move || {
+        entry.enter()?;
+        entry.take_view().map_err(|refusal| refusal.errno.into())
+    };
     // SAFETY: after fork(2) in a threaded process only async-signal-safe calls
     // are allowed; the step is nothing but system calls and allocates nothing.
     unsafe { command.pre_exec(step) };
 }
 
-/// Lets the children of `command` enter `target`, whose id is `id`, with every signal
-/// unblocked, for as long as the caller holds `target`; after that the step does
+/// Lets the children of `command` do what `entry` says, with every signal
+/// unblocked, for as long as the caller holds it; after that the step does
 /// nothing.
 ///
-/// A failure to enter comes back from `spawn` as an error that [`enter_errno`]
-/// knows.
-pub(crate) fn enter_clean_before_exec<T>(
-    command: &mut Command,
-    target: Weak<T>,
-    id: u64,
-    inode: u64,
-) where
+/// A failure comes back from `spawn` as an error that [`enter_errno`] or
+/// [`view_refusal`] knows.
+pub(crate) fn enter_clean_before_exec<T>(command: &mut Command, entry: Weak<Entry<T>>)
+where
     T: AsFd + Send + Sync + 'static,
 {
-    let step = move || match target.upgrade() {
-        Some(target) => {
-            enter(&*target, id, inode).map_err(marked)?;
+    let step = move || match entry.upgrade() {
+        Some(entry) => {
+            entry.enter().map_err(marked)?;
+            entry.take_view().map_err(marked_view)?;
             thread::restore_signals(&SigSet::empty())
         }
         None => Ok(()),
@@ -112,6 +131,27 @@ pub(crate) fn enter_errno(error: &io::Error) -> Option<i32> {
         .map(|errno| errno & !ENTER)
 }
 
+/// Set in what the child reports when it was a step of its view that failed: the step's
+/// number is above the errno.
+const VIEW: i32 = 1 << 29;
+const ERRNO_BITS: u32 = 12;
+/// More files than a namespace has.
+const STEP_MAX: usize = (1 << 16) - 1;
+
+fn marked_view(refusal: Refusal) -> io::Error {
+    let step = refusal.step.min(STEP_MAX) as i32;
+    io::Error::from_raw_os_error(VIEW | step << ERRNO_BITS | refusal.errno as i32)
+}
+
+/// The step of its view that the child was refused, if that is what made `spawn` fail.
+pub(crate) fn view_refusal(error: &io::Error) -> Option<Refusal> {
+    let marked = error.raw_os_error().filter(|code| code & VIEW != 0)? & !VIEW;
+    Some(Refusal {
+        step: (marked >> ERRNO_BITS) as usize,
+        errno: Errno::from_raw(marked & ((1 << ERRNO_BITS) - 1)),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +162,19 @@ mod tests {
         assert_eq!(enter_errno(&marked(denied())), Some(libc::EPERM));
         assert_eq!(enter_errno(&denied()), None);
         assert_eq!(enter_errno(&io::Error::other("no errno")), None);
+    }
+
+    #[test]
+    fn refused_step_comes_back_with_its_errno() {
+        let refusal = Refusal {
+            step: 17,
+            errno: Errno::ENOENT,
+        };
+        let error = marked_view(refusal);
+        assert_eq!(view_refusal(&error), Some(refusal));
+        assert_eq!(enter_errno(&error), None);
+        let denied = || io::Error::from_raw_os_error(libc::EPERM);
+        assert_eq!(view_refusal(&marked(denied())), None);
+        assert_eq!(view_refusal(&denied()), None);
     }
 }

@@ -22,18 +22,15 @@ pub(crate) fn install(program: &[sock_filter]) -> io::Result<()> {
 /// `SECCOMP_RET_USER_NOTIF`. They wait for [`answer`], and fail with `ENOSYS` when
 /// the listener is closed.
 ///
+/// A wait can be interrupted, as any that a debugger or SIGSTOP must be able to end:
+/// the call begins anew then, as another notification.
+///
 /// # Errors
 ///
 /// `EBUSY` when the thread's filters have a listener already, `EINVAL` where the
 /// kernel has none; then nothing is installed.
 pub(crate) fn install_with_listener(program: &[sock_filter]) -> io::Result<OwnedFd> {
-    let listened = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    // A signal then ends no wait that the listener has heard of (Linux 5.19).
-    let killable = listened | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
-    let fd = with_privilege(|| match load(program, killable) {
-        Err(Errno::EINVAL) => load(program, listened),
-        loaded => loaded,
-    })?;
+    let fd = with_privilege(|| load(program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER))?;
     let fd = fd.try_into().expect("descriptors fit");
     // SAFETY: the kernel just made this descriptor, so this is its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -75,20 +72,94 @@ fn load(program: &[sock_filter], flags: libc::c_ulong) -> Result<libc::c_long, E
 /// Set in the numbers of the x32 ABI.
 const X32_BIT: libc::c_long = 0x4000_0000;
 
-/// A call that waits for an answer.
+/// A call that waits for an answer: a notification.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RefusedCall {
-    id: u64,
+pub(crate) struct Notified {
+    /// Names it to [`answer`].
+    pub(crate) id: u64,
     /// The thread that calls, as the reader's pid namespace numbers it.
     pub(crate) tid: u32,
     nr: libc::c_long,
+    /// The call's first argument.
+    pub(crate) argument: u64,
+    /// And its second.
+    pub(crate) cookie: u64,
 }
 
-impl RefusedCall {
+impl Notified {
+    /// In a model: the [trap](trap) of the one thread that is listened to.
+    #[cfg(loom)]
+    pub(crate) fn trap(id: u64, argument: u64, cookie: u64) -> Notified {
+        Notified {
+            id,
+            tid: 0,
+            nr: TRAP,
+            argument,
+            cookie,
+        }
+    }
+
     /// Whether it is the call with this number, through whichever entry.
     pub(crate) fn is(&self, call: libc::c_long) -> bool {
         self.nr & !X32_BIT == call & !X32_BIT
     }
+}
+
+/// A system call that no kernel has and no program makes: for a filter to hand to its
+/// listener.
+pub(crate) const TRAP: libc::c_long = 0x2e7e;
+
+/// Makes the call [`TRAP`], and waits until the listener has answered it with
+/// [`Answer::Return`].
+///
+/// # Errors
+///
+/// `ENOSYS` when nothing listens, `EINTR` when a signal was handled.
+pub(crate) fn trap(argument: u64, cookie: u64) -> Result<(), Errno> {
+    // SAFETY: integers are passed; there is no such call to do anything with them.
+    let rc = unsafe { libc::syscall(TRAP, argument, cookie) };
+    Errno::result(rc).map(drop)
+}
+
+/// What there is to hear from a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Nothing,
+    /// A call that nothing has received yet.
+    Call,
+    /// The threads with this filter have ended.
+    End,
+}
+
+/// Asks without waiting.
+pub(crate) fn poll(listener: BorrowedFd<'_>) -> Heard {
+    use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+    let mut asked = [PollFd::new(listener, PollFlags::POLLIN)];
+    let _ = nix::poll::poll(&mut asked, PollTimeout::ZERO);
+    match asked[0].revents() {
+        Some(what) if what.contains(PollFlags::POLLIN) => Heard::Call,
+        Some(what) if what.intersects(PollFlags::POLLHUP) => Heard::End,
+        _ => Heard::Nothing,
+    }
+}
+
+/// Has the threads on both sides of a listener wake each other on the CPU of the one
+/// that wakes (Linux 6.6), or wherever the scheduler likes.
+pub(crate) fn wake_on_this_cpu(listener: BorrowedFd<'_>, yes: bool) -> io::Result<()> {
+    /// `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`, which libc lacks.
+    const SYNC_WAKE_UP: libc::c_ulong = 1;
+
+    let flags = if yes { SYNC_WAKE_UP } else { 0 };
+    // SAFETY: takes an integer.
+    let rc = unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS,
+            flags,
+        )
+    };
+    Errno::result(rc).map(drop).map_err(io::Error::from)
 }
 
 /// How a call goes on.
@@ -97,11 +168,13 @@ pub(crate) enum Answer {
     Fail(Errno),
     /// As if there were no filter.
     GoOn,
+    /// Nothing is done, and the call succeeds.
+    Return,
 }
 
 /// Takes the next call that waits, or waits for one. `ENOENT`: it was given up
-/// meanwhile.
-pub(crate) fn hear(listener: BorrowedFd<'_>) -> io::Result<RefusedCall> {
+/// meanwhile, or there will be none.
+pub(crate) fn receive(listener: BorrowedFd<'_>) -> Result<Notified, Errno> {
     // SAFETY: all-zero is a valid `seccomp_notif`, and what the kernel asks for.
     let mut heard: libc::seccomp_notif = unsafe { mem::zeroed() };
     // SAFETY: the kernel writes one `seccomp_notif`.
@@ -113,25 +186,24 @@ pub(crate) fn hear(listener: BorrowedFd<'_>) -> io::Result<RefusedCall> {
         )
     };
     Errno::result(rc)?;
-    Ok(RefusedCall {
+    Ok(Notified {
         id: heard.id,
         tid: heard.pid,
         nr: heard.data.nr.into(),
+        argument: heard.data.args[0],
+        cookie: heard.data.args[1],
     })
 }
 
 /// Answers a call. `ENOENT`: it has been given up, and may come again.
-pub(crate) fn answer(
-    listener: BorrowedFd<'_>,
-    call: RefusedCall,
-    answer: Answer,
-) -> io::Result<()> {
+pub(crate) fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> Result<(), Errno> {
     let (error, flags) = match answer {
+        Answer::Return => (0, 0),
         Answer::Fail(errno) => (-(errno as i32), 0),
         Answer::GoOn => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
     };
     let mut response = libc::seccomp_notif_resp {
-        id: call.id,
+        id,
         val: 0,
         error,
         flags,
@@ -144,7 +216,7 @@ pub(crate) fn answer(
             &raw mut response,
         )
     };
-    Errno::result(rc).map(drop).map_err(io::Error::from)
+    Errno::result(rc).map(drop)
 }
 
 #[cfg(test)]

@@ -105,49 +105,33 @@ pub(crate) fn share(a: u32, b: u32, what: Shared) -> io::Result<bool> {
     Ok(Errno::result(rc)? == 0)
 }
 
-/// The CPU that the calling thread runs on, or did a moment ago.
-pub(crate) fn cpu() -> Option<u32> {
-    sched_getcpu().ok().and_then(|cpu| u32::try_from(cpu).ok())
-}
-
-/// The CPUs that a thread may run on.
+/// Keeps a thread from the CPU of the one that made this, for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Cpus(CpuSet);
+pub(crate) struct ElsewhereThan {
+    thread: Pid,
+    before: CpuSet,
+}
 
-impl Cpus {
-    /// `cpu` alone, if it is one of them.
-    pub(crate) fn only(&self, cpu: u32) -> Option<Cpus> {
-        let cpu = cpu as usize;
-        let mut only = CpuSet::new();
-        only.set(cpu).ok()?;
-        (self.0.is_set(cpu).unwrap_or(false)).then_some(Cpus(only))
+impl ElsewhereThan {
+    /// Has the thread `tid`, which sleeps, wake up on another CPU than the calling
+    /// thread's; `None` when there is none that it may run on.
+    pub(crate) fn here(tid: u32) -> Option<ElsewhereThan> {
+        let here = sched_getcpu().ok()?;
+        let thread = Pid::from_raw(i32::try_from(tid).ok()?);
+        let before = sched_getaffinity(thread).ok()?;
+        let mut others = before;
+        others.unset(here).ok()?;
+        let any = (0..CpuSet::count()).any(|cpu| others.is_set(cpu).unwrap_or(false));
+        (any && sched_setaffinity(thread, &others).is_ok())
+            .then_some(ElsewhereThan { thread, before })
     }
+}
 
-    /// All of them but `cpu`, if there are others.
-    pub(crate) fn without(&self, cpu: u32) -> Option<Cpus> {
-        let mut rest = self.0;
-        rest.unset(cpu as usize).ok()?;
-        let others = (0..CpuSet::count()).any(|cpu| rest.is_set(cpu).unwrap_or(false));
-        others.then_some(Cpus(rest))
+impl Drop for ElsewhereThan {
+    fn drop(&mut self) {
+        // Fails when the machine has just lost them all; then any will do.
+        let _ = sched_setaffinity(self.thread, &self.before);
     }
-}
-
-/// The calling thread, for those who take a thread's id.
-pub(crate) const SELF: u32 = 0;
-
-/// The CPUs that the thread `tid` may run on.
-pub(crate) fn cpus_of(tid: u32) -> io::Result<Cpus> {
-    Ok(Cpus(sched_getaffinity(pid(tid)?)?))
-}
-
-/// Lets the thread `tid` run on `cpus`.
-pub(crate) fn set_cpus_of(tid: u32, cpus: &Cpus) -> io::Result<()> {
-    Ok(sched_setaffinity(pid(tid)?, &cpus.0)?)
-}
-
-fn pid(tid: u32) -> io::Result<Pid> {
-    let tid = i32::try_from(tid).map_err(|_| io::ErrorKind::InvalidInput)?;
-    Ok(Pid::from_raw(tid))
 }
 
 /// Waits until a joined thread has left the kernel's tables.

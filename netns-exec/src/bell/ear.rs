@@ -1,0 +1,411 @@
+//! The thread that sees to bells when no caller does.
+//!
+//! It has a copy of each worker's listener, and hears of what no caller is there to
+//! receive: calls that the guard refuses to jobs that no caller waits for, calls of
+//! children (they inherit the filter; theirs go on as if there were none), traps of
+//! workers whose bell is broken. And it keeps the time of parked workers, since a trap
+//! has no timeout: at a worker's [`alarm`](Bell::set_alarm) it has it woken.
+//!
+//! - The thread has a descriptor table of its own. A child made by fork(2) thus has
+//!   no copy of these listeners, and what closes the process's descriptors does not
+//!   close them.
+//! - It runs no user code and waits for nothing but the listeners, so that a refused
+//!   call waits for a context switch and no longer, in a process that is quiet; where
+//!   workers are called all the time it looks every [`TICK`], for each of their traps
+//!   would wake it otherwise.
+//! - It starts at home with the first bell and ends with the last.
+//!
+//! A listener cannot always be had: the kernel allows a thread one, which a container
+//! runtime may have taken, and handing it over takes a free descriptor for a moment.
+//! Then there is no bell.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use libc::sock_filter;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit};
+use parking_lot::Mutex;
+
+use super::{Bell, State, TELL};
+use crate::home::{Home, roster};
+use crate::sync::Listener;
+use crate::sys;
+
+/// How long this thread sleeps at a time while workers are called all the time.
+const TICK: Duration = Duration::from_millis(5);
+
+/// The ear of those workers that have a bell now.
+static EAR: Mutex<Weak<Ear>> = Mutex::new(Weak::new());
+
+/// Where the thread is told of workers. It ends when this is dropped.
+struct Ear {
+    socket: OwnedFd,
+    shared: Arc<Shared>,
+}
+
+/// What both sides see.
+struct Shared {
+    /// The bells whose listeners are on their way, by the number that is sent along.
+    /// Locked for a moment only.
+    arriving: Mutex<HashMap<u64, Arc<State>>>,
+    /// Listeners that are open, or on their way.
+    listeners: AtomicUsize,
+    /// When the thread will look next, at the latest.
+    next: AtomicU64,
+}
+
+/// A worker's side: it is listened to until this is dropped.
+pub(crate) struct Listened {
+    bell: Arc<Bell>,
+    ear: Arc<Ear>,
+}
+
+impl Listened {
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    /// Has the worker, which is about to park, woken after so long.
+    pub(crate) fn set_alarm(&self, after: Option<Duration>) {
+        let now = now();
+        let after = after.and_then(|after| u64::try_from(after.as_nanos()).ok());
+        let when = after.map_or(NEVER, |after| now.saturating_add(after).min(NEVER - 1));
+        let bell = &self.bell.state;
+        bell.parked_at.store(now, Ordering::Relaxed);
+        bell.alarm.store(when, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `ring_alarms`.
+        fence(Ordering::SeqCst);
+        if when < self.ear.shared.next.load(Ordering::Relaxed) {
+            self.ear.tell(LOOK);
+        }
+    }
+}
+
+/// Messages that are no worker's number: the end, which closing the socket alone would
+/// not be where a child holds a copy, and that there is something to see to.
+const END: u64 = 0;
+const LOOK: u64 = 1;
+
+/// No alarm.
+const NEVER: u64 = u64::MAX;
+
+/// Nanoseconds since an arbitrary moment.
+fn now() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX - 1)
+}
+
+/// Puts `program`, which hands calls over, around the calling thread, a worker. `None`
+/// when it cannot be listened to; a filter that refuses by itself must then be
+/// installed, and prevails over this one should that be there.
+pub(crate) fn install(program: &[sock_filter]) -> Option<Listened> {
+    let ear = Ear::get().ok()?;
+    if !ear.has_room(1) {
+        return None;
+    }
+    let listener = sys::seccomp::install_with_listener(program).ok()?;
+    ear.listen_to(listener).ok()
+}
+
+/// Has the thread look, if there is one.
+pub(super) fn poke() {
+    if let Some(ear) = EAR.lock().upgrade() {
+        ear.tell(LOOK);
+    }
+}
+
+impl Ear {
+    fn get() -> io::Result<Arc<Ear>> {
+        if let Some(ear) = EAR.lock().upgrade() {
+            return Ok(ear);
+        }
+        // Not under the lock: this waits. Another worker may be as far.
+        let new = Arc::new(Ear::start()?);
+        let mut ear = EAR.lock();
+        Ok(match ear.upgrade() {
+            Some(other) => other,
+            None => {
+                *ear = Arc::downgrade(&new);
+                new
+            }
+        })
+    }
+
+    fn start() -> io::Result<Ear> {
+        const STACK: usize = 128 * 1024;
+
+        let home = Home::get().map_err(io::Error::other)?;
+        // Made at home: a socket keeps the namespace that it was made in, and this
+        // thread is in that of the first worker.
+        let (socket, theirs) = home.call(sys::scm::pair)?;
+        let shared = Arc::new(Shared {
+            arriving: Mutex::default(),
+            listeners: AtomicUsize::new(0),
+            next: AtomicU64::new(u64::MAX),
+        });
+        let ear = Ear {
+            socket,
+            shared: Arc::clone(&shared),
+        };
+        let number = theirs.as_raw_fd();
+        let (ready, is_ready) = sync_channel(1);
+        home.spawn_thread("netns-guard".to_owned(), Some(STACK), move || {
+            let _registration = roster::sign_in_visitor();
+            let listening = sys::thread::keep_one_descriptor(number)
+                .and_then(|socket| Listening::new(socket, shared));
+            match listening {
+                Ok(mut listening) => {
+                    let _ = ready.send(Ok(()));
+                    listening.serve();
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+        // From then on the thread has a socket of its own.
+        (is_ready.recv()).map_err(|_| io::Error::from(Errno::ESRCH))??;
+        drop(theirs);
+        Ok(ear)
+    }
+
+    /// Whether a descriptor table, of which listeners are to take one `part`, will take
+    /// another one.
+    fn has_room(&self, part: u64) -> bool {
+        /// For the socket, the epoll, and workers that ask at the same time.
+        const RESERVE: u64 = 32;
+        let listeners = self.shared.listeners.load(Ordering::Relaxed) as u64;
+        getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(soft, _)| listeners + RESERVE < soft / part)
+    }
+
+    fn listen_to(self: Arc<Ear>, listener: OwnedFd) -> io::Result<Listened> {
+        static NEXT: AtomicU64 = AtomicU64::new(LOOK + 1);
+
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // The process's own descriptors come first.
+        let rings =
+            self.has_room(2) && sys::seccomp::wake_on_this_cpu(listener.as_fd(), true).is_ok();
+        let copy = listener.try_clone()?;
+        let listener = rings.then(|| Listener::from(listener));
+        let bell = Arc::new(Bell::new(sys::thread::tid(), listener));
+        let Shared {
+            arriving,
+            listeners,
+            ..
+        } = &*self.shared;
+        listeners.fetch_add(1, Ordering::Relaxed);
+        arriving.lock().insert(number, Arc::clone(&bell.state));
+        let message = number.to_ne_bytes();
+        let sent = sys::scm::send(self.socket.as_fd(), &message, [copy.as_fd()].into_iter());
+        if let Err(error) = sent {
+            arriving.lock().remove(&number);
+            listeners.fetch_sub(1, Ordering::Relaxed);
+            return Err(error);
+        }
+        Ok(Listened { bell, ear: self })
+    }
+
+    fn tell(&self, what: u64) {
+        let nothing = std::iter::empty();
+        let _ = sys::scm::send(self.socket.as_fd(), &what.to_ne_bytes(), nothing);
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        // The thread is the parent's.
+        if sys::fork::is_copy() {
+            return;
+        }
+        self.tell(END);
+    }
+}
+
+/// What the thread has.
+struct Listening {
+    epoll: Epoll,
+    socket: OwnedFd,
+    shared: Arc<Shared>,
+    workers: HashMap<u64, Worker>,
+}
+
+/// What was seen of all workers.
+struct Look {
+    at: u64,
+    /// When the next alarm is due.
+    next: u64,
+    /// Whether one has parked since the look before.
+    in_a_rush: bool,
+}
+
+fn timeout_until(next: u64) -> EpollTimeout {
+    if next == NEVER {
+        return EpollTimeout::NONE;
+    }
+    // Rounded up: a millisecond too early is a round for nothing.
+    let ms = next.saturating_sub(now()).div_ceil(1_000_000);
+    let ms = i32::try_from(ms).unwrap_or(i32::MAX);
+    EpollTimeout::try_from(ms).unwrap_or(EpollTimeout::MAX)
+}
+
+struct Worker {
+    listener: Listener,
+    bell: Arc<State>,
+}
+
+impl Listening {
+    fn new(socket: OwnedFd, shared: Arc<Shared>) -> io::Result<Listening> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, END))?;
+        Ok(Listening {
+            epoll,
+            socket,
+            shared,
+            workers: HashMap::new(),
+        })
+    }
+
+    fn serve(&mut self) {
+        let mut events = [EpollEvent::empty(); 64];
+        let (mut looked, mut is_late) = (0, false);
+        loop {
+            let look = self.ring_alarms(looked);
+            looked = look.at;
+            let wait = if look.in_a_rush || is_late {
+                // It looks again soon enough, whatever comes.
+                self.shared.next.store(0, Ordering::Relaxed);
+                std::thread::sleep(TICK);
+                EpollTimeout::ZERO
+            } else {
+                self.shared.next.store(look.next, Ordering::Relaxed);
+                timeout_until(look.next)
+            };
+            let Ok(count) = self.epoll.wait(&mut events, wait) else {
+                // EINTR: nothing else can be wrong with it.
+                continue;
+            };
+            is_late = false;
+            for event in &events[..count] {
+                match event.data() {
+                    END if !self.admit() => return,
+                    END => {}
+                    number => is_late |= !self.attend(number, event.events()),
+                }
+            }
+        }
+    }
+
+    /// Has those woken whose alarm is due.
+    fn ring_alarms(&self, before: u64) -> Look {
+        // An alarm that is set from here on is told of.
+        self.shared.next.store(NEVER, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let mut look = Look {
+            at: now(),
+            next: NEVER,
+            in_a_rush: false,
+        };
+        for Worker { bell, listener } in self.workers.values() {
+            look.in_a_rush |= bell.parked_at.load(Ordering::Relaxed) > before;
+            let alarm = bell.alarm.load(Ordering::Relaxed);
+            if alarm > look.at {
+                look.next = look.next.min(alarm);
+            } else if (bell.alarm)
+                .compare_exchange(alarm, NEVER, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+            {
+                bell.ring_alarm(listener);
+            }
+        }
+        look
+    }
+
+    /// Takes a worker in, or looks; `false` when there will be none any more.
+    fn admit(&mut self) -> bool {
+        let (mut message, mut listener) = ([0; size_of::<u64>()], Vec::new());
+        match sys::scm::receive(self.socket.as_fd(), &mut message, &mut listener) {
+            Ok(received) if received.len == message.len() => {}
+            Ok(_) => return false,
+            Err(_) => return true,
+        }
+        let number = u64::from_ne_bytes(message);
+        if number == END {
+            return false;
+        }
+        if number == LOOK {
+            for worker in self
+                .workers
+                .values()
+                .filter(|worker| worker.bell.is_broken())
+            {
+                worker.attend();
+            }
+            return true;
+        }
+        let bell = self.shared.arriving.lock().remove(&number);
+        // A listener that did not get here is closed: what the worker is refused
+        // then fails with ENOSYS.
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
+        match (bell, listener.pop()) {
+            (Some(bell), Some(listener)) if self.epoll.add(&listener, event).is_ok() => {
+                let listener = Listener::from(listener);
+                self.workers.insert(number, Worker { listener, bell });
+            }
+            _ => self.lose_listener(),
+        }
+        true
+    }
+
+    /// `false` when another receives, which may take a moment to get there.
+    fn attend(&mut self, number: u64, what: EpollFlags) -> bool {
+        let Some(worker) = self.workers.get(&number) else {
+            return true;
+        };
+        if what.contains(EpollFlags::EPOLLIN) {
+            return worker.attend();
+        } else if what.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            // The worker has ended, and so have its children.
+            self.workers.remove(&number);
+            self.lose_listener();
+        }
+        true
+    }
+
+    fn lose_listener(&self) {
+        self.shared.listeners.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Worker {
+    /// Receives a call that no caller does; `false` when one may.
+    fn attend(&self) -> bool {
+        let Some(mut receiver) = self.bell.try_take(&self.listener) else {
+            return false;
+        };
+        // Asked now that there is no other receiver: this thread must not wait.
+        if self.listener.has_call()
+            && let Ok(call) = self.listener.receive()
+        {
+            if !self.bell.is_trap(call) {
+                self.bell.refuse(&self.listener, call);
+            } else {
+                receiver.held = Some(call.id);
+                if call.argument == TELL {
+                    // Its caller has given the bell up.
+                    let _ = receiver.answer(false);
+                }
+            }
+        }
+        // Who cannot use the bell has left it to this thread.
+        if self.bell.is_broken() && receiver.held.is_some() {
+            let _ = receiver.answer(false);
+        }
+        true
+    }
+}

@@ -1,0 +1,191 @@
+//! What those are told who measure, and what the log is told when calls queue for long.
+
+use std::fmt::Debug;
+use std::panic::panic_any;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use netns_exec::{Event, Executor, NetnsId};
+use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, here, within};
+use tracing::field::Field;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Level, Metadata, Subscriber};
+
+#[derive(Clone, Debug, PartialEq)]
+enum Seen {
+    Started(NetnsId),
+    Job {
+        queued: Duration,
+        ran: Duration,
+        panicked: bool,
+        refused: u64,
+    },
+    Retired {
+        idle: bool,
+        done: u64,
+    },
+}
+
+type Log = Arc<Mutex<Vec<Seen>>>;
+
+fn observed() -> (Executor, Log) {
+    let log = Log::default();
+    let writes = Arc::clone(&log);
+    let builder = Executor::builder().on_event(move |event| {
+        let seen = match *event {
+            Event::WorkerStarted { netns, label, .. } => {
+                assert_eq!(here(), netns);
+                assert!(!label.is_empty());
+                Seen::Started(netns)
+            }
+            Event::JobEnded {
+                queued,
+                ran,
+                panicked,
+                refused,
+                ..
+            } => Seen::Job {
+                queued,
+                ran,
+                panicked,
+                refused,
+            },
+            Event::WorkerRetired { idle, done, .. } => Seen::Retired { idle, done },
+            _ => return,
+        };
+        writes.lock().unwrap().push(seen);
+    });
+    (builder.build().unwrap(), log)
+}
+
+#[test]
+fn each_event_is_told_once_with_its_figures() {
+    const LONG: Duration = Duration::from_millis(20);
+    let (executor, log) = observed();
+    let netns = fresh();
+    let gate = Gate::new();
+    let pass = gate.pass();
+    let first = executor.spawn(&netns, move || pass.stop()).unwrap();
+    gate.wait_for(1);
+    let second = executor.spawn(&netns, || panic_any(1)).unwrap();
+    thread::sleep(LONG);
+    gate.open();
+    first.join().unwrap();
+    let panicked: Result<(), _> = second.join();
+    assert!(panicked.is_err());
+    let lives = executor.run(&netns, || thread::Builder::new().spawn(|| ()).is_err());
+    assert!(lives.unwrap());
+    executor.shutdown(None).unwrap();
+    let log = log.lock().unwrap();
+    let [started, first, second, third, retired] = &log[..] else {
+        panic!("{log:#?}");
+    };
+    assert_eq!(*started, Seen::Started(netns.id()));
+    assert!(
+        matches!(first, Seen::Job { ran, panicked: false, refused: 0, .. } if *ran >= LONG),
+        "{first:?}"
+    );
+    assert!(
+        matches!(second, Seen::Job { queued, panicked: true, .. } if *queued >= LONG),
+        "{second:?}"
+    );
+    assert!(
+        matches!(
+            third,
+            Seen::Job {
+                panicked: false,
+                refused: 1,
+                ..
+            }
+        ),
+        "{third:?}"
+    );
+    assert_eq!(
+        *retired,
+        Seen::Retired {
+            idle: false,
+            done: 3
+        }
+    );
+}
+
+#[test]
+fn panic_of_an_event_hook_harms_no_job() {
+    let builder = Executor::builder().on_event(|_| panic!("of the hook"));
+    let (executor, netns) = (builder.build().unwrap(), fresh());
+    for n in 0..3 {
+        assert_eq!(executor.run(&netns, || n).unwrap(), n);
+        assert_eq!(
+            executor.spawn(&netns, move || n).unwrap().join().unwrap(),
+            n
+        );
+    }
+    executor.shutdown(None).unwrap();
+}
+
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Keeps the warnings.
+struct Warnings;
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::WARN
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = String::new();
+        event.record(&mut |field: &Field, value: &dyn Debug| {
+            line.push_str(&format!("{field}={value:?} "));
+        });
+        WARNINGS.lock().unwrap().push(line);
+    }
+}
+
+#[test]
+fn calls_that_wait_for_long_behind_one_job_are_told_of() {
+    alone!(Alone::AsIs);
+    tracing::subscriber::set_global_default(Warnings).unwrap();
+    within("calls behind a job that does not end", || {
+        let executor = Executor::builder().queue_depth(1 << 16).build().unwrap();
+        let (netns, other) = (fresh(), fresh());
+        let held = Held::new(&executor, &netns);
+        // By the sender of one more.
+        let mut handles = Vec::new();
+        eventually("the log is told", || {
+            handles.push(executor.spawn(&netns, || ()).unwrap());
+            !WARNINGS.lock().unwrap().is_empty()
+        });
+        handles.push(executor.spawn(&netns, || ()).unwrap());
+        let warnings = WARNINGS.lock().unwrap().clone();
+        let [line] = &warnings[..] else {
+            panic!("once: {warnings:#?}");
+        };
+        for word in ["Executor::thread", "queued=", netns.label()] {
+            assert!(line.contains(word), "no {word} in: {line}");
+        }
+        held.end();
+        for handle in handles {
+            handle.join().unwrap();
+        }
+        // By the only call there is, that waits for it.
+        let held = Held::new(&executor, &other);
+        let waits = executor.spawn(&other, || 7).unwrap();
+        let joins = thread::spawn(move || waits.join());
+        eventually("the log is told", || WARNINGS.lock().unwrap().len() == 2);
+        held.end();
+        assert_eq!(joins.join().unwrap().unwrap(), 7);
+        assert!(WARNINGS.lock().unwrap()[1].contains("Executor::thread"));
+        executor.shutdown(None).unwrap();
+    });
+}

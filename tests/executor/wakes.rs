@@ -1,0 +1,223 @@
+//! How workers are woken: by notification, by futex, and by one after the other.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use netns_exec::{Executor, Netns};
+use netns_exec_tests::{Alone, alone, fresh, within};
+use nix::libc;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::with_idle;
+
+/// How many of the executor's workers are woken by notification, of how many.
+fn rung(executor: &Executor) -> (usize, usize) {
+    let stats = executor.stats();
+    let rung = stats.per_netns.iter().map(|netns| netns.rung).sum();
+    (rung, stats.workers)
+}
+
+/// Calls in every way, with the worker hot, asleep for a moment and asleep for long.
+fn call_in_every_way(executor: &Executor, netns: &Netns) {
+    for n in 0..200 {
+        assert_eq!(executor.run(netns, || n).unwrap(), n);
+    }
+    for pause in [100, 1_000, 30_000] {
+        for n in 0..5 {
+            thread::sleep(Duration::from_micros(pause));
+            assert_eq!(executor.run(netns, || n).unwrap(), n);
+            thread::sleep(Duration::from_micros(pause));
+            assert_eq!(executor.spawn(netns, move || n).unwrap().join().unwrap(), n);
+        }
+    }
+    // A job that is longer than any spin, with others behind it.
+    thread::scope(|scope| {
+        for n in 0..8 {
+            scope.spawn(move || {
+                let job = || {
+                    thread::sleep(Duration::from_millis(1));
+                    n
+                };
+                for _ in 0..10 {
+                    assert_eq!(executor.run(netns, job).unwrap(), n);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn workers_are_woken_by_notification_where_the_kernel_can() {
+    let (executor, netns) = (with_idle(None), fresh());
+    let (calls, of) = (executor.clone(), netns.clone());
+    within("calls", move || call_in_every_way(&calls, &of));
+    assert_eq!(
+        rung(&executor),
+        (1, 1),
+        "Linux 6.6 or later, and descriptors to spare"
+    );
+}
+
+#[test]
+fn workers_of_a_process_that_is_listened_to_are_woken_by_futex() {
+    alone!(Alone::Listened);
+    let (executor, netns) = (with_idle(None), fresh());
+    let (calls, of) = (executor.clone(), netns.clone());
+    within("calls", move || call_in_every_way(&calls, &of));
+    assert_eq!(rung(&executor), (0, 1));
+}
+
+#[test]
+fn workers_leave_half_of_the_descriptors_to_the_process() {
+    alone!(Alone::AsIs);
+    setrlimit(Resource::RLIMIT_NOFILE, 96, 96).unwrap();
+    let executor = with_idle(None);
+    let spaces: Vec<_> = (0..20).map(|_| fresh()).collect();
+    for netns in &spaces {
+        executor.run(netns, || ()).unwrap();
+    }
+    let (rung, workers) = rung(&executor);
+    assert!(
+        workers == 20 && (8..20).contains(&rung),
+        "{rung} of {workers}"
+    );
+    within("calls of both kinds", move || {
+        for _ in 0..20 {
+            for netns in &spaces {
+                executor.run(netns, || ()).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn listener_that_is_closed_behind_our_back_takes_no_call_its_worker() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    within("calls", move || {
+        executor.run(&netns, || ()).unwrap();
+        // In its trap, with nothing to do.
+        thread::sleep(Duration::from_millis(50));
+        take_listeners_away();
+        for n in 0..100 {
+            assert_eq!(executor.run(&netns, || n).unwrap(), n);
+        }
+    });
+}
+
+#[test]
+fn listener_that_is_closed_behind_our_back_takes_no_caller_its_result() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    within("calls", move || {
+        executor.run(&netns, || ()).unwrap();
+        let (begin, has_begun) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                has_begun.recv().unwrap();
+                // Its caller sleeps by now.
+                thread::sleep(Duration::from_millis(20));
+                take_listeners_away();
+            });
+            let job = || thread::sleep(Duration::from_millis(50));
+            let (executor, netns) = (&executor, &netns);
+            scope.spawn(move || executor.run(netns, job).unwrap());
+            begin.send(()).unwrap();
+        });
+        for n in 0..100 {
+            assert_eq!(executor.run(&netns, || n).unwrap(), n);
+        }
+    });
+}
+
+/// As a daemon does that closes all descriptors, and opens others, which get the numbers.
+fn take_listeners_away() {
+    let other = fs::File::open("/dev/null").unwrap();
+    let mut taken = 0;
+    for entry in fs::read_dir("/proc/self/fd").unwrap() {
+        let path = entry.unwrap().path();
+        if fs::read_link(&path).is_ok_and(|link| link.to_string_lossy().contains("seccomp")) {
+            let number = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            // SAFETY: the test takes the library's descriptor on purpose.
+            assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), number) }, number);
+            taken += 1;
+        }
+    }
+    assert!(taken > 0, "the worker has one");
+}
+
+#[test]
+fn caller_with_descriptors_of_its_own_is_served() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    executor.run(&netns, || ()).unwrap();
+    within("calls", move || {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                unshare(CloneFlags::CLONE_FILES).unwrap();
+                take_listeners_away();
+                for n in 0..100 {
+                    thread::sleep(Duration::from_micros(200));
+                    assert_eq!(executor.run(&netns, || n).unwrap(), n);
+                }
+            });
+        });
+        assert_eq!(executor.run(&netns, || 1).unwrap(), 1);
+    });
+}
+
+#[test]
+fn calls_go_on_in_a_process_that_is_stopped_and_goes_on() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    let calls = executor.clone();
+    within("calls", move || {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for pause in [0, 1_000] {
+                let (executor, netns, over) = (&calls, &netns, &over);
+                scope.spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        thread::sleep(Duration::from_micros(pause));
+                        executor.run(netns, || ()).unwrap();
+                    }
+                });
+            }
+            const STOP: &str = "for i in 1 2 3 4 5 6; do kill -STOP $0; sleep 0.02; kill -CONT $0; sleep 0.02; done";
+            let me = std::process::id().to_string();
+            let stopped = Command::new("sh").args(["-c", STOP, &me]).status();
+            over.store(true, Ordering::Relaxed);
+            assert!(stopped.unwrap().success());
+        });
+    });
+    let done = executor.stats().done;
+    assert!(done > 20, "{done}");
+}
+
+#[test]
+fn job_that_ends_its_thread_is_an_error_and_no_wait_for_ever() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    executor.run(&netns, || ()).unwrap();
+    within("calls", move || {
+        let ended = executor.run(&netns, || {
+            // SAFETY: ends this thread, whose stack nothing else uses.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        });
+        let error = ended.unwrap_err();
+        assert!(error.to_string().contains("exit(2)"), "{error}");
+        for _ in 0..10 {
+            executor.run(&netns, || ()).unwrap();
+        }
+        let stats = executor.stats();
+        assert_eq!((stats.workers, stats.running), (1, 0), "{stats:?}");
+        executor.shutdown(None).unwrap();
+    });
+}
