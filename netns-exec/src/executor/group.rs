@@ -19,6 +19,8 @@
 //! without its lock, by the thread that asked. So the thread that needs a worker is
 //! the one that waits for its birth, and that tells the owners of jobs when there
 //! will be none.
+// tidy: long because the coming and going of workers is one protocol under one lock; what
+// only futures need is beside it.
 
 mod futures;
 
