@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
 use netns_exec_tests::{Gate, Held, fresh};
@@ -66,6 +66,12 @@ fn assert_nothing_waits(executor: &Executor, known: &Netns, workers: usize) {
         });
         check("pin", &|| assert_told(executor.pin(netns).map(drop)));
         check("retire", &|| assert_told(executor.retire(netns)));
+        check("spawn_future", &|| {
+            assert_told(executor.spawn_future(netns, async {}).join());
+        });
+        check("spawn_local", &|| {
+            assert_told(executor.spawn_local(netns, || async {}).join());
+        });
     }
     check("Pinned::run", &|| assert_told(pinned.run(|| ())));
     check("Pinned::spawn", &|| assert_told(pinned.spawn(|| ())));
@@ -226,4 +232,33 @@ fn scope_that_is_copied_with_a_job_under_way_ends_with_a_panic() {
     };
     assert!(ended.is_ok(), "the original waits for its job");
     assert_eq!(waitpid(copy, None).unwrap(), WaitStatus::Exited(copy, 0));
+}
+
+#[test]
+fn future_can_be_woken_cancelled_and_let_go_of_in_a_copy() {
+    let (executor, netns) = (Executor::new().unwrap(), fresh());
+    let (sender, wakers) = std::sync::mpsc::channel();
+    let mut polled = false;
+    let future = std::future::poll_fn(move |cx| {
+        if std::mem::replace(&mut polled, true) {
+            return Poll::Ready(7);
+        }
+        sender.send(cx.waker().clone()).unwrap();
+        Poll::Pending
+    });
+    let future = executor.spawn_future(&netns, future);
+    let (waker, future) = (wakers.recv().unwrap(), std::cell::Cell::new(Some(future)));
+    // In each copy anew.
+    in_a_copy("wake", || waker.wake_by_ref());
+    in_a_copy("cancel", || assert!(future.take().unwrap().cancel()));
+    in_a_copy("await", || {
+        assert_told(pollster::block_on(future.take().unwrap()))
+    });
+    in_a_copy("drop of a handle", || drop(future.take()));
+    in_a_copy("drop of a waker", || {
+        // SAFETY: read once, in a copy that never returns to the one that owns it.
+        drop(unsafe { std::ptr::read(&waker) });
+    });
+    waker.wake();
+    assert_eq!(future.take().unwrap().join().unwrap(), 7);
 }

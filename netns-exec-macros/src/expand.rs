@@ -5,11 +5,10 @@ use quote::{ToTokens, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::visit::Visit;
 use syn::visit_mut::VisitMut;
-use syn::{
-    Attribute, Expr, FnArg, Ident, Pat, PatIdent, PatType, Receiver, ReturnType, Signature, Type,
-    parse_quote,
-};
+use syn::{Expr, FnArg, Ident, Pat, PatType, Receiver, ReturnType, Signature, Type, parse_quote};
 
+use crate::bindings::{Bindings, is_cfg};
+use crate::owned::demands;
 use crate::parse::{Args, Function, Source};
 
 /// Writes the function whose body ships `function`'s body to a worker.
@@ -37,16 +36,37 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
         block
     };
     let inside = body.stream();
-    let block = in_braces(quote!(#captures #inside));
-    let (source, run) = match source(&args.source, here) {
-        Some(source) => (
-            quote_spanned!(here=> let source = #source;),
-            quote_spanned!(here=> ::netns_exec::__private::run(&executor, source, move || -> #returns #block)),
-        ),
-        None => (TokenStream::new(), run_fresh(args, &returns, &block, here)),
+    let is_async = sig.asyncness.is_some();
+    let (demands, shipped) = if is_async {
+        let returns = returns_type(&returns, here);
+        let block = in_braces(quote!(#returns #captures #inside));
+        (demands(sig, here), quote_spanned!(here=> async move #block))
+    } else {
+        let block = in_braces(quote!(#captures #inside));
+        // What the body calls the other end of a link, where it has asked for one.
+        let peer = (args.link.iter()).map(|peer| quote!(#peer: &::netns_exec_lab::Peer));
+        let shipped = quote_spanned!(here=> move |#(#peer)*| -> #returns #block);
+        (TokenStream::new(), shipped)
     };
+    let source = source(&args.source, here);
+    let private = quote_spanned!(here=> ::netns_exec::__private);
+    let run = match (&source, is_async) {
+        (Some(_), false) => quote_spanned!(here=> #private::run(&executor, source, #shipped)),
+        (None, false) if args.link.is_some() => {
+            quote_spanned!(here=> ::netns_exec_lab::__private::run_linked(&executor, #shipped))
+        }
+        (None, false) => quote_spanned!(here=> #private::run_fresh(&executor, #shipped)),
+        (Some(_), true) => {
+            quote_spanned!(here=> #private::run_future(&executor, source, #shipped).await)
+        }
+        (None, true) => {
+            quote_spanned!(here=> #private::run_future_fresh(&executor, #shipped).await)
+        }
+    };
+    let source = source.map(|source| quote_spanned!(here=> let source = #source;));
 
     let outside = in_braces(quote_spanned! {here=>
+        #demands
         #source
         let executor = #executor;
         let outcome = #run;
@@ -60,22 +80,6 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
         }
     });
     quote!(#(#attrs)* #vis #sig #outside)
-}
-
-/// The call that makes a namespace and runs the body there, with a peer where one was
-/// asked for: by the name that was given, which the body sees.
-fn run_fresh(args: &Args, returns: &TokenStream, block: &Group, here: Span) -> TokenStream {
-    match &args.link {
-        Some(peer) => quote_spanned! {here=>
-            ::netns_exec_lab::__private::run_linked(
-                &executor,
-                move |#peer: &::netns_exec_lab::Peer| -> #returns #block,
-            )
-        },
-        None => quote_spanned! {here=>
-            ::netns_exec::__private::run_fresh(&executor, move || -> #returns #block)
-        },
-    }
 }
 
 /// The call that opens the namespace, or nothing for a fresh one.
@@ -117,6 +121,18 @@ fn closure_return(output: &ReturnType) -> TokenStream {
             let mut ty = (**ty).clone();
             HoleForImplTrait.visit_type_mut(&mut ty);
             ty.into_token_stream()
+        }
+    }
+}
+
+/// A statement that tells the compiler what an `async` block returns, which has no place
+/// for it, so that `return`, `?` and coercions mean what they meant.
+fn returns_type(returns: &TokenStream, here: Span) -> TokenStream {
+    quote_spanned! {here=>
+        #[allow(unreachable_code, clippy::diverging_sub_expression, clippy::let_unit_value)]
+        if false {
+            let returned: #returns = ::core::unreachable!();
+            return returned;
         }
     }
 }
@@ -194,20 +210,5 @@ fn is_reference(ty: &Type) -> bool {
         Type::Group(group) => is_reference(&group.elem),
         Type::Paren(paren) => is_reference(&paren.elem),
         _ => false,
-    }
-}
-
-/// Arguments under `#[cfg]` reach us before the compiler has looked at it.
-fn is_cfg(attr: &Attribute) -> bool {
-    attr.path().is_ident("cfg")
-}
-
-/// The names that a pattern binds.
-struct Bindings(Vec<Ident>);
-
-impl<'ast> Visit<'ast> for Bindings {
-    fn visit_pat_ident(&mut self, pat: &'ast PatIdent) {
-        self.0.push(pat.ident.clone());
-        syn::visit::visit_pat_ident(self, pat);
     }
 }

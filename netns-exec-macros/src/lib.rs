@@ -7,7 +7,9 @@
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as TokenStream2;
 
+mod bindings;
 mod expand;
+mod owned;
 mod parse;
 
 use parse::{Args, Function};
@@ -16,7 +18,8 @@ use parse::{Args, Function};
 ///
 /// The function is called as before and returns what it returned before. Its
 /// body runs on a worker thread of the namespace while the caller waits, so
-/// the caller's thread never leaves its own namespace.
+/// the caller's thread never leaves its own namespace. The body of an `async fn`
+/// is polled there, every time, while the caller awaits it.
 ///
 /// # Which namespace
 ///
@@ -94,7 +97,22 @@ use parse::{Args, Function};
 /// }
 /// ```
 ///
-/// It stands above or below `#[test]` and `#[should_panic]`. Put it above
+/// And with an asynchronous one, where the crate's feature `tokio` is on:
+///
+/// ```no_run
+/// use netns_exec::in_netns;
+///
+/// # async fn serve(port: u16) -> std::io::Result<()> { Ok(()) }
+/// #[in_netns(fresh)]
+/// #[tokio::test]
+/// async fn serves_on_port_80() -> std::io::Result<()> {
+///     serve(80).await
+/// }
+/// ```
+///
+/// It stands above or below `#[test]` and `#[should_panic]`. Put it above `#[tokio::test]`:
+/// below, it gets a plain function that builds a runtime, and runs that in a job, where
+/// a runtime of several threads is refused them. Put it above
 /// `#[rstest]` where its expression uses the test's arguments: what is below
 /// `#[rstest]` goes to generated functions that have none.
 ///
@@ -137,9 +155,15 @@ use parse::{Args, Function};
 /// - The body runs on another thread: arguments and return value have to be
 ///   [`Send`], and thread-local variables are the worker's.
 ///   `Result<_, Box<dyn Error>>` becomes `Result<_, Box<dyn Error + Send + Sync>>`.
-/// - `async fn`, `const fn` and functions without a body are refused.
+/// - `const fn` and functions without a body are refused.
 ///   A future that a plain function returns is polled by the task that awaits it,
 ///   in the namespace of that task's thread.
+/// - The body of an `async fn` can take along what it owns, and nothing borrowed: its
+///   caller may stop waiting. Then the body is cancelled, and dropped in the namespace a
+///   little later. A reference that the body does not mention, such as `&self` where
+///   only `ns = self.ns` does, is fine. What the body hands to the runtime
+///   (`tokio::spawn`, `spawn_blocking`) runs on the runtime's threads, at home; see
+///   `Executor::spawn_future`.
 /// - The part of an argument that a pattern leaves out (`(a, _): (A, B)`) is
 ///   dropped by the caller. An argument that is `_` as a whole is not.
 /// - An argument that is passed by value counts as used, so the compiler does
@@ -177,7 +201,15 @@ fn expand_or_refuse(args: TokenStream2, item: TokenStream2) -> TokenStream2 {
     let args = syn::parse2::<Args>(args);
     let function = syn::parse2::<Function>(item.clone());
     match (args, function) {
-        (Ok(args), Ok(function)) => expand::expand(&args, function),
+        (Ok(args), Ok(function)) => match (&args.link, function.sig.asyncness) {
+            (Some(peer), Some(_)) => syn::Error::new(
+                peer.span(),
+                "an `async fn` is given no link: make a `netns_exec_lab::Lab` in the test, and \
+                 `spawn_future` in its nodes",
+            )
+            .to_compile_error(),
+            _ => expand::expand(&args, function),
+        },
         (args, function) => {
             let errors = [args.err(), function.err()].into_iter().flatten();
             // With the item as it was, so that one mistake is not followed by

@@ -7,6 +7,8 @@ use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{Abi, Attribute, Error, Expr, Ident, LitStr, Result, Signature, Token, Visibility};
 
+use crate::owned::refuse_borrowed;
+
 /// The forms of the attribute, for the messages that have to list them.
 const FORMS: &str =
     "`\"NAME\"`, `name = EXPR`, `path = EXPR`, `pid = EXPR`, `ns = EXPR` or `fresh`";
@@ -234,6 +236,9 @@ impl Parse for Function {
         }
 
         let body = parse_body(input)?;
+        if sig.asyncness.is_some() {
+            refuse_borrowed(&sig, &body.stream())?;
+        }
         let (inner, body) = split_inner_attributes(body)?;
         attrs.extend(inner);
         Ok(Function {
@@ -264,14 +269,6 @@ fn refuse_qualifiers(sig: &Signature) -> Result<()> {
             token.span(),
             "`#[in_netns]` cannot stand on a `const fn`: the compiler has no namespace to run \
              it in; remove `const`",
-        ));
-    }
-    if let Some(token) = &sig.asyncness {
-        return Err(Error::new(
-            token.span(),
-            "`#[in_netns]` cannot stand on an `async fn` yet: its future would be polled on the \
-             threads of a runtime, and those are in another namespace; remove `async`, or ship \
-             the blocking part with `Executor::spawn` and await its handle",
         ));
     }
     if let Some(variadic) = &sig.variadic {

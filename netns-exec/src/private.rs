@@ -2,12 +2,14 @@
 //! release: what the code that `#[in_netns]` writes calls (the macro's version is
 //! tied to this crate's), and what the command and the benches share.
 
+use std::future::Future;
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
+use std::panic::resume_unwind;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::executor::Executor;
+use crate::executor::{Executor, JoinHandle};
 use crate::netns::{Netns, NetnsId};
 use crate::ports;
 
@@ -52,26 +54,86 @@ pub fn run<T: Send>(
 
 /// Runs `body` in a namespace made for it, with the loopback up.
 pub fn run_fresh<T: Send>(executor: &Executor, body: impl FnOnce() -> T + Send) -> Result<T> {
-    let fresh = Fresh {
-        ns: Netns::new()?,
-        executor,
-    };
-    fresh.ns.set_loopback_up()?;
+    let fresh = Fresh::new(executor, Waits::Yes)?;
     executor.run(&fresh.ns, body)
 }
 
-/// Retires the worker of a fresh namespace, also when the body panicked:
-/// otherwise the namespace would live on until that worker has idled away.
+/// Retires the workers of a fresh namespace, also when the body panicked or is not awaited
+/// any more: otherwise the namespace would live on until they have idled away.
 struct Fresh<'a> {
     ns: Netns,
     executor: &'a Executor,
+    waits: Waits,
+}
+
+/// Whether the caller waits until the workers are gone: not on a runtime's thread.
+enum Waits {
+    Yes,
+    No,
+}
+
+impl<'a> Fresh<'a> {
+    fn new(executor: &'a Executor, waits: Waits) -> Result<Fresh<'a>> {
+        let fresh = Fresh {
+            ns: Netns::new()?,
+            executor,
+            waits,
+        };
+        fresh.ns.set_loopback_up()?;
+        Ok(fresh)
+    }
 }
 
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.executor.retire(&self.ns) {
+        let retired = match self.waits {
+            Waits::Yes => self.executor.retire(&self.ns),
+            Waits::No => self.executor.begin_retire(&self.ns),
+        };
+        if let Err(error) = retired {
             tracing::warn!(netns = self.ns.label(), %error, "fresh netns lives on");
         }
+    }
+}
+
+/// Asks of an argument what the body of an `async fn` needs, where the argument is.
+pub fn owned<T: Send + 'static>(_: &T) {}
+
+/// The same of what it returns.
+pub fn sendable<T: Send + 'static>() {}
+
+/// As [`run`], for the body of an `async fn`.
+pub async fn run_future<F>(executor: &Executor, ns: Result<Netns>, body: F) -> Result<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let mut body = Awaited(executor.spawn_future(&ns?, body));
+    match (&mut body.0).await {
+        // As in a plain function.
+        Err(error) if error.is_panic() => {
+            resume_unwind(error.into_panic().expect("a panic has a payload"))
+        }
+        outcome => outcome,
+    }
+}
+
+/// As [`run_fresh`], for the body of an `async fn`.
+pub async fn run_future_fresh<F>(executor: &Executor, body: F) -> Result<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let fresh = Fresh::new(executor, Waits::No)?;
+    run_future(executor, Ok(fresh.ns.clone()), body).await
+}
+
+/// A body that is cancelled when its caller stops waiting.
+struct Awaited<T>(JoinHandle<T>);
+
+impl<T> Drop for Awaited<T> {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 

@@ -67,6 +67,8 @@ fn refusals(executor: &Executor, netns: &Netns) -> Vec<Error> {
         executor.spawn_batch(netns, [|| (); 3]).unwrap_err(),
         executor.pin(netns).unwrap_err(),
         executor.scope(|scope| scope.spawn(netns, || ()).map(|_| ()).unwrap_err()),
+        executor.spawn_future(netns, async {}).join().unwrap_err(),
+        executor.spawn_local(netns, || async {}).join().unwrap_err(),
     ]
 }
 

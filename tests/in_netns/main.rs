@@ -8,6 +8,7 @@ mod arguments;
 mod executors;
 mod failures;
 mod fresh;
+mod futures;
 mod plain;
 mod targets;
 mod ui;

@@ -49,6 +49,7 @@ pub(crate) fn carry_out(
         for job in group.orphans() {
             job.abort(error.duplicate());
         }
+        group.fail_futures(&error);
         registry.bury(group);
         return Vec::new();
     }
@@ -237,6 +238,7 @@ impl Birth {
         for job in self.group.orphans() {
             job.abort(error.duplicate());
         }
+        self.group.fail_futures(error);
         self.registry.bury(&self.group);
     }
 }

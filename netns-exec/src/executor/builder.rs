@@ -7,7 +7,7 @@ use super::current;
 use super::event::Event;
 use super::hooks::Hooks;
 use super::owner::Executor;
-use super::pool::{Config, Pool};
+use super::pool::{Around, Config, Pool};
 use super::queue::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::guard::{Guard, Policy};
@@ -151,6 +151,67 @@ impl Builder {
     /// ```
     pub fn prewarm(mut self, f: impl FnOnce() + Send + 'static) -> Self {
         self.prewarm.push(Box::new(f));
+        self
+    }
+
+    /// Holds what `f` returns around each poll and each drop of a
+    /// [future](Executor::spawn_future), on the worker.
+    ///
+    /// It is made and dropped there, and need not be [`Send`]. What borrows, as the guard
+    /// of a runtime's handle does, is for [`around`](Builder::around).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # struct Entered;
+    /// # fn enter_the_runtime() -> Entered { Entered }
+    /// let executor = netns_exec::Executor::builder().enter(enter_the_runtime).build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub fn enter<G>(self, f: impl Fn() -> G + Send + Sync + 'static) -> Self {
+        self.around(move |poll| {
+            let _entered = f();
+            poll();
+        })
+    }
+
+    /// Has `f` call each poll and each drop of a [future](Executor::spawn_future), which
+    /// it is given, on the worker: inside of a runtime's context, so that sockets made in
+    /// a poll belong to the namespace and are driven by that runtime.
+    ///
+    /// `f` is to call it once. More calls do nothing, and without any it is called when
+    /// `f` has returned. A panic of `f` is the future's. Given several times, the first
+    /// one is the outermost.
+    ///
+    /// With the feature `tokio` this is not needed for a future that is spawned inside of
+    /// a tokio runtime: it is polled inside of that one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::Executor;
+    /// # struct Runtime;
+    /// # impl Runtime { fn handle(&self) -> Handle { Handle } }
+    /// # struct Handle;
+    /// # impl Handle { fn enter(&self) -> &Handle { self } }
+    /// # fn f(runtime: &Runtime) -> netns_exec::Result<()> {
+    /// // `runtime` is a tokio::runtime::Runtime.
+    /// let handle = runtime.handle().clone();
+    /// let executor = Executor::builder()
+    ///     .around(move |poll| {
+    ///         let _entered = handle.enter();
+    ///         poll();
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn around(mut self, f: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static) -> Self {
+        let inner = Around::new(f);
+        self.config.around = Some(match self.config.around {
+            None => inner,
+            Some(outer) => Around::new(move |poll| outer.call(&mut || inner.call(poll))),
+        });
         self
     }
 

@@ -5,6 +5,7 @@ use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 
 use super::birth::carry_out;
 use super::group::Group;
@@ -56,6 +57,9 @@ sync::local! {
     /// Of the wait that [`Waits::Polled`] stands for: its number, which no other wait
     /// has, and how many handles it is for.
     static POLLED: Cell<(u64, usize)> = Cell::new((0, 0));
+    /// The address by which the waker is known of the future that the calling thread
+    /// polls for the executor, or 0.
+    static POLLING: Cell<usize> = Cell::new(0);
 }
 
 /// Makes the calling thread a worker of `group`, with the check of its namespace if a job can
@@ -177,6 +181,24 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         end_wait();
     }
+}
+
+/// Calls `f`, which polls a future for the executor with the waker at this address.
+pub(crate) fn polling(waker: usize, f: impl FnOnce()) {
+    struct Before(usize);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            POLLING.with(|it| it.set(self.0));
+        }
+    }
+    let _before = Before(POLLING.with(|it| it.replace(waker)));
+    f();
+}
+
+/// Whether `waker` is that of the future that the calling thread polls for the executor:
+/// then what is not ready keeps no worker waiting.
+pub(crate) fn is_polling(waker: &Waker) -> bool {
+    waker.data().addr() == POLLING.with(Cell::get)
 }
 
 /// What a handle that was polled remembers of it: the number of the wait that it is part

@@ -19,12 +19,18 @@
 //! without its lock, by the thread that asked. So the thread that needs a worker is
 //! the one that waits for its birth, and that tells the owners of jobs when there
 //! will be none.
+// tidy: long because the coming and going of workers is one protocol under one lock; what
+// only futures need is beside it.
+
+mod futures;
 
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::futures::Admitted;
+use self::futures::Futures;
 use super::pool::Pool;
 use super::queue::Queue;
 use super::stats::NetnsStats;
@@ -107,8 +113,12 @@ pub(crate) struct Group {
     /// Tells the groups of one namespace apart, which come one after the other.
     serial: u64,
     label: Box<str>,
+    /// Serves futures that are bound to a thread, and nothing else: with one worker, and
+    /// no spare.
+    is_local: bool,
     lanes: Box<[Lane]>,
     pub(super) queue: Queue,
+    futures: Futures,
     runnable: Runnable,
     /// `state.live.len()`, for threads that only want to know that it is not 0.
     alive: AtomicU32,
@@ -167,6 +177,13 @@ struct State {
     called: usize,
     /// No worker and never one again: callers look the namespace up anew.
     dead: bool,
+    /// No future is admitted any more.
+    is_closed: bool,
+    /// A thread seeks the first worker, for the futures that are there.
+    is_sought: bool,
+    /// Threads that do, or tell futures that there is none: the group does not die
+    /// meanwhile.
+    searches: u32,
     failures: u64,
     last_failure: Option<Error>,
     /// What workers that left have done.
@@ -181,16 +198,28 @@ impl State {
 }
 
 impl Group {
-    pub(crate) fn new(pool: &Arc<Pool>, id: NetnsId, label: &str, serial: u64) -> Group {
-        let lanes = pool.config.workers_per_netns;
+    pub(crate) fn new(
+        pool: &Arc<Pool>,
+        id: NetnsId,
+        label: &str,
+        serial: u64,
+        is_local: bool,
+    ) -> Group {
+        let lanes = if is_local {
+            1
+        } else {
+            pool.config.workers_per_netns
+        };
         Group {
             pool: Arc::clone(pool),
             id,
             serial,
             label: label.into(),
+            is_local,
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
             queue: Queue::new(pool.config.queue_depth, pool.config.clock),
             stuck_told: false.into(),
+            futures: Futures::default(),
             runnable: Runnable(AtomicU32::new(0)),
             alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
@@ -207,6 +236,9 @@ impl Group {
                 spares_parked: 0,
                 called: 0,
                 dead: false,
+                is_closed: false,
+                is_sought: false,
+                searches: 0,
                 failures: 0,
                 last_failure: None,
                 done: 0,
@@ -344,12 +376,14 @@ impl Group {
             return Todo::Nothing;
         }
         if !state.has_workers() {
-            return Todo::Reship(self.queue.take_all());
+            return Todo::Reship(self.queue.take_jobs());
         }
         if state.spares_parked > state.called {
-            state.called += 1;
-            self.runnable.add();
-            self.spare_wanted.notify_one();
+            self.call_spare(&mut state);
+            return Todo::Nothing;
+        }
+        if self.is_local {
+            // What is bound to a thread waits for it.
             return Todo::Nothing;
         }
         // Not held back by `max_workers`: the callers of the blocked workers may be
@@ -605,7 +639,9 @@ impl Group {
         });
         self.pool.capacity.release();
         let mut todo = Todo::Nothing;
-        if !self.queue.is_empty() {
+        // One that is not spoiled leaves no future behind: they hold it, or have been
+        // closed, and are in the queue or with another worker.
+        if !self.queue.is_empty() || spoiled && self.futures.len() > 0 {
             if self.runnable.count() == 0 {
                 self.pool.capacity.reserve_anyway();
                 todo = Todo::Start(self.begin_start(&mut state, role, true));
@@ -682,7 +718,7 @@ impl Group {
     #[must_use]
     pub(super) fn die_if_empty(&self) -> Option<Remains> {
         let mut state = self.state.lock();
-        if state.dead || state.has_workers() {
+        if state.dead || state.has_workers() || state.searches > 0 {
             return None;
         }
         state.dead = true;
@@ -701,8 +737,13 @@ impl Group {
     ///
     /// Tells whether there is any; if not, there never will be.
     pub(crate) fn retire(&self) -> bool {
+        self.state.lock().is_closed = true;
+        // Before a worker sees that it is to leave: it does once its queue is empty.
+        self.close_futures();
         self.retiring.store(true, Ordering::SeqCst);
         self.wake_all();
+        // A thread that seeks a worker may wait for room.
+        self.pool.capacity.note_change();
         // After the store: a caller that starts the first worker looks at it, locked.
         self.state.lock().has_workers()
     }
@@ -747,7 +788,7 @@ impl Group {
     /// Waits until no worker is left; `false` when `deadline` came first.
     pub(crate) fn wait_empty(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.state.lock();
-        while state.has_workers() {
+        while state.has_workers() || state.searches > 0 {
             match deadline {
                 None => self.changed.wait(&mut state),
                 Some(deadline) => {
@@ -785,6 +826,7 @@ impl Group {
             rung: (state.live.iter().filter(|member| member.is_rung)).count(),
             queued: self.queue.len(),
             running: counters().filter(|counters| counters.is_running()).count(),
+            futures: self.futures.len(),
             done: state.done + counters().map(|counters| counters.done()).sum::<u64>(),
             panicked: state.panicked + counters().map(|counters| counters.panicked()).sum::<u64>(),
         }

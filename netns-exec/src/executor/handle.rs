@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::current::{self, Polled};
 use super::group::IS_STUCK;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handoff::outcome::quietly;
 use crate::handoff::task::{AbortTask, TaskHandle};
 
@@ -99,6 +100,11 @@ fn wait<T>(task: &TaskHandle<'_, T>, deadline: Option<Instant>) -> Result<bool> 
         return Ok(true);
     }
     current::check_may_wait()?;
+    if task.depends_on_this_thread() {
+        let cause = io::Error::from_raw_os_error(libc::EDEADLK);
+        let attempt = "cannot wait for a future on the only thread that can poll it";
+        return Err(Error::kernel(attempt, cause).hint("await its handle"));
+    }
     Ok(current::blocking(|| {
         let long = Instant::now() + IS_STUCK;
         if deadline.is_none_or(|deadline| deadline > long)
@@ -125,7 +131,9 @@ fn poll<T>(task: &mut TaskHandle<'_, T>, cx: &mut Context<'_>) -> Poll<Result<T>
         return Poll::Ready(task.take_result());
     }
     current::check_may_wait()?;
-    Polled(&mut task.mark).in_vain();
+    if !current::is_polling(cx.waker()) {
+        Polled(&mut task.mark).in_vain();
+    }
     Poll::Pending
 }
 
@@ -183,10 +191,11 @@ impl<T> JoinHandle<T> {
         self.task.is_over()
     }
 
-    /// Cancels the job if it has not started; tells whether it did.
+    /// Cancels the job if it has not started, or the
+    /// [future](crate::Executor::spawn_future) if it has not ended; tells whether it did.
     ///
     /// A cancelled job never runs; its closure is dropped on the worker it was
-    /// made for, when its turn comes.
+    /// made for, when its turn comes. So is a future, between two polls.
     pub fn cancel(&self) -> bool {
         self.task.cancel()
     }

@@ -8,6 +8,8 @@ pub(crate) mod birth;
 mod builder;
 pub(crate) mod current;
 mod event;
+pub(crate) mod future;
+mod futures;
 mod group;
 mod handle;
 mod hooks;

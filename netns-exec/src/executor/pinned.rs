@@ -253,6 +253,19 @@ impl Pinned {
         }
     }
 
+    pub(super) fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    pub(super) fn netns(&self) -> &WeakNetns {
+        &self.netns
+    }
+
+    /// The group that it was made with, which may be on its way out.
+    pub(super) fn group(&self) -> &Arc<Group> {
+        &self.group.0
+    }
+
     fn current(&self, patience: Patience) -> Result<Arc<Group>> {
         current::check_may_wait()?;
         if self.group.0.is_retiring() {

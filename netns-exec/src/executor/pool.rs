@@ -2,6 +2,7 @@
 //! left for workers, their threads, and what they have done.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -31,6 +32,32 @@ pub(crate) struct Config {
     pub(crate) view: Option<View>,
     /// By which the queue's jobs are timed.
     pub(crate) clock: Clock,
+    /// What the user wants around each poll of a future.
+    pub(crate) around: Option<Around>,
+}
+
+/// A hook that is to call what it is given, which may be called again in vain.
+#[derive(Clone)]
+pub(crate) struct Around(Arc<Hook>);
+
+type Hook = dyn Fn(&mut dyn FnMut()) + Send + Sync;
+
+impl Around {
+    pub(crate) fn new(f: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static) -> Around {
+        Around(Arc::new(f))
+    }
+
+    pub(crate) fn call(&self, f: &mut dyn FnMut()) {
+        (self.0)(f);
+        // Should it not have done so.
+        f();
+    }
+}
+
+impl fmt::Debug for Around {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Around(..)")
+    }
 }
 
 impl Default for Config {
@@ -44,6 +71,7 @@ impl Default for Config {
             name_prefix: "ns".to_owned(),
             view: None,
             clock: Clock::Coarse,
+            around: None,
         }
     }
 }

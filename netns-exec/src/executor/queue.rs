@@ -1,11 +1,16 @@
 //! The queue of one namespace: bounded, so that senders wait when it is full.
 //!
+//! Beside the jobs there are the futures that have been woken, which were admitted before
+//! and always have a place: their wakers never wait. Workers take from both by turns, so
+//! that neither starves the other, and futures in the order in which they were woken.
+//!
 //! A sender that finds no room says that it waits, fences, and tries once more; a
 //! worker takes a job, fences, and looks whether a sender waits. At least one of
 //! them sees the other.
 
-use std::sync::atomic::AtomicU64;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -28,6 +33,13 @@ pub(crate) struct Queue {
     waiting: AtomicU32,
     room: Condvar,
     room_lock: Mutex<()>,
+    /// Futures that are to be polled.
+    ready: Mutex<VecDeque<Queued>>,
+    /// How many; changes under their lock, and is looked at without. Ordered by the fences
+    /// of those that look, as the length of the channel is.
+    ready_len: AtomicU32,
+    /// Whose turn it is when there are both: a hint, which orders nothing.
+    is_jobs_turn: AtomicBool,
     /// Tasks that wait for room; `waiting` counts them too.
     tasks: Wakers,
 }
@@ -70,16 +82,19 @@ impl Queue {
             waiting: AtomicU32::new(0),
             room: Condvar::new(),
             room_lock: Mutex::new(()),
+            ready: Mutex::new(VecDeque::new()),
+            ready_len: AtomicU32::new(0),
+            is_jobs_turn: AtomicBool::new(false),
             tasks: Wakers::default(),
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.receiver.is_empty()
+        self.receiver.is_empty() && self.ready_len.load(Ordering::Relaxed) == 0
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.receiver.len()
+        self.receiver.len() + self.ready_len.load(Ordering::Relaxed) as usize
     }
 
     /// Puts a job in, if there is room.
@@ -128,13 +143,60 @@ impl Queue {
         }
     }
 
-    /// Takes a job, and tells a sender that there is room.
+    /// Puts a future in that is to be polled. There is always room.
+    pub(crate) fn push_ready(&self, job: JobRef) {
+        let since = self.clock.now();
+        if self.is_empty() {
+            self.moved.store(since, Relaxed);
+        }
+        let mut ready = self.ready.lock();
+        ready.push_back(Queued { job, since });
+        self.ready_len.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn take_ready(&self) -> Option<(JobRef, Duration)> {
+        let Queued { job, since } = {
+            let mut ready = self.ready.lock();
+            let queued = ready.pop_front()?;
+            self.ready_len.fetch_sub(1, Ordering::Relaxed);
+            queued
+        };
+        self.moved.store(self.clock.now(), Relaxed);
+        Some((job, self.clock.since(since)))
+    }
+
+    /// Takes a job, or a future that is to be polled.
+    #[inline]
     pub(crate) fn take(&self) -> Option<JobRef> {
         self.take_timed().map(|(job, _waited)| job)
     }
 
-    /// As [`take`](Queue::take), and says how long the job has waited.
+    /// As [`take`](Queue::take), and says how long it has waited.
+    #[inline]
     pub(crate) fn take_timed(&self) -> Option<(JobRef, Duration)> {
+        if self.ready_len.load(Ordering::Relaxed) == 0 {
+            return self.take_job();
+        }
+        self.take_by_turns()
+    }
+
+    fn take_by_turns(&self) -> Option<(JobRef, Duration)> {
+        if self.is_jobs_turn.swap(false, Relaxed)
+            && let Some(job) = self.take_job()
+        {
+            return Some(job);
+        }
+        match self.take_ready() {
+            Some(job) => {
+                self.is_jobs_turn.store(true, Relaxed);
+                Some(job)
+            }
+            None => self.take_job(),
+        }
+    }
+
+    /// Takes a job, and tells a sender that there is room.
+    fn take_job(&self) -> Option<(JobRef, Duration)> {
         let Queued { job, since } = self.receiver.try_recv().ok()?;
         self.moved.store(self.clock.now(), Relaxed);
         fence(Ordering::SeqCst);
@@ -144,6 +206,16 @@ impl Queue {
             self.wake_task();
         }
         Some((job, self.clock.since(since)))
+    }
+
+    /// Takes all jobs, and leaves the futures.
+    pub(crate) fn take_jobs(&self) -> Vec<JobRef> {
+        std::iter::from_fn(|| self.take_job().map(|(job, _waited)| job)).collect()
+    }
+
+    /// Takes all futures, and leaves the jobs.
+    pub(crate) fn take_futures(&self) -> Vec<JobRef> {
+        std::iter::from_fn(|| self.take_ready().map(|(job, _waited)| job)).collect()
     }
 
     /// Registers a task that found no room. It has to try once more after that.

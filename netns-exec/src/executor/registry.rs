@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::group::{Group, Leaving, Member, Role, Start, Todo};
 use super::hooks::Hooks;
 use super::pool::Pool;
-use super::stats::Stats;
+use super::stats::{self, Stats};
 use super::stop::StopFlag;
 use crate::error::{Error, Kind, Result};
 use crate::netns::NetnsId;
@@ -31,7 +31,7 @@ pub(crate) struct Registry {
     pub(super) hooks: Hooks,
     /// Keyed by the id, which is never reused. Only groups that may still get a
     /// worker are here.
-    groups: RwLock<HashMap<NetnsId, Arc<Group>>>,
+    groups: RwLock<HashMap<Key, Arc<Group>>>,
     /// Groups that are out of the map and still have workers.
     leaving: Mutex<Vec<Arc<Group>>>,
     /// The serial number of the next group, or thread beside the pool. Changes under the
@@ -46,6 +46,13 @@ struct ToStop {
     netns: NetnsId,
     serial: u64,
     stop: Arc<StopFlag>,
+}
+
+/// A namespace, and whether the group is the one for futures that are bound to a thread.
+type Key = (NetnsId, bool);
+
+fn key_of(group: &Group) -> Key {
+    (group.id(), group.is_local())
 }
 
 impl Registry {
@@ -73,31 +80,43 @@ impl Registry {
 
     /// Finds the group of a namespace, or makes one without workers.
     pub(crate) fn group(&self, id: NetnsId, label: &str) -> Result<Arc<Group>> {
-        if let Some(group) = self.groups.read().get(&id) {
+        self.group_of((id, false), label)
+    }
+
+    /// The same for futures that are bound to a thread.
+    pub(crate) fn local_group(&self, id: NetnsId, label: &str) -> Result<Arc<Group>> {
+        self.group_of((id, true), label)
+    }
+
+    fn group_of(&self, key: Key, label: &str) -> Result<Arc<Group>> {
+        if let Some(group) = self.groups.read().get(&key) {
             return Ok(Arc::clone(group));
         }
         let mut groups = self.groups.write();
         // Under the lock: `close` sets it under the lock too, so that no group
         // comes after the ones it sees.
         self.pool.check_open()?;
-        let group = groups.entry(id).or_insert_with(|| {
+        let group = groups.entry(key).or_insert_with(|| {
             let serial = self.next_group.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Group::new(&self.pool, id, label, serial))
+            let (id, is_local) = key;
+            Arc::new(Group::new(&self.pool, id, label, serial, is_local))
         });
         Ok(Arc::clone(group))
     }
 
-    /// Takes a namespace's group out, so that new calls start afresh, and has
-    /// its workers leave.
+    /// Takes a namespace's groups out, so that new calls start afresh, and has
+    /// their workers leave.
     pub(crate) fn retire(&self, id: NetnsId) -> Retired {
-        let (group, end) = {
+        let (retired, end) = {
             let mut groups = self.groups.write();
-            let group = groups.remove(&id);
-            self.leaving.lock().extend(group.clone());
-            (group, self.next_group.load(Ordering::Relaxed))
+            let retired = [false, true].map(|is_local| groups.remove(&(id, is_local)));
+            self.leaving
+                .lock()
+                .extend(retired.iter().flatten().cloned());
+            (retired, self.next_group.load(Ordering::Relaxed))
         };
-        if let Some(group) = group {
-            self.have_leave(&group);
+        for group in retired.iter().flatten() {
+            self.have_leave(group);
         }
         self.stop_apart(|apart| apart.netns == id && apart.serial < end);
         let leaving = self.leaving.lock();
@@ -244,9 +263,9 @@ impl Registry {
             let mut groups = self.groups.write();
             let remains = group.die_if_empty();
             if remains.is_some()
-                && (groups.get(&group.id())).is_some_and(|current| Arc::ptr_eq(current, group))
+                && (groups.get(&key_of(group))).is_some_and(|current| Arc::ptr_eq(current, group))
             {
-                groups.remove(&group.id());
+                groups.remove(&key_of(group));
             }
             remains
         };
@@ -258,7 +277,8 @@ impl Registry {
     pub(crate) fn stats(&self) -> Stats {
         // Locked all the time: a group that dies moves its figures to the totals.
         let groups = self.groups.read();
-        let per_netns = groups.values().map(|group| group.stats()).collect();
+        let mut per_netns: Vec<_> = groups.values().map(|group| group.stats()).collect();
+        stats::merge(&mut per_netns);
         let leaving = self.leaving.lock().clone();
         let leaving: Vec<_> = leaving.iter().map(|group| group.stats()).collect();
         let (done, panicked) = self.pool.totals();

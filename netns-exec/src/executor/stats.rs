@@ -15,10 +15,12 @@ pub struct Stats {
     /// Threads beside the pool, see [`Executor::thread`](crate::Executor::thread). When one
     /// has ended it counts as a job that is done.
     pub threads: usize,
-    /// Jobs in the queues.
+    /// Jobs in the queues, and futures that have been woken.
     pub queued: usize,
     /// Jobs under way.
     pub running: usize,
+    /// Futures that are not over.
+    pub futures: usize,
     /// Jobs that have ended, panicked ones included.
     pub done: u64,
     /// Jobs that have panicked.
@@ -54,10 +56,12 @@ pub struct NetnsStats {
     /// itself, or half of the descriptors that the process may open (`RLIMIT_NOFILE`) are
     /// taken by workers already.
     pub rung: usize,
-    /// Jobs in the queue.
+    /// Jobs in the queue, and futures that have been woken.
     pub queued: usize,
     /// Jobs under way.
     pub running: usize,
+    /// Futures that are not over.
+    pub futures: usize,
     /// Jobs that have ended, panicked ones included.
     pub done: u64,
     /// Jobs that have panicked.
@@ -71,8 +75,27 @@ impl Stats {
             self.workers += netns.workers;
             self.queued += netns.queued;
             self.running += netns.running;
+            self.futures += netns.futures;
             self.done += netns.done;
             self.panicked += netns.panicked;
         }
     }
+}
+
+/// Makes one of the figures of the groups that serve the same namespace.
+pub(crate) fn merge(all: &mut Vec<NetnsStats>) {
+    all.sort_by_key(|netns| netns.id);
+    all.dedup_by(|more, netns| {
+        let same = more.id == netns.id;
+        if same {
+            netns.workers += more.workers;
+            netns.rung += more.rung;
+            netns.queued += more.queued;
+            netns.running += more.running;
+            netns.futures += more.futures;
+            netns.done += more.done;
+            netns.panicked += more.panicked;
+        }
+        same
+    });
 }

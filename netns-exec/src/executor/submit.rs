@@ -248,14 +248,25 @@ pub(crate) fn started(
         Patience::None => Room::Now,
         Patience::Endless => Room::Awaited,
     };
+    while !first_worker(registry, &group, netns, room)? {
+        group = find()?;
+    }
+    // Even when it has left again by now: the queue finds that out.
+    Ok(group)
+}
+
+/// Sees to it that a group has a worker; `false` when it never will again.
+pub(crate) fn first_worker(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns: &impl Destination,
+    room: Room,
+) -> Result<bool> {
     let mut tried = false;
     loop {
         let born = match group.first() {
-            First::Served => return Ok(group),
-            First::Dead => {
-                group = find()?;
-                continue;
-            }
+            First::Served => return Ok(true),
+            First::Dead => return Ok(false),
             First::Coming => group.wait_first(),
             First::Wanted => {
                 let handle = netns.netns()?;
@@ -265,17 +276,17 @@ pub(crate) fn started(
                 let Some(start) = group.begin_first(handle) else {
                     continue;
                 };
-                birth::start(registry, &group, start).inspect_err(|_| {
-                    registry.bury(&group);
+                birth::start(registry, group, start).inspect_err(|error| {
+                    group.fail_futures(error);
+                    registry.bury(group);
                     // A sender that found a worker before, which has left, may have
                     // relied on this one.
-                    ensure_served(registry, netns, &group);
+                    ensure_served(registry, netns, group);
                 })
             }
         };
         match born {
-            // Even when it has left again by now: the queue finds that out.
-            Ok(()) => return Ok(group),
+            Ok(()) => return Ok(true),
             Err(error) if !tried && birth::make_room(registry, &error) => tried = true,
             Err(error) => return Err(error),
         }

@@ -230,6 +230,7 @@ impl<'a> Worker<'a> {
                         // Its caller does not wait for observers as well.
                         lane.tell();
                     }
+                    true
                 });
                 idle = Idle::default();
             } else if lane.is_called() || !self.group.queue.is_empty() {
@@ -414,16 +415,19 @@ impl<'a> Worker<'a> {
     }
 
     /// Has `run` run a job, which has waited for so long, and tells those of it who want to
-    /// know.
+    /// know; of a future that waits again, as `run` says then, they are not told.
     #[inline]
-    fn observed(&mut self, queued: Duration, run: impl FnOnce(&mut Self)) {
+    fn observed(&mut self, queued: Duration, run: impl FnOnce(&mut Self) -> bool) {
         if !self.registry.hooks.observe() {
-            return run(self);
+            run(self);
+            return;
         }
         let panicked = self.member.counters.panicked();
         self.door.take_refusals();
         let began = Instant::now();
-        run(self);
+        if !run(self) {
+            return;
+        }
         let ran = began.elapsed();
         let refused = self.door.take_refusals();
         let event = Event::JobEnded {
@@ -437,8 +441,11 @@ impl<'a> Worker<'a> {
         self.registry.hooks.tell(&event, &mut self.door);
     }
 
-    fn run(&mut self, job: JobRef) {
-        if self.group.pool().is_abandoned() {
+    /// Tells whether the job has ended: a future may wait again.
+    fn run(&mut self, job: JobRef) -> bool {
+        let (is_future, done) = (job.is_future(), self.member.counters.done());
+        // A future is closed by now, and dropped by its poll.
+        if self.group.pool().is_abandoned() && !is_future {
             self.door.run("drop of a cancelled job", || {
                 job.abort(Error::new(
                     Kind::Cancelled,
@@ -448,7 +455,12 @@ impl<'a> Worker<'a> {
         } else {
             job.execute(&mut self.door);
         }
+        if is_future {
+            // Futures that are woken all the time leave it no time to idle.
+            self.watch_for_deletion();
+        }
         current::came_back();
+        !is_future || self.member.counters.done() > done
     }
 
     fn cover_queue(&self) {
@@ -471,8 +483,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Leaves although jobs may wait: they go to others.
-    fn leave_spoiled(&self, lane: Option<&mut Serving<'a>>) -> Leaving {
+    fn leave_spoiled(&mut self, lane: Option<&mut Serving<'a>>) -> Leaving {
         let why = Leaving::Spoiled;
+        for task in self.group.bound_futures() {
+            task.end_here(&mut self.door);
+        }
         let left = match lane {
             Some(lane) => self.leave_lane(lane, why).is_some(),
             None => self.leave(why),

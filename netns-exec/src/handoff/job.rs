@@ -10,6 +10,7 @@
 //! |--------------|-------------------------------|-----------------------------------------|
 //! | [`StackJob`] | on the caller's stack         | its caller waits on the job's latch     |
 //! | `HeapJob`, see `task` | behind an `Arc`, 1 allocation | the `JobRef` owns one of two references |
+//! | `FutureJob`, see `future` | behind an `Arc`, 1 allocation | the `JobRef` of a poll owns a reference |
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
@@ -23,6 +24,8 @@ use crate::sync::UnsafeCell;
 pub(super) struct Vtable {
     pub(super) execute: unsafe fn(NonNull<Header>, &mut Door),
     pub(super) abort: unsafe fn(NonNull<Header>, Error),
+    /// Whether it is a poll of a future, which may be one of many.
+    pub(super) is_future: bool,
 }
 
 /// The first field of every job.
@@ -70,6 +73,11 @@ impl JobRef {
         let abort = self.vtable().abort;
         // SAFETY: as in `execute`.
         unsafe { abort(self.into_raw(), why) }
+    }
+
+    /// Whether it is a poll of a future, which may be one of many.
+    pub(crate) fn is_future(&self) -> bool {
+        self.vtable().is_future
     }
 
     fn vtable(&self) -> &'static Vtable {
@@ -162,6 +170,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
+        is_future: false,
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {

@@ -11,6 +11,7 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 use crate::bell::ear::Listened;
 use crate::error::{Error, Kind, LeftThread, Refused};
@@ -49,6 +50,10 @@ pub(crate) enum Finding {
 pub(crate) type Pack<T> = fn(T) -> Option<Box<dyn Any + Send>>;
 
 impl<T> Outcome<T> {
+    pub(crate) fn violated(finding: Finding, result: Result<T, Payload>) -> Outcome<T> {
+        Outcome::Violated(Box::new(Violation { finding, result }))
+    }
+
     /// What joining the job gives: its value, or why there is none.
     pub(crate) fn into_join_result(self, pack: Pack<T>) -> Result<T, Error> {
         match self {
@@ -70,9 +75,9 @@ impl<T> Outcome<T> {
     }
 }
 
-impl<T> Violation<T> {
-    fn into_error(self, pack: Pack<T>) -> Error {
-        let error = match self.finding {
+impl Finding {
+    pub(crate) fn into_error(self) -> Error {
+        match self {
             Finding::Escaped => Error::new(
                 Kind::Escaped,
                 "job left its thread in another network namespace; the thread has been retired",
@@ -91,7 +96,13 @@ impl<T> Violation<T> {
             )
             .caused_by(cause),
             Finding::LeftThreads(threads) => Error::left_threads(&threads),
-        };
+        }
+    }
+}
+
+impl<T> Violation<T> {
+    fn into_error(self, pack: Pack<T>) -> Error {
+        let error = self.finding.into_error();
         match self.result {
             Ok(value) => match pack(value) {
                 Some(value) => error.with_result(value),
@@ -136,6 +147,12 @@ impl Counters {
         self.started.load(Ordering::Relaxed) > done
     }
 
+    /// What was started waits, and is counted again when it goes on.
+    fn suspend(&self) {
+        let started = self.started.load(Ordering::Relaxed);
+        self.started.store(started - 1, Ordering::Relaxed);
+    }
+
     /// One writer, so that no read-modify-write is needed.
     fn bump(counter: &AtomicU64) {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -176,15 +193,36 @@ impl Door {
     /// Runs a job's closure. The verdict is the job's.
     #[inline]
     pub(crate) fn call<T>(&mut self, f: impl FnOnce() -> T) -> Outcome<T> {
+        self.watched(f, |_| true)
+    }
+
+    /// Polls a future, which is a job that ends with its last poll.
+    #[inline]
+    pub(crate) fn poll<T>(&mut self, f: impl FnOnce() -> Poll<T>) -> Outcome<Poll<T>> {
+        self.watched(f, Poll::is_ready)
+    }
+
+    #[inline]
+    fn watched<T>(
+        &mut self,
+        f: impl FnOnce() -> T,
+        is_over: impl FnOnce(&T) -> bool,
+    ) -> Outcome<T> {
         Counters::bump(&self.counters.started);
         self.before_job();
         // The caller gets the payload and decides; nothing of `f` is seen again.
         let result = catch_unwind(AssertUnwindSafe(f));
         let verdict = self.after_job();
-        if result.is_err() {
-            Counters::bump(&self.counters.panicked);
+        match &result {
+            Ok(value) if matches!(verdict, ThreadState::Clean) && !is_over(value) => {
+                self.counters.suspend();
+            }
+            Ok(_) => Counters::bump(&self.counters.done),
+            Err(_) => {
+                Counters::bump(&self.counters.panicked);
+                Counters::bump(&self.counters.done);
+            }
         }
-        Counters::bump(&self.counters.done);
         let finding = match verdict {
             ThreadState::Clean => {
                 return match result {
@@ -203,7 +241,7 @@ impl Door {
             ThreadState::LeftThreads(threads) => Finding::LeftThreads(threads),
         };
         self.spoiled = true;
-        Outcome::Violated(Box::new(Violation { finding, result }))
+        Outcome::violated(finding, result)
     }
 
     /// What the guard refused to the job that has just panicked; the log tells of it.

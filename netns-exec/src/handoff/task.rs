@@ -28,8 +28,8 @@ use super::outcome::{Door, Outcome, Pack, quietly};
 use crate::error::{Error, Kind};
 use crate::sync::UnsafeCell;
 
-const STARTED: u32 = FIRST_FLAG;
-const CANCELLED: u32 = FIRST_FLAG << 1;
+pub(super) const STARTED: u32 = FIRST_FLAG;
+pub(super) const CANCELLED: u32 = FIRST_FLAG << 1;
 const DETACHED: u32 = FIRST_FLAG << 2;
 
 /// Told when a job is over and nothing of it is left on the worker.
@@ -75,8 +75,10 @@ unsafe impl<F: Send, T: Send, E: Send> Send for HeapJob<F, T, E> {}
 unsafe impl<F: Send, T: Send, E: Sync> Sync for HeapJob<F, T, E> {}
 
 /// What can be done to a heap job from anywhere, whatever its closure and its result.
-trait Abortable: Send + Sync {
+pub(super) trait Abortable: Send + Sync {
     fn latch(&self) -> &WakerLatch;
+    /// It has just been cancelled.
+    fn cancelled(self: Arc<Self>) {}
 }
 
 impl<F, T, E> Abortable for HeapJob<F, T, E>
@@ -90,8 +92,8 @@ where
     }
 }
 
-/// The handle's side of a heap job, whatever its closure.
-trait Packet<T>: Abortable {
+/// The handle's side of a heap job, whatever its closure; of a future, too.
+pub(super) trait Packet<T>: Abortable {
     /// # Safety
     ///
     /// The latch is set, and the caller is the handle, which calls this once.
@@ -104,6 +106,43 @@ trait Packet<T>: Abortable {
     unsafe fn into_ref(self: Arc<Self>) -> JobRef;
     fn pack(&self) -> Pack<T>;
     fn panic_dropped(&self);
+    /// Whether the calling thread would wait for itself.
+    fn depends_on_this_thread(&self) -> bool {
+        false
+    }
+    fn why_cancelled(&self) -> &'static str {
+        "job cancelled before it started"
+    }
+}
+
+/// Stores how a job ended in `cell`, completes `latch` and wakes the waker, or drops the
+/// outcome when no handle will take it; tells whether one will. The cell belongs to the
+/// caller, with `STARTED`. User code is called `through` that.
+pub(super) fn tell<T>(
+    latch: &WakerLatch,
+    cell: &UnsafeCell<Option<Outcome<T>>>,
+    outcome: Outcome<T>,
+    through: &mut dyn FnMut(&'static str, &mut dyn FnMut()),
+) -> bool {
+    // SAFETY: STARTED and not set: the cell belongs to this side.
+    cell.with_mut(|cell| unsafe { *cell = Some(outcome) });
+    let (before, waker) = latch.complete();
+    if let Some(waker) = waker {
+        let mut waker = Some(waker);
+        through("waker", &mut || {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        });
+    }
+    let unclaimed = before & DETACHED != 0;
+    if unclaimed {
+        // SAFETY: the handle was gone before the latch was set, so the cell
+        // is still this side's.
+        let mut outcome = cell.with_mut(|outcome| unsafe { (*outcome).take() });
+        through("drop of a result", &mut || drop(outcome.take()));
+    }
+    !unclaimed
 }
 
 impl<F, T, E> Packet<T> for HeapJob<F, T, E>
@@ -149,6 +188,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
+        is_future: false,
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
@@ -192,29 +232,13 @@ where
             None => quietly(f),
         };
         let panicked = matches!(outcome, Outcome::Panicked(..));
-        // SAFETY: STARTED and not set: the cell belongs to this side.
-        (self.outcome).with_mut(|cell| unsafe { *cell = Some(outcome) });
-        let (before, waker) = self.latch.complete();
-        if let Some(waker) = waker {
-            let mut waker = Some(waker);
-            through("waker", &mut || {
-                if let Some(waker) = waker.take() {
-                    waker.wake();
-                }
-            });
+        let claimed = tell(&self.latch, &self.outcome, outcome, &mut through);
+        // Still there when the job was aborted.
+        if !claimed && let Some(closure) = self.take_closure() {
+            let mut closure = Some(closure);
+            through("drop of a result", &mut || drop(closure.take()));
         }
-        let unclaimed = before & DETACHED != 0;
-        if unclaimed {
-            // SAFETY: the handle was gone before the latch was set, so the cell
-            // is still this side's.
-            let mut outcome = (self.outcome).with_mut(|outcome| unsafe { (*outcome).take() });
-            let mut closure = self.take_closure();
-            through("drop of a result", &mut || {
-                drop(outcome.take());
-                drop(closure.take());
-            });
-        }
-        self.on_end.job_over(panicked && unclaimed);
+        self.on_end.job_over(panicked && !claimed);
     }
 }
 
@@ -250,11 +274,7 @@ where
         T: 'a,
         E: 'a,
     {
-        TaskHandle {
-            packet: self.job,
-            taken: false,
-            mark: 0,
-        }
+        TaskHandle::new(self.job)
     }
 
     /// Has `send` hand the job over; gives the closure back when it could not.
@@ -426,7 +446,11 @@ pub(crate) struct AbortTask(Arc<dyn Abortable>);
 
 impl AbortTask {
     pub(crate) fn cancel(&self) -> bool {
-        cancel(self.0.latch())
+        let cancelled = cancel(self.0.latch());
+        if cancelled {
+            Arc::clone(&self.0).cancelled();
+        }
+        cancelled
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -448,14 +472,34 @@ pub(crate) struct TaskHandle<'a, T> {
     pub(crate) mark: u64,
 }
 
+impl<'a, T> TaskHandle<'a, T> {
+    pub(super) fn new(packet: Arc<dyn Packet<T> + Send + Sync + 'a>) -> Self {
+        TaskHandle {
+            packet,
+            taken: false,
+            mark: 0,
+        }
+    }
+}
+
 impl<T> TaskHandle<'_, T> {
     pub(crate) fn is_over(&self) -> bool {
         is_over(self.packet.latch())
     }
 
-    /// Gives the job up if it has not started; tells whether it did.
+    /// Whether the calling thread would wait for itself.
+    pub(crate) fn depends_on_this_thread(&self) -> bool {
+        self.packet.depends_on_this_thread()
+    }
+
+    /// Gives the job up if it has not started, or the future if it has not ended; tells
+    /// whether it did.
     pub(crate) fn cancel(&self) -> bool {
-        cancel(self.packet.latch())
+        let cancelled = cancel(self.packet.latch());
+        if cancelled {
+            Arc::clone(&self.packet).cancelled();
+        }
+        cancelled
     }
 
     pub(crate) fn has_started(&self) -> bool {
@@ -476,10 +520,7 @@ impl<T> TaskHandle<'_, T> {
         let pack = self.packet.pack();
         match self.take_outcome() {
             Some(outcome) => outcome.into_join_result(pack),
-            None => Err(Error::new(
-                Kind::Cancelled,
-                "job cancelled before it started",
-            )),
+            None => Err(Error::new(Kind::Cancelled, self.packet.why_cancelled())),
         }
     }
 

@@ -1,12 +1,14 @@
 //! The executor as it is, with one namespace: the queue, the coming and going
 //! of workers, and calls that wait for others.
 
+use std::future::{Future, pending, poll_fn};
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::{STACK, check_deep, spawn_deep};
 use crate::executor::submit::{self, Patience};
-use crate::executor::{Config, Group, JoinHandle, Pool, Registry, birth, current, worker};
+use crate::executor::{Config, Group, JoinHandle, Pool, Registry, birth, current, future, worker};
 use crate::guard::{Guard, Policy};
 use crate::handoff::outcome;
 use crate::netns::Netns;
@@ -51,6 +53,14 @@ impl Fixture {
 
     fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         JoinHandle::new(submit::spawn(&self.registry, None, &self.netns, f).unwrap())
+    }
+
+    fn spawn_future<F>(&self, f: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        JoinHandle::new(future::spawn(&self.registry, None, &self.netns, f))
     }
 
     fn spawn_batch<T: Send + 'static>(
@@ -464,6 +474,127 @@ fn caller_that_waits_for_room_goes_on_when_the_worker_is_there_without_it() {
         }
         assert_eq!(caller.join().unwrap(), 7);
         capacity.release();
+        fixture.close();
+    });
+}
+
+/// A future that is ready when it is woken, and its waker.
+fn once_woken() -> (impl Future<Output = i32> + Send, Arc<Mutex<Option<Waker>>>) {
+    let slot = Arc::new(Mutex::new(None));
+    let stored = Arc::clone(&slot);
+    let mut polled = false;
+    let future = poll_fn(move |cx| {
+        if std::mem::replace(&mut polled, true) {
+            return Poll::Ready(7);
+        }
+        *stored.lock() = Some(cx.waker().clone());
+        Poll::Pending
+    });
+    (future, slot)
+}
+
+#[test]
+fn first_future_starts_a_worker() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        assert_eq!(fixture.spawn_future(async { 7 }).join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn woken_future_finds_a_worker_that_is_about_to_park() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let (future, waker) = once_woken();
+        let handle = fixture.spawn_future(future);
+        wait_for(&waker).wake();
+        assert_eq!(handle.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn future_meets_a_worker_that_leaves_for_being_idle() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.idle_timeout = Some(Duration::ZERO));
+        fixture.group();
+        let (future, waker) = once_woken();
+        let handle = fixture.spawn_future(future);
+        wait_for(&waker).wake();
+        assert_eq!(handle.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn future_meets_retirement() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let spawner = spawn_deep({
+            let fixture = fixture.clone();
+            move || {
+                // Of the group that retires, or of the one that comes after it.
+                let ready = fixture.spawn_future(async { 7 }).join();
+                assert!(
+                    ready.is_ok_and(|n| n == 7) || fixture.spawn_future(async { 7 }).join().is_ok()
+                );
+            }
+        });
+        for group in fixture.registry.retire(fixture.netns.id()).groups {
+            group.wait_empty(None);
+        }
+        spawner.join().unwrap();
+        fixture.close();
+    });
+}
+
+#[test]
+fn pending_futures_are_dropped_before_the_executor_has_ended() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let handle = fixture.spawn_future(pending::<()>());
+        fixture.close();
+        assert!(handle.join().unwrap_err().is_cancelled());
+    });
+}
+
+#[test]
+fn woken_future_is_not_left_behind_a_job_that_waits_for_it() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let (future, waker) = once_woken();
+        let handle = fixture.spawn_future(future);
+        let waker = wait_for(&waker);
+        let job = fixture.spawn(move || handle.join().unwrap());
+        // The worker is at the job by now, or waits in it, or neither.
+        waker.wake();
+        assert_eq!(job.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn successor_of_a_spoiled_worker_has_its_futures() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        fixture.group();
+        let (future, waker) = once_woken();
+        let handle = fixture.spawn_future(future);
+        let waker = wait_for(&waker);
+        assert!(
+            fixture
+                .spawn(outcome::spoil)
+                .join()
+                .unwrap_err()
+                .is_escaped()
+        );
+        waker.wake();
+        assert_eq!(handle.join().unwrap(), 7);
         fixture.close();
     });
 }

@@ -38,6 +38,11 @@
 //! | `unpin`: wake                              | `executor::worker_that_is_unpinned_ends_for_being_idle` |
 //! | `Threads::join`: wait for other joiners    | `executor::both_of_two_joiners_wait_for_the_thread` |
 //! | `queue_all`: look before it waits for room | `executor::batch_wakes_its_worker_before_it_waits_for_room` |
+//! | `FutureJob::note`, AcqRel; a write at all  | `future::news_of_every_waker_is_seen_by_a_poll`  |
+//! | `FutureJob::note`: look at `POLLING`       | the same                                         |
+//! | `FutureJob::begin`, AcqRel                 | `future::two_workers_never_have_it_at_the_same_time` |
+//! | end of a poll, AcqRel; in one step; put back | the same                                       |
+//! | `FutureJob::settle`: look at `CANCELLED`   | `future::future_is_either_over_or_cancelled_and_dropped_once` |
 //!
 //! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
 //! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
@@ -48,6 +53,7 @@
 //! fence, so the protocols use fences, and nothing stronger than AcqRel beside them.
 
 mod executor;
+mod future;
 mod job;
 mod lane;
 mod latch;

@@ -1,6 +1,6 @@
 use netns_exec::in_netns;
 
 #[in_netns(bleu = 1)]
-async fn both_are_told() {}
+const fn both_are_told() {}
 
 fn main() {}

@@ -1,0 +1,200 @@
+//! The futures of a group, from admission until they are over.
+//!
+//! A future holds its group's workers as a pin does: they do not end for being idle, so
+//! that the thread that wakes it has never to wait for a birth. What ends workers for
+//! another reason ends the futures first: a group that retires closes all it has, which
+//! puts them in its queue, and its workers drop them there before they leave. A worker
+//! that is spoiled leaves them to a successor; those that are bound to its thread it
+//! drops itself.
+
+use std::sync::Arc;
+
+use super::{Group, Lane, Role, State, Todo};
+use crate::error::{Error, Result};
+use crate::handoff::future::Task;
+use crate::handoff::job::JobRef;
+use crate::sync::{Mutex, Ordering, fence};
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Futures {
+    live: Mutex<Live>,
+}
+
+#[derive(Default)]
+struct Live {
+    tasks: Vec<Option<Arc<dyn Task>>>,
+    /// Which of `tasks` are none.
+    free: Vec<usize>,
+}
+
+impl Live {
+    fn insert(&mut self, task: Arc<dyn Task>) -> usize {
+        match self.free.pop() {
+            Some(number) => {
+                self.tasks[number] = Some(task);
+                number
+            }
+            None => {
+                self.tasks.push(Some(task));
+                self.tasks.len() - 1
+            }
+        }
+    }
+}
+
+impl Futures {
+    fn all(&self) -> Vec<Arc<dyn Task>> {
+        self.live.lock().tasks.iter().flatten().cloned().collect()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        let live = self.live.lock();
+        live.tasks.len() - live.free.len()
+    }
+}
+
+/// A future that a group has taken.
+#[must_use]
+pub(crate) struct Admitted {
+    /// What the group knows it by.
+    pub(crate) number: usize,
+    /// The group has no worker, and relies on the caller to have a thread that
+    /// [seeks one](Group::end_search).
+    pub(crate) seeks_worker: bool,
+}
+
+impl Group {
+    /// Whether it serves futures that are bound to a thread.
+    pub(crate) fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// Has a spare that is parked serve the queue.
+    pub(super) fn call_spare(&self, state: &mut State) {
+        state.called += 1;
+        self.runnable.add();
+        self.spare_wanted.notify_one();
+    }
+
+    /// Takes a future in; gives it back when the group has died or is about to. Its first
+    /// poll is in the queue then: `admitted` is called before that.
+    pub(crate) fn admit(
+        &self,
+        task: Arc<dyn Task>,
+        job: JobRef,
+        admitted: impl FnOnce(&Admitted),
+    ) -> Result<Admitted, JobRef> {
+        let mut state = self.state.lock();
+        if state.dead || state.is_closed {
+            return Err(job);
+        }
+        let seeks_worker = !state.has_workers() && !state.is_sought;
+        if seeks_worker {
+            state.is_sought = true;
+            state.searches += 1;
+        }
+        self.pin();
+        let how = Admitted {
+            number: self.futures.live.lock().insert(task),
+            seeks_worker,
+        };
+        admitted(&how);
+        // Under the lock: a worker that leaves looks at the queue under it.
+        self.queue.push_ready(job);
+        Ok(how)
+    }
+
+    /// The future that was admitted with this number is over.
+    pub(crate) fn future_over(&self, number: usize) {
+        let task = {
+            let mut live = self.futures.live.lock();
+            live.free.push(number);
+            live.tasks[number].take()
+        };
+        drop(task);
+        self.unpin();
+    }
+
+    /// Whether there is a worker, or one on its way.
+    pub(crate) fn has_worker(&self) -> bool {
+        let state = self.state.lock();
+        state.has_workers() || state.is_sought
+    }
+
+    /// Gives up all futures, with the reason, unless a worker has been found for them; the
+    /// calling thread seeks no longer.
+    pub(crate) fn end_search(&self, found: &Result<()>) {
+        self.state.lock().is_sought = false;
+        if let Err(why) = found {
+            self.fail_futures(why);
+        }
+        self.state.lock().searches -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Sees to it that a future that was just woken is polled, without waiting: neither
+    /// for a birth, nor for the jobs that a group without workers would have others ship.
+    pub(crate) fn notify_woken(&self) -> Todo {
+        // As in `notify`.
+        fence(Ordering::SeqCst);
+        if self.runnable.count() > 0 {
+            if !self.lanes.iter().any(Lane::is_awake_and_free)
+                && !self.lanes.iter().any(Lane::wake)
+                && self.lanes.len() > 1
+            {
+                return self.grow();
+            }
+            return Todo::Nothing;
+        }
+        let mut state = self.state.lock();
+        if self.runnable.count() > 0 || self.queue.is_empty() || !state.has_workers() {
+            return Todo::Nothing;
+        }
+        if state.spares_parked > state.called {
+            self.call_spare(&mut state);
+            return Todo::Nothing;
+        }
+        // One that is on its way looks at the queue first; a worker that comes back does
+        // too. No spare polls futures that are bound to another thread.
+        if state.starting > 0 || self.is_local {
+            return Todo::Nothing;
+        }
+        self.pool.capacity.reserve_anyway();
+        // No job relies on it, so that its birth is not waited for.
+        Todo::Start(self.begin_start(&mut state, Role::Spare, false))
+    }
+
+    /// Has all futures dropped on the workers, which are about to leave.
+    pub(super) fn close_futures(&self) {
+        for task in self.futures.all() {
+            task.close();
+        }
+    }
+
+    /// Gives up all futures, when no worker has come or will come, with the reason.
+    pub(crate) fn fail_futures(&self, why: &Error) {
+        {
+            let state = self.state.lock();
+            if state.has_workers() || state.is_sought {
+                return;
+            }
+        }
+        for job in self.queue.take_futures() {
+            job.abort(why.duplicate());
+        }
+        for task in self.futures.all() {
+            task.fail(why.duplicate());
+        }
+    }
+
+    /// What to do on a worker that leaves as it is spoiled, for the futures that it alone
+    /// can drop.
+    pub(crate) fn bound_futures(&self) -> Vec<Arc<dyn Task>> {
+        if self.is_local {
+            self.futures.all()
+        } else {
+            Vec::new()
+        }
+    }
+}
