@@ -371,7 +371,10 @@ impl Listening {
             return worker.attend();
         } else if what.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
             // The worker has ended, and so have its children.
-            self.workers.remove(&number);
+            if let Some(worker) = self.workers.remove(&number) {
+                // By name: the process may have it open for longer.
+                let _ = self.epoll.delete(&worker.listener);
+            }
             self.lose_listener();
         }
         true

@@ -323,9 +323,19 @@ impl Threads {
 
     /// The calling thread, the worker `number`, is about to end.
     pub(crate) fn ended(&self, number: u64) {
+        self.note_end(number, sys::thread::tid());
+    }
+
+    /// The worker `number` has ended without a word, and is gone.
+    pub(crate) fn lost(&self, number: u64) {
+        const GONE: u32 = 0;
+        self.note_end(number, GONE);
+    }
+
+    fn note_end(&self, number: u64, tid: u32) {
         let mut state = self.state.lock();
         if let Some(thread) = state.threads.get_mut(&number) {
-            thread.ended = Some(sys::thread::tid());
+            thread.ended = Some(tid);
         }
         state.ends += 1;
         self.changed.notify_all();

@@ -254,7 +254,9 @@ impl Registry {
         let Some((member, role)) = group.take_lost() else {
             return Todo::Nothing;
         };
-        (self.leave(group, &member, role, Leaving::Spoiled)).unwrap_or(Todo::Nothing)
+        let todo = self.leave(group, &member, role, Leaving::Spoiled);
+        self.pool.threads.lost(member.number);
+        todo.unwrap_or(Todo::Nothing)
     }
 
     /// Takes a group out that has no worker left, and none on its way.
