@@ -80,7 +80,11 @@ fn jobs_can_neither_move_nor_breed_all_the_same() {
         assert_eq!(errno, Some(Errno::EPERM as i32), "{what}");
         assert_eq!((place, on), (netns.id(), worker), "{what}");
     }
-    assert_eq!(executor.audit().unwrap().strays().count(), 0);
+    // Other tests of this process have strays of their own.
+    let ours = [Some(netns.id()), Some(elsewhere.id())];
+    let audit = executor.audit().unwrap();
+    let strays = audit.strays().filter(|stray| ours.contains(&stray.netns_id()));
+    assert_eq!(strays.count(), 0);
 }
 
 #[test]

@@ -174,7 +174,8 @@ pub enum Guard {
     /// address; and the same is true of two static executables without PIE. The calls
     /// of such a child, and those of one that forks and does not exec, are told from
     /// the worker's and go on as if there were no filter, for as long as this process
-    /// has sealed workers, and fail after that (`ENOSYS`). Where refusals are not
+    /// has sealed workers, and fail after that (`ENOSYS`), or wait for ever in a copy of this
+    /// process that fork(2) made and that outlives it, for it has a copy of the listener. Where refusals are not
     /// counted they are not told apart, and such children are refused like a worker.
     ///
     /// A child that runs as uid 0 has `CAP_SYS_ADMIN` again once it executes a
