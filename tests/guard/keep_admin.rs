@@ -83,7 +83,9 @@ fn jobs_can_neither_move_nor_breed_all_the_same() {
     // Other tests of this process have strays of their own.
     let ours = [Some(netns.id()), Some(elsewhere.id())];
     let audit = executor.audit().unwrap();
-    let strays = audit.strays().filter(|stray| ours.contains(&stray.netns_id()));
+    let strays = audit
+        .strays()
+        .filter(|stray| ours.contains(&stray.netns_id()));
     assert_eq!(strays.count(), 0);
 }
 

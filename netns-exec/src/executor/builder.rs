@@ -192,7 +192,7 @@ impl Builder {
     /// # use netns_exec::Executor;
     /// # struct Runtime;
     /// # impl Runtime { fn handle(&self) -> Handle { Handle } }
-    /// # struct Handle;
+    /// # #[derive(Clone)] struct Handle;
     /// # impl Handle { fn enter(&self) -> &Handle { self } }
     /// # fn f(runtime: &Runtime) -> netns_exec::Result<()> {
     /// // `runtime` is a tokio::runtime::Runtime.

@@ -211,7 +211,7 @@ fn exec_again(shape: Shape, broker: Option<Broker>) -> Failed {
     match socket {
         Ok(socket) => userns::exec_again(shape, socket),
         Err(cause) => Failed {
-            step: userns::Step::Exec,
+            step: userns::EntryStep::Exec,
             cause: cause.into(),
         },
     }

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::error::Error;
 use crate::sys::caps;
-use crate::sys::userns::{Failed, Step};
+use crate::sys::userns::{EntryStep, Failed};
 
 /// What the system says of its own accord. The errno of unshare(2) is the same for
 /// nearly all of it.
@@ -52,18 +52,18 @@ impl System {
     }
 
     /// What forbids the step, and the cure; the most certain first.
-    fn explain(&self, step: Step, errno: i32) -> String {
+    fn explain(&self, step: EntryStep, errno: i32) -> String {
         let denied = matches!(errno, libc::EPERM | libc::EACCES);
         match step {
-            Step::Unshare if errno == libc::EINVAL && !self.has_user_namespaces => {
+            EntryStep::Unshare if errno == libc::EINVAL && !self.has_user_namespaces => {
                 "this kernel has no user namespaces, or /proc is not mounted: \
                  CONFIG_USER_NS=y"
                     .to_owned()
             }
-            Step::Unshare if errno == libc::EINVAL => {
+            EntryStep::Unshare if errno == libc::EINVAL => {
                 "a process with threads cannot: call it first in main".to_owned()
             }
-            Step::Unshare if matches!(errno, libc::ENOSPC | libc::EUSERS) => {
+            EntryStep::Unshare if matches!(errno, libc::ENOSPC | libc::EUSERS) => {
                 match self.none_allowed {
                     Some(limit) => format!(
                         "the sysctl {limit} is 0, which allows none; as root: sysctl -w {limit}=10000, \
@@ -75,12 +75,12 @@ impl System {
                         .to_owned(),
                 }
             }
-            Step::Unshare if denied && self.debian_forbids => {
+            EntryStep::Unshare if denied && self.debian_forbids => {
                 "the sysctl kernel.unprivileged_userns_clone is 0; as root: sysctl -w \
                  kernel.unprivileged_userns_clone=1, and a line of that in /etc/sysctl.d to keep it"
                     .to_owned()
             }
-            Step::Unshare | Step::Run if denied && self.has_seccomp => {
+            EntryStep::Unshare | EntryStep::Run if denied && self.has_seccomp => {
                 "a seccomp filter is on this process, as in most containers, and refuses it: \
                  start the container with a profile that allows unshare(2) and mount(2) \
                  (docker run --security-opt seccomp=unconfined), or with --privileged"
@@ -92,34 +92,38 @@ impl System {
                  that has the rule `userns,`"
                     .to_owned()
             }
-            Step::Run if denied => "a user namespace can be made, and nothing be mounted in it: a \
+            EntryStep::Run if denied => {
+                "a user namespace can be made, and nothing be mounted in it: a \
                  security module forbids it, or a container's runtime"
-                .to_owned(),
-            Step::Unshare if denied => {
+                    .to_owned()
+            }
+            EntryStep::Unshare if denied => {
                 "what refuses it is a security module (SELinux: the boolean or the rule for \
                  user_namespace create), a root directory of its own (chroot(2)), or a user that \
                  the surrounding user namespace does not map (/etc/subuid, newuidmap(1))"
                     .to_owned()
             }
-            Step::MapUser if denied && self.is_root_that_may_not_map_itself => {
+            EntryStep::MapUser if denied && self.is_root_that_may_not_map_itself => {
                 "uid 0 without CAP_SETFCAP may not be uid 0 of a user namespace: run it as \
                  another user, or with CAP_SETFCAP"
                     .to_owned()
             }
-            Step::DenySetgroups | Step::MapUser | Step::MapGroup if denied => {
+            EntryStep::DenySetgroups | EntryStep::MapUser | EntryStep::MapGroup if denied => {
                 "the user or the group of this process is not mapped in the user namespace that \
                  it is in, whose maker has to map more ids, from /etc/subuid and /etc/subgid \
                  (newuidmap(1)); or a security module forbids it"
                     .to_owned()
             }
-            Step::Exec if errno == libc::ELOOP => {
+            EntryStep::Exec if errno == libc::ELOOP => {
                 "the program was executed again, and did not run this library's function before \
                  main: is it linked without .init_array?"
                     .to_owned()
             }
-            Step::Exec => "it has threads, so it has to execute itself once more; call this first \
+            EntryStep::Exec => {
+                "it has threads, so it has to execute itself once more; call this first \
                  in main, before the first thread"
-                .to_owned(),
+                    .to_owned()
+            }
             _ => "run it as root, or with CAP_SYS_ADMIN".to_owned(),
         }
     }
@@ -128,14 +132,16 @@ impl System {
 /// The one error of this module.
 pub(super) fn failed(Failed { step, cause }: Failed) -> Error {
     let attempt = match step {
-        Step::Unshare => "cannot enter a user namespace",
-        Step::DenySetgroups => "cannot enter a user namespace: cannot write /proc/self/setgroups",
-        Step::MapUser => "cannot enter a user namespace: cannot write /proc/self/uid_map",
-        Step::MapGroup => "cannot enter a user namespace: cannot write /proc/self/gid_map",
-        Step::Run => "cannot enter a user namespace: cannot mount a /run/netns there",
-        Step::Loopback => "cannot enter a user namespace: cannot bring the loopback up there",
-        Step::Try => "cannot enter a user namespace: cannot try it in a copy of this process",
-        Step::Exec => "cannot enter a user namespace: cannot execute this program once more",
+        EntryStep::Unshare => "cannot enter a user namespace",
+        EntryStep::DenySetgroups => {
+            "cannot enter a user namespace: cannot write /proc/self/setgroups"
+        }
+        EntryStep::MapUser => "cannot enter a user namespace: cannot write /proc/self/uid_map",
+        EntryStep::MapGroup => "cannot enter a user namespace: cannot write /proc/self/gid_map",
+        EntryStep::Run => "cannot enter a user namespace: cannot mount a /run/netns there",
+        EntryStep::Loopback => "cannot enter a user namespace: cannot bring the loopback up there",
+        EntryStep::Try => "cannot enter a user namespace: cannot try it in a copy of this process",
+        EntryStep::Exec => "cannot enter a user namespace: cannot execute this program once more",
     };
     let hint = System::read().explain(step, cause.raw_os_error().unwrap_or(0));
     Error::kernel(attempt, cause).hint(format!("{hint}; or run it as root"))
@@ -153,7 +159,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_says(system: &System, step: Step, errno: i32, words: &[&str]) {
+    fn assert_says(system: &System, step: EntryStep, errno: i32, words: &[&str]) {
         let text = system.explain(step, errno);
         for word in words {
             assert!(text.contains(word), "{word:?} is not in: {text}");
@@ -167,9 +173,9 @@ mod tests {
             ..plain()
         };
         let words = ["user.max_mnt_namespaces is 0", "sysctl -w user.max_mnt"];
-        assert_says(&system, Step::Unshare, libc::ENOSPC, &words);
-        assert_says(&plain(), Step::Unshare, libc::ENOSPC, &["is reached"]);
-        assert_says(&plain(), Step::Unshare, libc::EUSERS, &["32"]);
+        assert_says(&system, EntryStep::Unshare, libc::ENOSPC, &words);
+        assert_says(&plain(), EntryStep::Unshare, libc::ENOSPC, &["is reached"]);
+        assert_says(&plain(), EntryStep::Unshare, libc::EUSERS, &["32"]);
     }
 
     #[test]
@@ -181,7 +187,7 @@ mod tests {
             ..plain()
         };
         let words = ["kernel.unprivileged_userns_clone=1"];
-        assert_says(&system, Step::Unshare, libc::EPERM, &words);
+        assert_says(&system, EntryStep::Unshare, libc::EPERM, &words);
     }
 
     #[test]
@@ -191,10 +197,10 @@ mod tests {
             ..plain()
         };
         let words = ["seccomp=unconfined"];
-        assert_says(&system, Step::Unshare, libc::EPERM, &words);
-        assert_says(&system, Step::Run, libc::EPERM, &words);
+        assert_says(&system, EntryStep::Unshare, libc::EPERM, &words);
+        assert_says(&system, EntryStep::Run, libc::EPERM, &words);
         let words = ["security module", "chroot", "subuid"];
-        assert_says(&plain(), Step::Unshare, libc::EPERM, &words);
+        assert_says(&plain(), EntryStep::Unshare, libc::EPERM, &words);
     }
 
     #[test]
@@ -203,7 +209,12 @@ mod tests {
             apparmor_restricts: true,
             ..plain()
         };
-        for step in [Step::Unshare, Step::MapUser, Step::MapGroup, Step::Run] {
+        for step in [
+            EntryStep::Unshare,
+            EntryStep::MapUser,
+            EntryStep::MapGroup,
+            EntryStep::Run,
+        ] {
             let words = ["apparmor_restrict_unprivileged_userns=0"];
             assert_says(&system, step, libc::EPERM, &words);
             assert_says(&system, step, libc::EACCES, &words);
@@ -212,13 +223,13 @@ mod tests {
 
     #[test]
     fn ids_that_are_not_mapped_are_said_to_be() {
-        for step in [Step::MapUser, Step::MapGroup] {
+        for step in [EntryStep::MapUser, EntryStep::MapGroup] {
             assert_says(&plain(), step, libc::EPERM, &["/etc/subuid", "newuidmap"]);
         }
         let system = System {
             is_root_that_may_not_map_itself: true,
             ..plain()
         };
-        assert_says(&system, Step::MapUser, libc::EPERM, &["CAP_SETFCAP"]);
+        assert_says(&system, EntryStep::MapUser, libc::EPERM, &["CAP_SETFCAP"]);
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Shape {
 
 /// The steps of [`enter`], in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum EntryStep {
     Unshare,
     DenySetgroups,
     MapUser,
@@ -48,25 +48,25 @@ pub(crate) enum Step {
     Exec,
 }
 
-const STEPS: [Step; 8] = [
-    Step::Unshare,
-    Step::DenySetgroups,
-    Step::MapUser,
-    Step::MapGroup,
-    Step::Run,
-    Step::Loopback,
-    Step::Try,
-    Step::Exec,
+const STEPS: [EntryStep; 8] = [
+    EntryStep::Unshare,
+    EntryStep::DenySetgroups,
+    EntryStep::MapUser,
+    EntryStep::MapGroup,
+    EntryStep::Run,
+    EntryStep::Loopback,
+    EntryStep::Try,
+    EntryStep::Exec,
 ];
 
 /// Which step failed, and how.
 #[derive(Debug)]
 pub(crate) struct Failed {
-    pub(crate) step: Step,
+    pub(crate) step: EntryStep,
     pub(crate) cause: io::Error,
 }
 
-impl Step {
+impl EntryStep {
     fn failed(self, cause: impl Into<io::Error>) -> Failed {
         Failed {
             step: self,
@@ -89,14 +89,14 @@ pub(crate) fn has_threads() -> bool {
 pub(crate) fn enter(shape: Shape) -> Result<(), Failed> {
     // A copy made beside other threads could wait for one of them for ever.
     if has_threads() {
-        return Err(Step::Unshare.failed(Errno::EINVAL));
+        return Err(EntryStep::Unshare.failed(Errno::EINVAL));
     }
     try_in_a_copy(shape)?;
     enter_here(shape)
 }
 
 fn try_in_a_copy(shape: Shape) -> Result<(), Failed> {
-    let failed = |errno: Errno| Step::Try.failed(errno);
+    let failed = |errno: Errno| EntryStep::Try.failed(errno);
     let (reader, writer) = pipe().map_err(failed)?;
     // SAFETY: this is the only thread, so the child is a whole copy of the process.
     match unsafe { fork() }.map_err(failed)? {
@@ -117,7 +117,7 @@ fn try_in_a_copy(shape: Shape) -> Result<(), Failed> {
             let read = fs::File::from(reader).read_exact(&mut report);
             // The program may ignore its children, and then this one is gone by itself.
             while waitpid(child, None) == Err(Errno::EINTR) {}
-            read.map_err(|cause| Step::Try.failed(cause))?;
+            read.map_err(|cause| EntryStep::Try.failed(cause))?;
             let [step, errno] = [&report[..4], &report[4..]]
                 .map(|bytes| i32::from_ne_bytes(bytes.try_into().expect("half of eight")));
             match usize::try_from(step - 1)
@@ -141,20 +141,20 @@ fn enter_here(shape: Shape) -> Result<(), Failed> {
     if shape.own_net {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    nix::sched::unshare(flags).map_err(|errno| Step::Unshare.failed(errno))?;
+    nix::sched::unshare(flags).map_err(|errno| EntryStep::Unshare.failed(errno))?;
     // Needed before an ordinary user may write the map of groups.
     match write("/proc/self/setgroups", "deny") {
         // Denied already, where this process comes from.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-        done => done.map_err(|cause| Step::DenySetgroups.failed(cause))?,
+        done => done.map_err(|cause| EntryStep::DenySetgroups.failed(cause))?,
     }
     write("/proc/self/uid_map", &format!("0 {uid} 1\n"))
-        .map_err(|cause| Step::MapUser.failed(cause))?;
+        .map_err(|cause| EntryStep::MapUser.failed(cause))?;
     write("/proc/self/gid_map", &format!("0 {gid} 1\n"))
-        .map_err(|cause| Step::MapGroup.failed(cause))?;
-    own_names(shape.own_run).map_err(|cause| Step::Run.failed(cause))?;
+        .map_err(|cause| EntryStep::MapGroup.failed(cause))?;
+    own_names(shape.own_run).map_err(|cause| EntryStep::Run.failed(cause))?;
     if shape.own_net {
-        super::netns::set_loopback_up().map_err(|cause| Step::Loopback.failed(cause))?;
+        super::netns::set_loopback_up().map_err(|cause| EntryStep::Loopback.failed(cause))?;
     }
     Ok(())
 }
@@ -250,12 +250,12 @@ pub(crate) fn entered_before_main() -> Option<Entered> {
 pub(crate) fn exec_again(shape: Shape, kept: Option<OwnedFd>) -> Failed {
     if env::var_os(MARKER).is_some_and(|value| is_ours(value.as_bytes())) {
         // It was, and `BEFORE_MAIN` is not in the program: it would go on for ever.
-        return Step::Exec.failed(Errno::ELOOP);
+        return EntryStep::Exec.failed(Errno::ELOOP);
     }
     let mut number: RawFd = -1;
     if let Some(kept) = &kept {
         if let Err(errno) = fcntl(kept, FcntlArg::F_SETFD(FdFlag::empty())) {
-            return Step::Exec.failed(errno);
+            return EntryStep::Exec.failed(errno);
         }
         number = kept.as_raw_fd();
     }
@@ -265,7 +265,7 @@ pub(crate) fn exec_again(shape: Shape, kept: Option<OwnedFd>) -> Failed {
         command.arg0(name);
     }
     let marker = format!("{} {} {number}", process::id(), i32::from(shape.own_net));
-    Step::Exec.failed(command.args(arguments).env(MARKER, marker).exec())
+    EntryStep::Exec.failed(command.args(arguments).env(MARKER, marker).exec())
 }
 
 /// Whether this very process left the marker: a child may have inherited it.
