@@ -24,6 +24,7 @@ mod native {
     use std::time::Duration;
 
     use nix::errno::Errno;
+    use nix::sys::epoll::Epoll;
 
     pub(crate) use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
     pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
@@ -69,6 +70,11 @@ mod native {
         /// Whether the thread that is listened to has ended, with all of its children.
         pub(crate) fn has_ended(&self) -> bool {
             seccomp::poll(self.as_fd()) == Heard::End
+        }
+
+        /// Has `epoll` hear of it no more.
+        pub(crate) fn leave(&self, epoll: &Epoll) {
+            let _ = epoll.delete(self);
         }
 
         pub(crate) fn wake_on_this_cpu(&self, yes: bool) -> io::Result<()> {

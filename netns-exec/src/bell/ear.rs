@@ -4,7 +4,7 @@
 //! receive: calls that the guard refuses to jobs that no caller waits for, calls of
 //! children (they inherit the filter; theirs go on as if there were none), traps of
 //! workers whose bell is broken. And it keeps the time of parked workers, since a trap
-//! has no timeout: at a worker's [`alarm`](Bell::set_alarm) it has it woken.
+//! has no timeout: at a worker's [alarm](Listened::set_alarm) it has it woken.
 //!
 //! - The thread has a descriptor table of its own. A child made by fork(2) thus has
 //!   no copy of these listeners, and what closes the process's descriptors does not
@@ -373,7 +373,7 @@ impl Listening {
             // The worker has ended, and so have its children.
             if let Some(worker) = self.workers.remove(&number) {
                 // By name: the process may have it open for longer.
-                let _ = self.epoll.delete(&worker.listener);
+                worker.listener.leave(&self.epoll);
             }
             self.lose_listener();
         }

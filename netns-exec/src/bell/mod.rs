@@ -32,7 +32,7 @@
 //! new number: the answer to the old one fails with `ENOENT`, and the next is received.
 //!
 //! The same listener hears of what the guard refuses, and of the calls of children,
-//! which inherit the filter. Who receives sees to those as well ([`Bell::refuse`]); when
+//! which inherit the filter. Who receives sees to those as well (`State::refuse`); when
 //! no one does, the [`ear`] does, a thread that has a copy of each listener. It also
 //! keeps the time of those who are parked: a trap has no timeout.
 //!

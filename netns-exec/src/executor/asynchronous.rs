@@ -17,7 +17,7 @@ use crate::netns::Netns;
 impl Executor {
     /// Ships `f` to a worker of `netns`, and is awaited where [`spawn`](Executor::spawn)
     /// blocks: for the namespace's first worker, for room in its queue and under
-    /// [`max_workers`](Builder::max_workers).
+    /// [`max_workers`](crate::Builder::max_workers).
     ///
     /// Driven by wakers alone: any runtime will do. They are called on a thread of the
     /// library's, one for the whole process, and must not block, as no waker may.

@@ -215,7 +215,7 @@ impl Lane {
     /// Wakes the worker if it is parked; tells whether it did.
     ///
     /// The caller has put something where the worker looks before it parks, and
-    /// a [`fence`] of sequential consistency after that.
+    /// a fence of sequential consistency after that.
     pub(crate) fn wake(&self) -> bool {
         match self.unpark(PARKED) {
             None => return false,
