@@ -1,6 +1,7 @@
 //! The executor: its calls, its workers, and how both end.
 
 mod batch;
+mod broadcast;
 mod calls;
 mod counts;
 mod deletion;

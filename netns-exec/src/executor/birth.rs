@@ -5,7 +5,6 @@
 //! owners of the jobs that no other worker will come to.
 
 use std::io;
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,39 +15,43 @@ use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::{discard, quietly};
 use crate::home::Home;
+use crate::netns::Netns;
 use crate::sync::{Condvar, Mutex, thread};
 
 /// Does what a group has decided. Returns jobs that are to be shipped elsewhere.
 #[must_use]
-pub(crate) fn carry_out(
-    registry: &Arc<Registry>,
-    group: &Arc<Group>,
-    mut todo: Todo,
-) -> Vec<JobRef> {
-    let mut tried = false;
-    loop {
-        let start = match todo {
-            Todo::Nothing => return Vec::new(),
-            Todo::Reship(jobs) => return jobs,
-            Todo::Start(start) => start,
-        };
-        let netns = start.netns.clone();
-        let Err(error) = self::start(registry, group, start) else {
-            return Vec::new();
-        };
-        if !mem::replace(&mut tried, true)
-            && make_room(registry, &error)
-            && let Some(again) = group.begin_again(netns)
-        {
-            todo = Todo::Start(again);
-            continue;
+pub(crate) fn carry_out(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) -> Vec<JobRef> {
+    match todo {
+        Todo::Nothing => Vec::new(),
+        Todo::Reship(jobs) => jobs,
+        Todo::Start(start) => {
+            let netns = start.netns.clone();
+            let how = self::start(registry, group, start);
+            settle(registry, group, netns, how);
+            Vec::new()
         }
-        for job in group.orphans() {
-            job.abort(error.duplicate());
-        }
-        registry.bury(group);
-        return Vec::new();
     }
+}
+
+/// Does what is to be done when a birth that jobs relied on has ended: where it failed,
+/// it is tried once more if there may be room now, and then the jobs are given up that
+/// no other worker will come to.
+pub(crate) fn settle(registry: &Arc<Registry>, group: &Arc<Group>, netns: Netns, how: Result<()>) {
+    let Err(mut error) = how else {
+        return;
+    };
+    if make_room(registry, &error)
+        && let Some(again) = group.begin_again(netns)
+    {
+        match start(registry, group, again) {
+            Ok(()) => return,
+            Err(failed_too) => error = failed_too,
+        }
+    }
+    for job in group.orphans() {
+        job.abort(error.duplicate());
+    }
+    registry.bury(group);
 }
 
 /// Has idle workers end when `error` says that something has run out that they hold;
@@ -79,34 +82,62 @@ pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
 
 /// Has the home thread start a worker, and waits for it if it is needed.
 pub(crate) fn start(registry: &Arc<Registry>, group: &Arc<Group>, start: Start) -> Result<()> {
-    let (is_needed, number) = (start.is_needed, start.number);
-    let notice = Arc::new(Notice::default());
+    let is_needed = start.is_needed;
+    let coming = post(registry, group, start);
+    match is_needed {
+        true => coming.wait(),
+        false => Ok(()),
+    }
+}
+
+/// Has the home thread start a worker, and does not wait for it.
+pub(crate) fn post(registry: &Arc<Registry>, group: &Arc<Group>, start: Start) -> Coming {
+    let coming = Coming {
+        group: Arc::clone(group),
+        number: start.number,
+        notice: Arc::new(Notice::default()),
+    };
     let birth = Birth {
         role: start.role,
-        is_needed,
+        is_needed: start.is_needed,
         registry: Arc::clone(registry),
         group: Arc::clone(group),
-        notice: Arc::clone(&notice),
+        notice: Arc::clone(&coming.notice),
     };
     match Home::get() {
         Ok(home) => home.post(Box::new(move || birth.begin(start))),
         Err(error) => birth.end(Err(error)),
     }
-    if !is_needed {
-        return Ok(());
+    coming
+}
+
+/// A birth that has been asked for.
+pub(crate) struct Coming {
+    group: Arc<Group>,
+    number: u64,
+    notice: Arc<Notice>,
+}
+
+impl Coming {
+    /// Waits until the worker is there, or cannot be.
+    pub(crate) fn wait(self) -> Result<()> {
+        self.notice.wait().inspect_err(|error| {
+            // Told by the thread that asked: the home thread runs no subscriber.
+            quietly(|| {
+                tracing::warn!(
+                    netns = %self.group.label(),
+                    netns_id = %self.group.id(),
+                    worker = self.number,
+                    error = %error,
+                    "worker could not start"
+                );
+            });
+        })
     }
-    notice.wait().inspect_err(|error| {
-        // Told by the thread that asked: the home thread runs no subscriber.
-        quietly(|| {
-            tracing::warn!(
-                netns = %group.label(),
-                netns_id = %group.id(),
-                worker = number,
-                error = %error,
-                "worker could not start"
-            );
-        });
-    })
+
+    pub(crate) fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
 }
 
 /// A worker that is being born.

@@ -277,7 +277,11 @@ pub(crate) fn started(
 
 /// Sees to it that what was just pushed to `group` is served, or ships it elsewhere
 /// when the group has died in between.
-fn ensure_served(registry: &Arc<Registry>, netns: &impl Destination, group: &Arc<Group>) {
+pub(crate) fn ensure_served(
+    registry: &Arc<Registry>,
+    netns: &impl Destination,
+    group: &Arc<Group>,
+) {
     for orphan in birth::carry_out(registry, group, group.notify()) {
         if let Err((job, error)) = queue(registry, None, netns, orphan) {
             job.abort(error);
