@@ -54,6 +54,8 @@
 //!   parallel, and [`Pinned`] keeps a namespace's workers at hand.
 //! * [`Guard`] keeps jobs from moving their thread and from leaving threads behind.
 //! * [`CommandExt`] starts child processes in a namespace.
+//! * [`net`] makes sockets in a namespace, one at a time or ahead of use, and looks up
+//!   host names there.
 //! * [`ports`] leases port numbers that are held in several namespaces at once.
 //! * [`audit`] tells which thread is where, in this process or another one, and
 //!   what keeps a namespace alive.
@@ -99,6 +101,7 @@ mod handoff;
 mod home;
 #[cfg(all(test, loom))]
 mod models;
+pub mod net;
 mod netns;
 pub mod ports;
 mod process;

@@ -16,7 +16,7 @@
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::executor::{Builder, Executor, JoinHandle, Pinned, Scope, ScopedJoinHandle};
-use crate::{error, ports};
+use crate::{error, net, ports};
 
 macro_rules! safe {
     ($($handle:ty $(where [$($generics:tt)+])?,)+) => {$(
@@ -33,6 +33,9 @@ safe! {
     JoinHandle<T> where [T],
     ScopedJoinHandle<'_, T> where [T],
     Scope<'_, '_>,
+    net::ProcNet,
+    net::SocketStock,
+    net::StockBuilder,
     ports::Acquire,
     ports::Allocator,
     ports::Broker,
@@ -71,6 +74,10 @@ mod tests {
         check::<audit::Thread>();
         check::<audit::Holders>();
         check::<audit::Namespaces>();
+        check::<net::ProcNet>();
+        check::<net::SocketKind>();
+        check::<net::SocketStock>();
+        check::<net::StockBuilder>();
         check::<ports::Allocator>();
         check::<ports::Acquire>();
         check::<ports::Broker>();

@@ -20,7 +20,7 @@ const ROWS: &[&[&str]] = &[
     &["executor::registry"],
     &["executor::group"],
     &["executor::queue", "executor::pool"],
-    &["executor::stats"],
+    &["executor::spare", "executor::stats"],
     &["handoff"],
     &["handoff::scope"],
     &["handoff::broadcast", "handoff::lane", "handoff::task"],

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::group::{Group, Member, Role, Start, Todo};
 use super::registry::Registry;
+use super::spare;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::{discard, quietly};
@@ -54,8 +55,8 @@ pub(crate) fn settle(registry: &Arc<Registry>, group: &Arc<Group>, netns: Netns,
     registry.bury(group);
 }
 
-/// Has idle workers end when `error` says that something has run out that they hold;
-/// tells whether one has.
+/// Has idle workers end when `error` says that something has run out that they hold, or
+/// descriptors closed that are held ahead of use; tells whether there is room now.
 pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     const AT_ONCE: usize = 8;
     const LIMIT: Duration = Duration::from_secs(1);
@@ -66,6 +67,10 @@ pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     );
     if !has_run_out || cfg!(loom) {
         return false;
+    }
+    let is_descriptors = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    if is_descriptors && spare::run_out(spare::given_up()) {
+        return true;
     }
     let threads = &registry.pool().threads;
     let ends_before = threads.ends();

@@ -12,6 +12,7 @@ mod pool;
 mod queue;
 mod registry;
 mod scope;
+pub(crate) mod spare;
 mod stats;
 pub(crate) mod submit;
 pub(crate) mod worker;

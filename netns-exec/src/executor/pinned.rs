@@ -210,6 +210,27 @@ impl Pinned {
         }
     }
 
+    /// The thread of a worker that stays as long as this does, unless its namespace is
+    /// retired or a job spoils it. One is started if there is none.
+    pub(crate) fn thread(&self) -> Result<u32> {
+        loop {
+            let group = self.current(Patience::Endless)?;
+            match group.thread() {
+                Some(tid) => return Ok(tid),
+                // A spare may serve meanwhile, or the worker be on its way.
+                None => self.run(|| ())?,
+            }
+        }
+    }
+
+    pub(crate) fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    pub(crate) fn label(&self) -> &str {
+        self.netns.label()
+    }
+
     fn current(&self, patience: Patience) -> Result<Arc<Group>> {
         current::check_may_wait()?;
         if self.group.0.is_retiring() {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::group::{Group, Leaving, Member, Role, Start, Todo};
 use super::pool::Pool;
+use super::spare;
 use super::stats::Stats;
 use crate::error::{Error, Kind, Result};
 use crate::netns::NetnsId;
@@ -78,6 +79,8 @@ impl Registry {
         if let Some(group) = group {
             self.have_leave(&group);
         }
+        // After the workers are told: those make no more.
+        spare::retire(self.pool.key, Some(id));
         let leaving = self.leaving.lock();
         let groups = leaving.iter().filter(|group| group.id() == id).cloned();
         Retired {
@@ -110,6 +113,7 @@ impl Registry {
         for group in &groups {
             self.have_leave(group);
         }
+        spare::retire(self.pool.key, None);
         self.pool.capacity.note_change();
         self.leaving.lock().clone()
     }

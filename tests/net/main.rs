@@ -1,0 +1,6 @@
+//! The network wing: sockets of a namespace, ahead of use and one at a time, its tables
+//! and its names.
+
+mod proc_net;
+mod sockets;
+mod stock;
