@@ -33,7 +33,7 @@ pub use process::{
     on_a_thread, path_of, resident, settle, sleeps_soundly, status_of, threads_of_this_process,
     tid, tids, wait_for_exit,
 };
-pub use refuse::refuse_fstatfs;
+pub use refuse::{refuse_fanotify, refuse_fstatfs};
 pub use signals::SignalLog;
 pub use threads::{Parked, RawThread};
 pub use wait::{Gate, Pass, eventually, within};
