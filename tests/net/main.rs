@@ -2,5 +2,6 @@
 //! and its names.
 
 mod proc_net;
+mod resolve;
 mod sockets;
 mod stock;

@@ -33,12 +33,16 @@
 mod keeper;
 mod place;
 mod proc_net;
+#[cfg(feature = "resolve")]
+mod resolve;
 mod shelf;
 mod socket;
 mod stock;
 
 pub use place::{NonBlocking, Place, nonblocking};
 pub use proc_net::ProcNet;
+#[cfg(feature = "resolve")]
+pub use resolve::{resolve, resolve_async};
 pub use socket::{
     netlink, netlink_async, packet, packet_async, raw, raw_async, tcp_connect, tcp_connect_async,
     tcp_listen, tcp_listen_async, udp_bind, udp_bind_async, unix_abstract, unix_abstract_async,

@@ -35,7 +35,7 @@ impl Spec {
         }
     }
 
-    fn tcp(addr: SocketAddr) -> Spec {
+    pub(super) fn tcp(addr: SocketAddr) -> Spec {
         match addr.is_ipv4() {
             true => Spec::TCP4,
             false => Spec::TCP6,
