@@ -217,8 +217,9 @@ impl Pinned {
             let group = self.current(Patience::Endless)?;
             match group.thread() {
                 Some(tid) => return Ok(tid),
-                // A spare may serve meanwhile, or the worker be on its way.
-                None => self.run(|| ())?,
+                // A spare may serve meanwhile, which the calling thread may be: it takes
+                // the lane over after a job.
+                None => self.spawn(|| ())?.join()?,
             }
         }
     }

@@ -15,7 +15,9 @@
 //! * [`ProcNet`] is the folder in which every thread reads the namespace's tables.
 //!
 //! All descriptors are closed on exec. A call waits only where it says so; a socket
-//! does not block if that is asked for: [`nonblocking`].
+//! does not block if that is asked for: [`nonblocking`]. The forms that are awaited ship
+//! a job first, which blocks as [`Executor::spawn`](crate::Executor::spawn) does: while
+//! the namespace's first worker starts, and while its queue is full.
 //!
 //! # Examples
 //!
