@@ -6,7 +6,7 @@ use std::thread;
 
 use netns_exec::net::ProcNet;
 use netns_exec::{Executor, Guard, Netns};
-use netns_exec_tests::{Held, TempNetns, eventually, fresh, ip, on_a_thread};
+use netns_exec_tests::{Held, TempNetns, eventually, fresh, ip, on_a_thread, tid};
 
 /// A namespace in which there is a device of a name that no other has.
 fn with_device(device: &str) -> TempNetns {
@@ -95,6 +95,27 @@ fn tables_are_gone_with_the_worker_and_never_those_of_another() {
     }
     // Another one may be asked for.
     assert!(devices(&pinned.proc_net().unwrap()).contains("mine"));
+}
+
+#[test]
+fn tables_are_not_those_of_a_thread_that_was_given_the_number() {
+    let executor = Executor::new().unwrap();
+    let (netns, other) = (with_device("mine"), with_device("other"));
+    let pinned = executor.pin(&netns).unwrap();
+    let net = pinned.proc_net().unwrap();
+    let number = executor.run(&netns, tid).unwrap();
+    executor.retire(&netns).unwrap();
+    // The kernel gives out the next one that is free; on a busy machine others are faster.
+    eventually("a worker elsewhere has the same number", || {
+        let last = (number - 1).to_string();
+        fs::write("/proc/sys/kernel/ns_last_pid", last)
+            .expect("root, and a kernel with CHECKPOINT_RESTORE, as distributions have it");
+        executor.retire(&other).unwrap();
+        executor.run(&other, tid).unwrap() == number
+    });
+    let by_number = fs::read_to_string(format!("/proc/self/task/{number}/net/dev")).unwrap();
+    assert!(by_number.contains("other"), "it has the number");
+    fs::read_to_string(net.join("dev")).unwrap_err();
 }
 
 #[test]
