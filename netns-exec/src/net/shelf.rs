@@ -76,7 +76,9 @@ impl Shelf {
     #[inline]
     pub(super) fn is_low(&self, kind: usize) -> bool {
         let bin = &self.bins[kind];
-        bin.sockets.len() <= self.low && !self.is_closed() && !bin.rests()
+        let is_low = bin.sockets.len() <= self.low && !self.is_closed();
+        // A refill that finds no room in the process would be a trip in vain.
+        is_low && total() < limit() && !bin.rests()
     }
 
     /// Whether there is room for one more of a kind.
