@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
 use netns_exec_tests::{Gate, Held, fresh};
 use nix::libc::{self, ESRCH};
@@ -48,6 +49,9 @@ fn assert_told<T>(result: Result<T>) {
 fn assert_nothing_waits(executor: &Executor, known: &Netns, workers: usize) {
     let (unknown, pinned) = (fresh(), executor.pin(known).unwrap());
     let state = format!("{workers} workers");
+    let builder = SocketStock::builder().kinds([SocketKind::Tcp4]);
+    let stock = builder.build(executor, known).unwrap();
+    stock.fill().unwrap();
     let held: Vec<_> = (0..workers).map(|_| Held::new(executor, known)).collect();
     let queued = executor.spawn(known, || 1).unwrap();
     let check = |what: &str, f: &dyn Fn()| in_a_copy(&format!("{what}, {state}"), f);
@@ -77,6 +81,24 @@ fn assert_nothing_waits(executor: &Executor, known: &Netns, workers: usize) {
     check("Pinned::spawn", &|| assert_told(pinned.spawn(|| ())));
     check("Pinned::try_spawn", &|| {
         assert_told(pinned.try_spawn(|| ()).map_err(TrySpawnError::into_error));
+    });
+    check("Pinned::proc_net", &|| {
+        assert_told(pinned.proc_net().map(drop))
+    });
+    check("broadcast", &|| {
+        let spaces = [known.clone(), unknown.clone()];
+        let results = executor.broadcast(&spaces, |_| ());
+        assert_eq!(results.len(), 2);
+        results.into_iter().for_each(assert_told);
+    });
+    check("SocketStock::take", &|| {
+        assert_told(stock.take(SocketKind::Tcp4));
+        assert_told(pollster::block_on(stock.take_async(SocketKind::Tcp4)));
+        assert_told(stock.fill());
+    });
+    check("drop of a stock", &|| {
+        // SAFETY: read once, in a copy that never returns to the one that owns it.
+        drop(unsafe { std::ptr::read(&stock) });
     });
     check("shutdown", &|| assert_told(executor.clone().shutdown(None)));
     check("stats", &|| drop(executor.stats()));

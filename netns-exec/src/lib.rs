@@ -58,6 +58,8 @@
 //! * [`Guard`] keeps jobs from moving their thread and from leaving threads behind.
 //! * [`CommandExt`] starts child processes in a namespace.
 //! * [`View`] shows workers and children the `/sys` and the `/etc` of their namespace.
+//! * [`net`] makes sockets in a namespace, one at a time or ahead of use, and looks up
+//!   host names there.
 //! * [`ports`] leases port numbers that are held in several namespaces at once.
 //! * [`rootless`] makes an ordinary user root of a user namespace, in a program and in
 //!   tests.
@@ -106,6 +108,7 @@ mod handoff;
 mod home;
 #[cfg(all(test, loom))]
 mod models;
+pub mod net;
 mod netns;
 pub mod ports;
 mod process;

@@ -19,7 +19,7 @@ use crate::executor::{
     AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, Pinned, Scope, ScopedJoinHandle, Stop,
     ThreadHandle,
 };
-use crate::{error, ports};
+use crate::{error, net, ports};
 
 macro_rules! safe {
     ($($handle:ty $(where [$($generics:tt)+])?,)+) => {$(
@@ -40,6 +40,9 @@ safe! {
     Stop,
     ThreadHandle<T> where [T],
     Scope<'_, '_>,
+    net::ProcNet,
+    net::SocketStock,
+    net::StockBuilder,
     ports::Acquire,
     ports::Allocator,
     ports::Broker,
@@ -78,6 +81,10 @@ mod tests {
         check::<audit::Thread>();
         check::<audit::Holders>();
         check::<audit::Namespaces>();
+        check::<net::ProcNet>();
+        check::<net::SocketKind>();
+        check::<net::SocketStock>();
+        check::<net::StockBuilder>();
         check::<ports::Allocator>();
         check::<ports::Acquire>();
         check::<ports::Broker>();

@@ -33,7 +33,7 @@ pub use process::{
     next_bpf_program, on_a_thread, path_of, resident, settle, sleeps_soundly, status_of,
     threads_of_this_process, tid, tids, wait_for_exit,
 };
-pub use refuse::{listen_to, refuse_fstatfs, refuse_mount, refuse_own_mounts};
+pub use refuse::{listen_to, refuse_fanotify, refuse_fstatfs, refuse_mount, refuse_own_mounts};
 pub use signals::SignalLog;
 pub use threads::{Parked, RawThread};
 pub use wait::{Gate, Pass, eventually, within};

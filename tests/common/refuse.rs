@@ -12,6 +12,12 @@ pub fn refuse_fstatfs(command: &mut Command) {
     refuse(command, libc::SYS_fstatfs, None);
 }
 
+/// As [`refuse_fstatfs`], for fanotify_init(2): as on a kernel that does not tell of
+/// mounts by events.
+pub fn refuse_fanotify(command: &mut Command) {
+    refuse(command, libc::SYS_fanotify_init, None);
+}
+
 /// Has the children of a command get EPERM where they unshare(2) the mounts, as from the
 /// filters of container runtimes, which go further.
 pub fn refuse_own_mounts(command: &mut Command) {

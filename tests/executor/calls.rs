@@ -539,7 +539,7 @@ fn job_is_counted_before_its_owner_is_told() {
 #[test]
 fn builder_refuses_nonsense() {
     for builder in [
-        Executor::builder().workers_per_netns(0),
+        Executor::builder().workers_per_netns(usize::MAX),
         Executor::builder().max_workers(0),
         Executor::builder().queue_depth(0),
         Executor::builder().name_prefix("a\0b"),

@@ -4,6 +4,7 @@ mod abort;
 mod apart;
 mod awaited;
 mod batch;
+mod broadcast;
 mod calls;
 mod counts;
 mod deletion;

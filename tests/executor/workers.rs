@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use netns_exec::{Executor, Netns, TrySpawnError};
+use netns_exec::{Builder, Executor, Netns, TrySpawnError};
 use netns_exec_tests::{Gate, Held, TempNetns, eventually, fresh, here, sleeps_soundly, within};
 
 use super::with_workers;
@@ -96,6 +96,29 @@ fn workers_start_when_they_are_needed() {
 }
 
 // max_workers
+
+#[test]
+fn all_cpus_stands_for_as_many_workers_as_there_are_cpus() {
+    // Whichever CPU the caller is bound to: workers go where the main thread may.
+    let cpus = thread::available_parallelism().unwrap().get();
+    let builder = Executor::builder().workers_per_netns(Builder::ALL_CPUS);
+    let executor = netns_exec_tests::on_a_thread(|| {
+        let mut one = nix::sched::CpuSet::new();
+        let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+        let first = (0..nix::sched::CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap());
+        one.set(first.unwrap()).unwrap();
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one).unwrap();
+        builder.build().unwrap()
+    });
+    let netns = fresh();
+    executor.run(&netns, || ()).unwrap();
+    assert_eq!(executor.stats().workers, 1, "others start when calls queue");
+    let held: Vec<_> = (0..cpus).map(|_| Held::new(&executor, &netns)).collect();
+    let queued = executor.spawn(&netns, || ()).unwrap();
+    assert_eq!(executor.stats().workers, cpus);
+    drop(held);
+    queued.join().unwrap();
+}
 
 fn with_max(workers: usize) -> Executor {
     let builder = Executor::builder().max_workers(workers);

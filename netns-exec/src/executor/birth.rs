@@ -5,7 +5,6 @@
 //! owners of the jobs that no other worker will come to.
 
 use std::io;
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,46 +12,50 @@ use std::time::{Duration, Instant};
 use super::group::{Group, Member, Role, Start, Todo};
 use super::pool::Pool;
 use super::registry::Registry;
+use super::spare;
 use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::{discard, quietly};
 use crate::home::Home;
 use crate::home::aside::Lease;
-use crate::netns::NetnsId;
+use crate::netns::{Netns, NetnsId};
 use crate::sync::{Condvar, Mutex, thread};
 
 /// Does what a group has decided. Returns jobs that are to be shipped elsewhere.
 #[must_use]
-pub(crate) fn carry_out(
-    registry: &Arc<Registry>,
-    group: &Arc<Group>,
-    mut todo: Todo,
-) -> Vec<JobRef> {
-    let mut tried = false;
-    loop {
-        let start = match todo {
-            Todo::Nothing => return Vec::new(),
-            Todo::Reship(jobs) => return jobs,
-            Todo::Start(start) => start,
-        };
-        let netns = start.netns.clone();
-        let Err(error) = self::start(registry, group, start) else {
-            return Vec::new();
-        };
-        if !mem::replace(&mut tried, true)
-            && make_room(registry, &error)
-            && let Some(again) = group.begin_again(netns)
-        {
-            todo = Todo::Start(again);
-            continue;
+pub(crate) fn carry_out(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) -> Vec<JobRef> {
+    match todo {
+        Todo::Nothing => Vec::new(),
+        Todo::Reship(jobs) => jobs,
+        Todo::Start(start) => {
+            let netns = start.netns.clone();
+            let how = self::start(registry, group, start);
+            settle(registry, group, netns, how);
+            Vec::new()
         }
-        for job in group.orphans() {
-            job.abort(error.duplicate());
-        }
-        group.fail_futures(&error);
-        registry.bury(group);
-        return Vec::new();
     }
+}
+
+/// Does what is to be done when a birth that jobs relied on has ended: where it failed,
+/// it is tried once more if there may be room now, and then the jobs are given up that
+/// no other worker will come to.
+pub(crate) fn settle(registry: &Arc<Registry>, group: &Arc<Group>, netns: Netns, how: Result<()>) {
+    let Err(mut error) = how else {
+        return;
+    };
+    if make_room(registry, &error)
+        && let Some(again) = group.begin_again(netns)
+    {
+        match start(registry, group, again) {
+            Ok(()) => return,
+            Err(failed_too) => error = failed_too,
+        }
+    }
+    for job in group.orphans() {
+        job.abort(error.duplicate());
+    }
+    group.fail_futures(&error);
+    registry.bury(group);
 }
 
 /// Whether something has run out that idle workers hold.
@@ -63,14 +66,18 @@ pub(crate) fn has_run_out(error: &Error) -> bool {
     )
 }
 
-/// Has idle workers end when `error` says that something has run out that they hold;
-/// tells whether one has.
+/// Has idle workers end when `error` says that something has run out that they hold, or
+/// descriptors closed that are held ahead of use; tells whether there is room now.
 pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     const AT_ONCE: usize = 8;
     const LIMIT: Duration = Duration::from_secs(1);
     const BECOMES_IDLE: Duration = Duration::from_millis(20);
     if !has_run_out(error) || cfg!(loom) {
         return false;
+    }
+    let is_descriptors = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    if is_descriptors && spare::run_out(spare::given_up()) {
+        return true;
     }
     let threads = &registry.pool().threads;
     let ends_before = threads.ends();
@@ -87,15 +94,24 @@ pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
 
 /// Has the home thread start a worker, and waits for it if it is needed.
 pub(crate) fn start(registry: &Arc<Registry>, group: &Arc<Group>, start: Start) -> Result<()> {
-    let (is_needed, number) = (start.is_needed, start.number);
-    if !is_needed {
+    if !start.is_needed {
         begin(registry, group, start, Asker::None);
         return Ok(());
     }
-    let notice = Arc::new(Notice::default());
-    begin(registry, group, start, Asker::Waits(Arc::clone(&notice)));
-    // Told by the thread that asked: the home thread runs no subscriber.
-    (notice.wait()).inspect_err(|error| tell_of_failure(group, number, error))
+    post(registry, group, start).wait()
+}
+
+/// Has the home thread start a worker that is needed, and leaves the wait for it to the
+/// caller.
+pub(crate) fn post(registry: &Arc<Registry>, group: &Arc<Group>, start: Start) -> Coming {
+    let coming = Coming {
+        group: Arc::clone(group),
+        number: start.number,
+        notice: Arc::new(Notice::default()),
+    };
+    let notice = Arc::clone(&coming.notice);
+    begin(registry, group, start, Asker::Waits(notice));
+    coming
 }
 
 /// Has the home thread start a worker that is needed, and does not wait for it. The thread
@@ -121,6 +137,25 @@ fn begin(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, asker: Aske
     match Home::get() {
         Ok(home) => home.post(Box::new(move || birth.begin(start))),
         Err(error) => birth.end(Err(error)),
+    }
+}
+
+/// A birth that has been asked for.
+pub(crate) struct Coming {
+    group: Arc<Group>,
+    number: u64,
+    notice: Arc<Notice>,
+}
+
+impl Coming {
+    /// Waits until the worker is there, or cannot be.
+    pub(crate) fn wait(self) -> Result<()> {
+        // Told by the thread that asked: the home thread runs no subscriber.
+        (self.notice.wait()).inspect_err(|error| tell_of_failure(&self.group, self.number, error))
+    }
+
+    pub(crate) fn group(&self) -> &Arc<Group> {
+        &self.group
     }
 }
 

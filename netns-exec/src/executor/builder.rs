@@ -46,11 +46,30 @@ const MAX_DEPTH: usize = 1 << 20;
 const MAX_STACK: usize = 1 << 40;
 
 impl Builder {
-    /// Sets how many workers serve one namespace at the same time. Default: 1.
+    /// As many [workers for each namespace](Builder::workers_per_netns) as there are
+    /// CPUs.
     ///
-    /// Workers start when they are needed. While some of them wait for jobs of
-    /// their own elsewhere, others stand in for them, so for a while there can be
-    /// more: a nested call never waits for the very thread that made it.
+    /// These are the CPUs that the process's main thread may use and its cgroup has the
+    /// time for: workers run where that thread may, whichever CPUs the thread is bound
+    /// to that builds the executor.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Builder, Executor};
+    ///
+    /// let executor = Executor::builder().workers_per_netns(Builder::ALL_CPUS).build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    pub const ALL_CPUS: usize = 0;
+
+    /// Sets how many workers serve one namespace at the same time. Default: 1.
+    /// [`ALL_CPUS`](Builder::ALL_CPUS), which is 0, stands for as many as there are CPUs.
+    ///
+    /// Workers start when they are needed: the second one when calls wait for the first.
+    /// While some of them wait for jobs of their own elsewhere, others stand in for
+    /// them, so for a while there can be more: a nested call never waits for the very
+    /// thread that made it.
     pub fn workers_per_netns(mut self, workers: usize) -> Self {
         self.config.workers_per_netns = workers;
         self
@@ -321,7 +340,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`is_invalid_input`](Error::is_invalid_input) for zero workers, an empty
+    /// [`is_invalid_input`](Error::is_invalid_input) for a limit of zero workers, an empty
     /// queue, sizes that no machine has, or a prefix with a NUL byte; an error with the errno when the home
     /// thread or one for [`prewarm`](Builder::prewarm) cannot be started or the guard's policy cannot be installed here.
     ///
@@ -329,11 +348,8 @@ impl Builder {
     ///
     /// With the panic of a [`prewarm`](Builder::prewarm) closure.
     pub fn build(mut self) -> Result<Executor> {
-        let config = self.config;
+        let mut config = self.config;
         let nonsense = |what| Err(Error::new(Kind::Invalid, what));
-        if config.workers_per_netns == 0 {
-            return nonsense("invalid executor: `workers_per_netns` is 0, so nothing would run");
-        }
         if config.max_workers == Some(0) {
             return nonsense("invalid executor: `max_workers` is 0, so nothing would run");
         }
@@ -357,6 +373,11 @@ impl Builder {
                 .hint("needs MADV_WIPEONFORK, Linux 4.14")
         })?;
         let home = Home::get()?;
+        if config.workers_per_netns == Builder::ALL_CPUS {
+            // As the home thread sees it, which has the main thread's CPUs.
+            let cpus = home.call(std::thread::available_parallelism);
+            config.workers_per_netns = cpus.map_or(1, usize::from).min(MAX_PER_NETNS);
+        }
         let policy = Policy::prepare(self.guard)?;
         self.hooks.get_ready()?;
         tracing::debug!(guard = ?self.guard, mechanism = policy.mechanism(), "executor built");

@@ -121,6 +121,12 @@ pub(crate) fn is_worker_of(pool: &Pool) -> bool {
     WORKER_OF.with(Cell::get) == pool.key
 }
 
+/// Whether other jobs wait for the worker that the calling thread is: time for a job
+/// that can be put off to end.
+pub(crate) fn is_wanted() -> bool {
+    with_current(|current| current.is_some_and(|current| !current.group.queue.is_empty()))
+}
+
 /// Says why the calling thread must not wait for what another thread does, if it
 /// must not.
 ///

@@ -171,6 +171,8 @@ struct State {
     live: Vec<Arc<Member>>,
     /// Which lanes have a worker, born or being born: its number.
     taken: Vec<Option<u64>>,
+    /// The threads of those that are born, or 0.
+    threads: Vec<u32>,
     starting: usize,
     spares_parked: usize,
     /// Parked spares that were called and have not woken yet.
@@ -232,6 +234,7 @@ impl Group {
                 watched: None,
                 live: Vec::new(),
                 taken: vec![None; lanes],
+                threads: vec![0; lanes],
                 starting: 0,
                 spares_parked: 0,
                 called: 0,
@@ -573,6 +576,17 @@ impl Group {
         Some(index)
     }
 
+    /// Notes which thread has a lane, until it leaves.
+    pub(crate) fn note_thread(&self, lane: usize, tid: u32) {
+        self.state.lock().threads[lane] = tid;
+    }
+
+    /// The thread of a worker that a pin holds, if there is one just now.
+    pub(crate) fn thread(&self) -> Option<u32> {
+        let state = self.state.lock();
+        state.threads.iter().copied().find(|tid| *tid != 0)
+    }
+
     /// Asked once in a group's life, before a worker parks: what the deletion watch
     /// is to be told, if it has not been.
     pub(crate) fn unwatched(&self) -> Option<Netns> {
@@ -633,6 +647,7 @@ impl Group {
         state.panicked += member.counters.panicked();
         if let Role::Lane(index) = role {
             state.taken[index] = None;
+            state.threads[index] = 0;
         }
         let _ = (self.evictions).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |evictions| {
             evictions.checked_sub(1)

@@ -5,6 +5,7 @@ mod apart;
 mod asynchronous;
 mod awaited;
 pub(crate) mod birth;
+mod broadcast;
 mod builder;
 pub(crate) mod current;
 mod event;
@@ -19,6 +20,7 @@ mod pool;
 mod queue;
 mod registry;
 mod scope;
+pub(crate) mod spare;
 mod stats;
 mod stop;
 pub(crate) mod submit;
@@ -429,6 +431,56 @@ impl Executor {
     /// ```
     pub fn scope<'env, R>(&'env self, f: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> R) -> R {
         scope::scope(self, f)
+    }
+
+    /// Calls `f` in each of `spaces`, in all of them at the same time, and returns the
+    /// results in their order: the visit to every namespace of a host.
+    ///
+    /// `f` may borrow from the caller's stack. It is called once for each element, with
+    /// that element, on a worker of that namespace; a namespace that is there twice is
+    /// visited twice. Workers that are missing are started on the way, a few at a time.
+    ///
+    /// What goes wrong in one namespace concerns no other.
+    ///
+    /// # Blocking
+    ///
+    /// Blocks until all calls are over, and is woken once. As many run in parallel as
+    /// there are workers: with [`max_workers`](Builder::max_workers) below the number of
+    /// namespaces, the rest wait for their turn, so `f` must not wait in one namespace
+    /// for what it does in another one. May be called inside a job, where workers that
+    /// are missing are started beyond that limit.
+    ///
+    /// # Errors
+    ///
+    /// Each namespace has a result of its own, with the errors of
+    /// [`run`](Executor::run): it may be gone, or its worker impossible to start. A panic of `f` is
+    /// one as well ([`is_panic`](crate::Error::is_panic)), with its payload in
+    /// [`into_panic`](crate::Error::into_panic), and so are calls that were given up
+    /// because the executor shut down ([`is_cancelled`](crate::Error::is_cancelled)).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # let executor = Executor::new()?;
+    /// let spaces = Netns::list()?;
+    /// let tables = executor.broadcast(&spaces, |_| {
+    ///     std::fs::read_to_string("/proc/thread-self/net/dev")
+    /// });
+    /// for (netns, table) in spaces.iter().zip(tables) {
+    ///     match table {
+    ///         Ok(table) => println!("{netns}: {} devices", table?.lines().count() - 2),
+    ///         Err(error) => eprintln!("{netns}: {error}"),
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn broadcast<T: Send>(
+        &self,
+        spaces: &[Netns],
+        f: impl Fn(&Netns) -> T + Sync,
+    ) -> Vec<Result<T>> {
+        broadcast::broadcast(self, spaces, f)
     }
 
     /// Keeps the workers of `netns` resident, and finds them without a look-up.

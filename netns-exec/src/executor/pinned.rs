@@ -253,7 +253,7 @@ impl Pinned {
         }
     }
 
-    pub(super) fn executor(&self) -> &Executor {
+    pub(crate) fn executor(&self) -> &Executor {
         &self.executor
     }
 
@@ -264,6 +264,24 @@ impl Pinned {
     /// The group that it was made with, which may be on its way out.
     pub(super) fn group(&self) -> &Arc<Group> {
         &self.group.0
+    }
+
+    /// The thread of a worker that stays as long as this does, unless its namespace is
+    /// retired or a job spoils it. One is started if there is none.
+    pub(crate) fn thread(&self) -> Result<u32> {
+        loop {
+            let group = self.current(Patience::Endless)?;
+            match group.thread() {
+                Some(tid) => return Ok(tid),
+                // A spare may serve meanwhile, which the calling thread may be: it takes
+                // the lane over after a job.
+                None => self.spawn(|| ())?.join()?,
+            }
+        }
+    }
+
+    pub(crate) fn label(&self) -> &str {
+        self.netns.label()
     }
 
     fn current(&self, patience: Patience) -> Result<Arc<Group>> {

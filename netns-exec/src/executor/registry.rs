@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::group::{Group, Leaving, Member, Role, Start, Todo};
 use super::hooks::Hooks;
 use super::pool::Pool;
+use super::spare;
 use super::stats::{self, Stats};
 use super::stop::StopFlag;
 use crate::error::{Error, Kind, Result};
@@ -119,6 +120,8 @@ impl Registry {
             self.have_leave(group);
         }
         self.stop_apart(|apart| apart.netns == id && apart.serial < end);
+        // After the workers are told: those make no more.
+        spare::retire(self.pool.key, Some(id));
         let leaving = self.leaving.lock();
         let groups = leaving.iter().filter(|group| group.id() == id).cloned();
         Retired {
@@ -190,6 +193,7 @@ impl Registry {
             self.have_leave(group);
         }
         self.stop_apart(|_| true);
+        spare::retire(self.pool.key, None);
         self.pool.capacity.note_change();
         self.leaving.lock().clone()
     }

@@ -295,7 +295,11 @@ pub(crate) fn first_worker(
 
 /// Sees to it that what was just pushed to `group` is served, or ships it elsewhere
 /// when the group has died in between.
-fn ensure_served(registry: &Arc<Registry>, netns: &impl Destination, group: &Arc<Group>) {
+pub(crate) fn ensure_served(
+    registry: &Arc<Registry>,
+    netns: &impl Destination,
+    group: &Arc<Group>,
+) {
     let orphans = birth::carry_out(registry, group, group.notify());
     group.tell_if_stuck();
     reship(registry, netns, orphans);

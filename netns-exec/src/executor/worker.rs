@@ -24,6 +24,7 @@ use crate::handoff::outcome::{Counters, Door, discard};
 use crate::handoff::pace;
 use crate::home::roster;
 use crate::netns::{Netns, watch};
+use crate::sys;
 
 /// A worker that slept for so long is idle, and sees to itself: no caller waits for
 /// its CPU any more. Longer than any timer tick: a timer before the next tick has to
@@ -117,6 +118,7 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     /// Opens a lane, busy as yet.
     fn open(&self, index: usize) -> Serving<'a> {
+        self.group.note_thread(index, sys::thread::tid());
         let bell = self.door.listened().map(|listened| {
             let bell = listened.bell();
             let group = Arc::downgrade(self.group);

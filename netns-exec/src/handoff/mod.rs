@@ -1,5 +1,6 @@
 //! How a closure gets to a worker, and how its outcome gets back.
 
+pub(crate) mod broadcast;
 pub(crate) mod future;
 pub(crate) mod job;
 pub(crate) mod lane;

@@ -32,6 +32,7 @@
 //! | fence of `wake_all`                        | `executor::call_meets_retirement`                |
 //! | `queue_all`: look after the last push      | `executor::batch_in_the_queue_finds_a_worker_that_is_about_to_park` |
 //! | `Tally::job_over`, AcqRel                  | `scope::scope_sees_what_all_of_its_jobs_did`     |
+//! | `Visit::end`, AcqRel                      | `broadcast::caller_sees_what_all_visits_did_and_may_free_their_frame` |
 //! | `rescue`: count the spare that is called   | `executor::parked_spare_is_called_again`         |
 //! | `carry_out`: give up the orphans           | `executor::jobs_are_given_up_when_a_stand_in_cannot_be_born` |
 //! | `leave`: a successor for what is queued    | `executor::successor_of_a_spoiled_worker_serves_what_is_queued` |
@@ -52,6 +53,7 @@
 //! Loom makes no difference between an access of sequential consistency and such a
 //! fence, so the protocols use fences, and nothing stronger than AcqRel beside them.
 
+mod broadcast;
 mod executor;
 mod future;
 mod job;

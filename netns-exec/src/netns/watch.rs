@@ -9,6 +9,11 @@
 //! is born at home, so "mounted" means in the mount namespace the home thread
 //! is in.
 //!
+//! Others may mount without end, and following that must cost next to nothing: what
+//! happens is looked at at once while it is little, and otherwise a few times a second,
+//! see [`Budget`]. So a name that comes and goes in less time may go unnoticed, if the
+//! namespace had none before.
+//!
 //! The watch hears of a mount a moment after it was made. So its view alone
 //! neither proves that a namespace is not mounted, which is why a subscriber
 //! looks into the mount table itself, nor that it is no longer mounted, which is
@@ -342,9 +347,11 @@ impl DeletionWatch {
     }
 
     fn serve(&self, mut waiter: MountWaiter, wake: &EventFd) {
+        let mut budget = Budget::new();
+        let mut until = None;
         loop {
-            let woken = waiter.wait(wake.as_fd());
-            let begun = Instant::now();
+            let woken = waiter.wait(wake.as_fd(), budget.pause(), until);
+            let begun = sys::thread::cpu_time();
             // Before the lock is taken: what wakes it after this has not been seen.
             // An error is the absence of a value, and then there is nothing to take.
             let _ = wake.read();
@@ -358,39 +365,33 @@ impl DeletionWatch {
                 self.news.add(News::Ended);
                 return;
             }
-            let running = state.running.as_mut();
-            let running = running.expect("taken by this thread alone, which then ends");
-            let changed = !matches!(woken, Ok(woken) if !woken.mounts);
-            let refreshed = woken.and_then(|_| match changed {
-                true => running.mounts.refresh(),
-                false => Ok(()),
+            let is_woken = !matches!(&woken, Ok(woken) if !woken.wake);
+            let refreshed = woken.and_then(|woken| match woken.mounts {
+                true => state.refresh(),
+                false => Ok(false),
             });
+            let mut changed = matches!(refreshed, Ok(true)) || is_woken;
             if let Err(cause) = refreshed {
-                let notification = running.mounts.notification();
-                self.news.add(News::Failed(notification, cause));
-                let failed = self.notifications.iter().position(|&n| n == notification);
-                let others = &self.notifications[failed.map_or(0, |at| at + 1)..];
-                // One read may fail where the next succeeds: what was tried before is
-                // tried again, after a pause, before deletions go unnoticed.
-                let again = self.watch_mounts(others).or_else(|_| {
-                    thread::sleep(LONGEST_PAUSE);
-                    self.watch_mounts(self.notifications)
-                });
-                match again {
-                    Ok(mounts) => {
-                        waiter = mounts.waiter();
-                        running.mounts = mounts;
-                    }
+                match self.watch_otherwise(&mut state, cause) {
+                    Ok(other) => waiter = other,
                     Err(cause) => {
                         self.news.add(News::GoesUnnoticed(cause));
                         state.running = None;
                         return;
                     }
                 }
+                changed = true;
             }
-            let due = state.due();
+            let due = match changed {
+                true => state.due(),
+                false => Vec::new(),
+            };
+            until = state.put_off();
             drop(state);
-            let cost = begun.elapsed();
+            // What subscribers ask for, and what they wait for, has to be done.
+            if !is_woken && due.is_empty() {
+                budget.spend(sys::thread::cpu_time().saturating_sub(begun));
+            }
 
             for (id, on_unmounted) in due {
                 // First: the worker that retires for it tells it.
@@ -399,12 +400,24 @@ impl DeletionWatch {
                     self.news.add(News::Panicked(id));
                 }
             }
-            // Others may be mounting by the thousand: let some of that pile up,
-            // so that no more than a fifth of a CPU goes into following it.
-            if changed {
-                thread::sleep((cost * 4).clamp(Duration::from_millis(1), LONGEST_PAUSE));
-            }
         }
+    }
+
+    /// Watches by the next best notification, since the one in use has failed.
+    fn watch_otherwise(&self, state: &mut WatchState, cause: io::Error) -> io::Result<MountWaiter> {
+        let running = state.running.as_mut();
+        let running = running.expect("taken by this thread alone, which then ends");
+        let notification = running.mounts.notification();
+        self.news.add(News::Failed(notification, cause));
+        let failed = self.notifications.iter().position(|&n| n == notification);
+        let others = &self.notifications[failed.map_or(0, |at| at + 1)..];
+        // One read may fail where the next succeeds: what was tried before is tried
+        // again, after a pause, before deletions go unnoticed.
+        running.mounts = self.watch_mounts(others).or_else(|_| {
+            thread::sleep(LONG_PAUSE);
+            self.watch_mounts(self.notifications)
+        })?;
+        Ok(running.mounts.waiter())
     }
 
     fn join_thread(&self) {
@@ -420,8 +433,54 @@ impl DeletionWatch {
     }
 }
 
-/// Well below the tenth of a second within which a deletion is to be noticed.
-const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+/// Below the tenth of a second within which a deletion is to be noticed.
+const LONG_PAUSE: Duration = Duration::from_millis(90);
+
+/// Where others mount without end: a few looks a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
+/// What part of a CPU goes into following the mounts of others, as long as the pauses
+/// allow: one in so many.
+const SHARE: u32 = 4000;
+
+/// For so long a quiet system saves up what it may then spend at once: the mounts that a
+/// container is made of are each looked at without a pause.
+const SAVED_UP: Duration = Duration::from_secs(2);
+
+/// What takes longer than this to be earned is no burst any more.
+const BURST: Duration = Duration::from_secs(8);
+
+/// What the watch may spend on looking: mounts that others make by the thousand pile up
+/// meanwhile, and are taken in together.
+struct Budget {
+    /// When all that was spent has been earned.
+    earned: Instant,
+}
+
+impl Budget {
+    fn new() -> Budget {
+        Budget {
+            earned: Instant::now(),
+        }
+    }
+
+    fn spend(&mut self, cost: Duration) {
+        let now = Instant::now();
+        let saved_up = now.checked_sub(SAVED_UP);
+        let earned = saved_up.map_or(self.earned, |at| self.earned.max(at)) + cost * SHARE;
+        // What is owed for longer is forgiven: a quiet system is soon looked at again.
+        self.earned = earned.min(now + 2 * BURST);
+    }
+
+    /// How long to wait before the next look.
+    fn pause(&self) -> Duration {
+        let owed = self.earned.saturating_duration_since(Instant::now());
+        match owed < BURST {
+            true => owed.min(LONG_PAUSE),
+            false => LONGEST_PAUSE,
+        }
+    }
+}
 
 impl WatchState {
     /// Wakes the watch's thread.
@@ -430,6 +489,36 @@ impl WatchState {
             // Fails when the counter is full, and then it is readable anyway.
             let _ = running.wake.write(1);
         }
+    }
+
+    /// Has the watch's own view of the mounts brought up to date; tells whether it may
+    /// have changed.
+    fn refresh(&mut self) -> io::Result<bool> {
+        let waits_for_more = self.waits_for_more();
+        let Some(running) = &mut self.running else {
+            return Ok(false);
+        };
+        let subscribers = self.subscribers.values();
+        let known = subscribers.filter(|it| it.mounted).map(|it| it.inode);
+        running.mounts.refresh(known, waits_for_more)
+    }
+
+    /// Until when a part of that was put off.
+    fn put_off(&self) -> Option<Instant> {
+        let running = self.running.as_ref()?;
+        running.mounts.put_off(self.waits_for_more())
+    }
+
+    /// Whether a subscriber's namespace has no mount as yet. Events tell of each, so
+    /// that it does not matter there.
+    fn waits_for_more(&self) -> bool {
+        let by_table =
+            |running: &Running| matches!(running.mounts.notification(), Notification::MountInfo);
+        self.running.as_ref().is_some_and(by_table)
+            && self
+                .subscribers
+                .values()
+                .any(|subscriber| !subscriber.mounted)
     }
 
     /// Brings the subscribers up to date, and returns who is to be called.

@@ -9,11 +9,13 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+use nix::sys::stat::stat;
 
 /// A network namespace that is mounted somewhere.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,7 +106,19 @@ pub(crate) struct MountWatch {
     mounts: HashMap<u64, u64>,
     /// How many mounts each namespace has, by inode number.
     mounted: HashMap<u64, usize>,
+    /// Where each of them has one of its mounts, where the table says that.
+    targets: HashMap<u64, PathBuf>,
+    /// When the whole table was last read.
+    read: Instant,
+    /// It has changed since.
+    is_stale: bool,
 }
+
+/// How long what is new in the table may wait to be read, for namespaces that have no
+/// mount yet. The whole table is long where there are many containers.
+const LATER: Duration = Duration::from_millis(500);
+/// The same, where there is none of them.
+const MUCH_LATER: Duration = Duration::from_secs(10);
 
 /// Waits for a [`MountWatch`] to need a refresh.
 pub(crate) struct MountWaiter {
@@ -121,21 +135,48 @@ pub(crate) struct Woken {
 }
 
 impl MountWaiter {
-    /// Blocks until mounts may have changed or `wake` is readable.
-    pub(crate) fn wait(&self, wake: BorrowedFd<'_>) -> io::Result<Woken> {
+    /// Blocks until mounts may have changed, the time `until` has come, or `wake` is
+    /// readable. Mounts alone do not end it before `pause` is over.
+    pub(crate) fn wait(
+        &self,
+        wake: BorrowedFd<'_>,
+        pause: Duration,
+        until: Option<Instant>,
+    ) -> io::Result<Woken> {
         let mut fds = [
             PollFd::new(wake, PollFlags::POLLIN),
             PollFd::new(self.file.as_fd(), self.events),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
         let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+        let mut is_woken = false;
+        if !pause.is_zero() {
+            wait(&mut fds[..1], Some(pause))?;
+            is_woken = ready(&fds[0]);
+        }
+        let left = match is_woken {
+            true => Some(Duration::ZERO),
+            false => until.map(|until| until.saturating_duration_since(Instant::now())),
+        };
+        let is_time = wait(&mut fds, left)? == 0;
         Ok(Woken {
             wake: ready(&fds[0]),
-            mounts: ready(&fds[1]),
+            mounts: ready(&fds[1]) || is_time,
         })
+    }
+}
+
+/// poll(2); a signal is as good as an event.
+fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> {
+    let timeout = match timeout {
+        None => PollTimeout::NONE,
+        Some(timeout) => {
+            PollTimeout::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+        }
+    };
+    match poll(fds, timeout) {
+        Ok(ready) => Ok(ready.unsigned_abs() as usize),
+        Err(Errno::EINTR) => Ok(fds.len()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -151,6 +192,9 @@ impl MountWatch {
             file: Arc::new(file),
             mounts: HashMap::new(),
             mounted: HashMap::new(),
+            targets: HashMap::new(),
+            read: Instant::now(),
+            is_stale: false,
         };
         // After the notification is in force, so that nothing falls in between.
         watch.read_all()?;
@@ -177,12 +221,49 @@ impl MountWatch {
         }
     }
 
-    /// Takes in what has changed since the last call.
-    pub(crate) fn refresh(&mut self) -> io::Result<()> {
+    /// Takes in what has changed since the last call, as far as it matters to those who
+    /// ask; tells whether anything may have.
+    ///
+    /// `known` are the namespaces that were mounted when last looked at, and
+    /// `waits_for_more` says that there are others which may get a mount. Where the
+    /// whole table would have to be read, it is looked whether the known ones are still
+    /// where they were, and the rest is put off: see [`put_off`](MountWatch::put_off).
+    pub(crate) fn refresh(
+        &mut self,
+        known: impl Iterator<Item = u64>,
+        waits_for_more: bool,
+    ) -> io::Result<bool> {
         match self.notification {
             Notification::MountEvents => self.read_events(),
-            Notification::MountInfo => self.read_all(),
+            Notification::MountInfo => {
+                self.is_stale = true;
+                let due = self.put_off(waits_for_more);
+                let is_due = due.is_none_or(|due| Instant::now() >= due);
+                let mut known = known;
+                if !is_due && known.all(|inode| self.shows(inode)) {
+                    return Ok(false);
+                }
+                self.read_all()?;
+                Ok(true)
+            }
         }
+    }
+
+    /// Until when a refresh has put off what it did not read.
+    pub(crate) fn put_off(&self, waits_for_more: bool) -> Option<Instant> {
+        let later = match waits_for_more {
+            true => LATER,
+            false => MUCH_LATER,
+        };
+        self.is_stale.then(|| self.read + later)
+    }
+
+    /// Whether a namespace is still where the table had it.
+    fn shows(&self, inode: u64) -> bool {
+        let Some(target) = self.targets.get(&inode) else {
+            return false;
+        };
+        stat(&**target).is_ok_and(|stat| stat.st_ino == inode && is_nsfs(stat.st_dev))
     }
 
     /// Makes the next refresh of a watch that reads events fail.
@@ -191,29 +272,39 @@ impl MountWatch {
         self.file = Arc::new(File::open("/").expect("read(2) of it is EISDIR"));
     }
 
-    fn read_events(&mut self) -> io::Result<()> {
+    fn read_events(&mut self) -> io::Result<bool> {
         // An event is 40 bytes: a hundred at a time.
         let mut buffer = [0; 4096];
+        let mut changed = false;
         loop {
             let filled = match (&*self.file).read(&mut buffer) {
                 Ok(filled) => filled,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
             for event in MountEvents(&buffer[..filled]) {
                 match event {
-                    Some(mount) => self.look_at(mount)?,
-                    None => return self.read_all(),
+                    // Most mounts that come and go are others'.
+                    Some((mount, Change::Detached)) if !self.mounts.contains_key(&mount) => {}
+                    Some((mount, _)) => changed |= self.look_at(mount)?,
+                    None => {
+                        self.read_all()?;
+                        return Ok(true);
+                    }
                 }
+            }
+            // It was not full, so there is no more; what comes now wakes the waiter.
+            if filled + EVENT_AT_MOST <= buffer.len() {
+                return Ok(changed);
             }
         }
     }
 
-    /// Takes in where an event left its mount. What the event says does not
-    /// matter: a mount that was moved has been detached and is there all the
-    /// same.
-    fn look_at(&mut self, mount: u64) -> io::Result<()> {
+    /// Takes in where an event left its mount; tells whether a network namespace is or
+    /// was mounted by it. What the event says does not matter: a mount that was moved
+    /// has been detached and is there all the same.
+    fn look_at(&mut self, mount: u64) -> io::Result<bool> {
         let inode = statmount_netns(mount)?;
         let before = match inode {
             Some(inode) => self.mounts.insert(mount, inode),
@@ -225,16 +316,19 @@ impl MountWatch {
         if let Some(inode) = before {
             forget_one(&mut self.mounted, inode);
         }
-        Ok(())
+        Ok(inode.or(before).is_some())
     }
 
     /// Forgets what is known and reads the whole table.
     fn read_all(&mut self) -> io::Result<()> {
         self.mounts.clear();
         self.mounted.clear();
+        self.targets.clear();
+        self.read = Instant::now();
+        self.is_stale = false;
         match self.notification {
             Notification::MountEvents => {
-                listmount(|mount| self.look_at(mount))?;
+                listmount(|mount| self.look_at(mount).map(drop))?;
             }
             Notification::MountInfo => {
                 // The same open file that is polled: seq_file starts over.
@@ -242,11 +336,23 @@ impl MountWatch {
                 mountinfo.rewind()?;
                 for mount in parse(BufReader::with_capacity(32 * 1024, mountinfo))? {
                     *self.mounted.entry(mount.inode).or_default() += 1;
+                    self.targets.insert(mount.inode, mount.target);
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether a device is that of namespace files.
+fn is_nsfs(device: u64) -> bool {
+    static NSFS: OnceLock<Option<u64>> = OnceLock::new();
+    let ask = || {
+        stat("/proc/thread-self/ns/net")
+            .map(|stat| stat.st_dev)
+            .ok()
+    };
+    *NSFS.get_or_init(ask) == Some(device)
 }
 
 fn forget_one(mounted: &mut HashMap<u64, usize>, inode: u64) {
@@ -258,14 +364,16 @@ fn forget_one(mounted: &mut HashMap<u64, usize>, inode: u64) {
     }
 }
 
+// Not in the C library's headers yet; the values are in linux/fanotify.h.
+const FAN_MNT_ATTACH: u64 = 0x0100_0000;
+const FAN_MNT_DETACH: u64 = 0x0200_0000;
+
 /// Asks for an event for each mount attached to or detached from the calling
 /// thread's mount namespace.
 fn mount_events() -> io::Result<Fanotify> {
     // Not in the C library's headers yet; the values are in linux/fanotify.h.
     const FAN_REPORT_MNT: u32 = 0x4000;
     const FAN_MARK_MNTNS: u32 = 0x110;
-    const FAN_MNT_ATTACH: u64 = 0x0100_0000;
-    const FAN_MNT_DETACH: u64 = 0x0200_0000;
 
     let fanotify = Fanotify::init(
         InitFlags::FAN_CLASS_NOTIF
@@ -283,13 +391,24 @@ fn mount_events() -> io::Result<Fanotify> {
     Ok(fanotify)
 }
 
+/// What an event says of its mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// It is gone, and was not attached elsewhere in the same moment.
+    Detached,
+    Other,
+}
+
+/// No event takes more room than this.
+const EVENT_AT_MOST: usize = 256;
+
 /// The mount ids in a buffer of fanotify events; `None` where events were lost.
 struct MountEvents<'a>(&'a [u8]);
 
 impl Iterator for MountEvents<'_> {
-    type Item = Option<u64>;
+    type Item = Option<(u64, Change)>;
 
-    fn next(&mut self) -> Option<Option<u64>> {
+    fn next(&mut self) -> Option<Option<(u64, Change)>> {
         // struct fanotify_event_metadata: event_len u32, vers u8, reserved u8,
         // metadata_len u16, mask u64, fd i32, pid i32. Then records, each a
         // header (info_type u8, pad u8, len u16) and, in ours, a u64 mount id
@@ -314,7 +433,11 @@ impl Iterator for MountEvents<'_> {
                 records = &records[length..];
                 let id = (record.len().checked_sub(8)).and_then(|at| bytes_at(record, at));
                 if let (INFO_TYPE_MNT, Some(id)) = (kind, id) {
-                    return Some(Some(u64::from_ne_bytes(id)));
+                    let change = match mask & (FAN_MNT_ATTACH | FAN_MNT_DETACH) {
+                        FAN_MNT_DETACH => Change::Detached,
+                        _ => Change::Other,
+                    };
+                    return Some(Some((u64::from_ne_bytes(id), change)));
                 }
             }
         }
@@ -480,7 +603,8 @@ mod tests {
         buffer.extend(overflow);
         buffer.extend(event(0x0200_0000, 12));
         let seen: Vec<_> = MountEvents(&buffer).collect();
-        assert_eq!(seen, [Some(11), None, Some(12)]);
+        let attached = Some((11, Change::Other));
+        assert_eq!(seen, [attached, None, Some((12, Change::Detached))]);
     }
 
     #[test]
@@ -521,7 +645,7 @@ mod tests {
             let mut watch = MountWatch::new(Notification::MountEvents).expect("Linux 6.14");
             let count_before = watch.mounted.get(&inode).copied().unwrap_or(0);
             bind(gone);
-            watch.refresh().expect("still there");
+            watch.refresh([].into_iter(), true).expect("still there");
             assert_eq!(watch.mounted[&inode], count_before + 1);
 
             umount2(gone.as_str(), MntFlags::empty()).expect("mounted above");

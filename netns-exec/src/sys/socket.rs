@@ -1,4 +1,5 @@
-//! Sockets of the port leases, and the options that std does not know.
+//! Sockets as the port leases and the network wing want them, and the options that std
+//! does not know.
 //!
 //! A socket belongs to the namespace of the thread that opened it. From then
 //! on any thread may use it: bind(2), listen(2) and all options act in the
@@ -8,8 +9,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Instant;
 
-use nix::sys::socket::{self, Backlog, Shutdown, SockaddrStorage, setsockopt, sockopt};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    self, Backlog, NetlinkAddr, Shutdown, SockaddrStorage, UnixAddr, setsockopt, sockopt,
+};
 
 use super::bpf;
 
@@ -48,6 +55,121 @@ pub(crate) fn open(
 
 pub(crate) fn bind(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
     socket::bind(fd.as_fd().as_raw_fd(), &SockaddrStorage::from(addr)).map_err(io::Error::from)
+}
+
+/// Connects a socket that does not block, and waits for that; `ETIMEDOUT` after
+/// `deadline`.
+pub(crate) fn connect(
+    fd: impl AsFd,
+    addr: SocketAddr,
+    deadline: Option<Instant>,
+) -> io::Result<()> {
+    let fd = fd.as_fd();
+    match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(addr)) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EINPROGRESS | Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    wait_for(fd, PollFlags::POLLOUT, deadline)?;
+    match socket::getsockopt(&fd, sockopt::SocketError)? {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Waits until one of `events`, or an error, is there; `ETIMEDOUT` after `deadline`.
+pub(crate) fn wait_for(
+    fd: impl AsFd,
+    events: PollFlags,
+    deadline: Option<Instant>,
+) -> io::Result<()> {
+    let mut fds = [PollFd::new(fd.as_fd(), events)];
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Rounded up: a wait that is a moment too short would be begun anew in vain.
+        let timeout = match left {
+            None => PollTimeout::NONE,
+            Some(left) => {
+                PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut fds, timeout) {
+            Ok(0) if left.is_some_and(|left| left.is_zero()) => {
+                return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+            }
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Makes calls on the socket wait, or not.
+pub(crate) fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    let mut wanted = flags;
+    wanted.set(OFlag::O_NONBLOCK, nonblocking);
+    if wanted != flags {
+        fcntl(&fd, FcntlArg::F_SETFL(wanted))?;
+    }
+    Ok(())
+}
+
+/// Keeps children that are started from inheriting the socket.
+pub(crate) fn set_cloexec(fd: impl AsFd) -> io::Result<()> {
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(())
+}
+
+/// Binds a unix socket to a name that is no file's, and is its namespace's own.
+pub(crate) fn bind_abstract(fd: impl AsFd, name: &[u8]) -> io::Result<()> {
+    let addr = UnixAddr::new_abstract(name)?;
+    socket::bind(fd.as_fd().as_raw_fd(), &addr).map_err(io::Error::from)
+}
+
+/// Connects a unix socket to the one that is bound to such a name.
+pub(crate) fn connect_abstract(fd: impl AsFd, name: &[u8]) -> io::Result<()> {
+    let addr = UnixAddr::new_abstract(name)?;
+    loop {
+        match socket::connect(fd.as_fd().as_raw_fd(), &addr) {
+            Err(Errno::EINTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}
+
+/// Binds a netlink socket to an address that the kernel chooses, and to groups.
+pub(crate) fn bind_netlink(fd: impl AsFd, groups: u32) -> io::Result<()> {
+    let addr = NetlinkAddr::new(0, groups);
+    socket::bind(fd.as_fd().as_raw_fd(), &addr).map_err(io::Error::from)
+}
+
+/// Binds a packet socket to what comes in, or goes out, as `ethertype` on one device:
+/// packet(7). Index 0 stands for all.
+pub(crate) fn bind_packet(fd: impl AsFd, ethertype: u16, device: u32) -> io::Result<()> {
+    let addr = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as libc::c_ushort,
+        sll_protocol: ethertype.to_be(),
+        sll_ifindex: device.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the kernel reads at most the size of a live variable.
+    let rc = unsafe {
+        libc::bind(
+            fd.as_fd().as_raw_fd(),
+            (&raw const addr).cast(),
+            size_of_val(&addr) as libc::socklen_t,
+        )
+    };
+    Errno::result(rc).map(drop).map_err(io::Error::from)
+}
+
+/// The number of a device in the calling thread's namespace.
+pub(crate) fn device_index(name: &str) -> io::Result<u32> {
+    nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
 }
 
 /// Listens with the longest queue the socket's namespace allows: the kernel

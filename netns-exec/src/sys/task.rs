@@ -50,6 +50,15 @@ impl fmt::Debug for NsLink {
     }
 }
 
+/// Opens the folder with the tables of the network namespace that a thread of this
+/// process is in. It is that thread's for good: when the thread has ended there is
+/// nothing in it, whichever thread has the number then.
+pub(crate) fn net_folder(tid: u32) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/task/{tid}/net");
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(open(&*path, flags, Mode::empty())?)
+}
+
 /// The namespaces of a thread beside its network namespace.
 pub(crate) const OTHER_NAMESPACES: [&CStr; 7] = [
     c"/proc/thread-self/ns/mnt",

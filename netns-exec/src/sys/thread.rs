@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, gettid};
 
 /// The calling thread's id, as `ps -L` shows it.
@@ -103,6 +104,12 @@ pub(crate) fn share(a: u32, b: u32, what: Shared) -> io::Result<bool> {
     // SAFETY: the call takes integers.
     let rc = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as libc::c_int, 0, 0) };
     Ok(Errno::result(rc)? == 0)
+}
+
+/// The CPU time that the calling thread has used.
+pub(crate) fn cpu_time() -> Duration {
+    let clock = ClockId::CLOCK_THREAD_CPUTIME_ID;
+    clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Keeps a thread from the CPU of the one that made this, for as long as this lives.
