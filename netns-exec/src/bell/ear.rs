@@ -115,10 +115,17 @@ pub(crate) fn install(program: &[sock_filter]) -> Option<Listened> {
     ear.listen_to(listener).ok()
 }
 
-/// Has the thread look, if there is one.
+/// Has the thread look, if there is one. By way of the home thread: the caller may have a
+/// descriptor table of its own, in which the socket's number is another file's.
 pub(super) fn poke() {
-    if let Some(ear) = EAR.lock().upgrade() {
-        ear.tell(LOOK);
+    let look = || {
+        let ear = EAR.lock().upgrade();
+        if let Some(ear) = ear {
+            ear.tell(LOOK);
+        }
+    };
+    if let Some(home) = Home::started() {
+        home.post(Box::new(look));
     }
 }
 

@@ -159,6 +159,12 @@ impl Home {
         Ok(home)
     }
 
+    /// The home thread if there is one, also for a caller that has a descriptor table of
+    /// its own: for what needs no descriptor of the caller's.
+    pub(crate) fn started() -> Option<&'static Home> {
+        HOME.get().copied().filter(|_| !sys::fork::is_copy())
+    }
+
     #[cold]
     fn get_or_start() -> Result<&'static Home> {
         // First: what a copy finds of the rest may be in the middle of a change.
