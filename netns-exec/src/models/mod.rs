@@ -24,6 +24,11 @@
 //! | lane: post, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: done, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: let go, Release; claim, Acquire      | `lane::caller_has_read_its_result_before_the_next_one_takes_the_lane` |
+//! | bell: a waker that finds a receiver leaves it the answer | `lane::queue_is_served_beside_a_call` |
+//! | bell: a receiver that is wanted answers    | the same                                         |
+//! | bell: an answer to an old number is none   | `lane::trap_that_is_interrupted_is_answered_all_the_same` |
+//! | `stay_awake`: meet the waker in the trap   | `lane::queue_is_served_beside_a_call`            |
+//! | `tell`: trap for a caller that sleeps      | `lane::next_worker_takes_the_lane_over`          |
 //! | fence of `begin_park`, of `notify`         | `executor::job_in_the_queue_finds_a_worker_that_is_about_to_park` |
 //! | fence of `push`, of `take`                 | `executor::sender_waits_for_room_until_a_job_is_taken` |
 //! | fence of `leave`                           | `executor::queued_job_meets_a_worker_that_leaves_for_being_idle` |
