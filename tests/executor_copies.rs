@@ -6,9 +6,10 @@
 #![expect(unsafe_code, reason = "fork(2)")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
-use netns_exec_tests::{Gate, Held, fresh};
+use netns_exec_tests::{Gate, Held, eventually, fresh};
 use nix::libc::{self, ESRCH};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
@@ -125,6 +126,43 @@ fn dropping_the_last_handle_of_an_executor_returns_in_a_copy() {
     gate.open();
     job.join().unwrap();
     drop(executor.take());
+}
+
+#[test]
+fn handles_come_and_go_in_a_copy_whatever_the_other_threads_were_doing() {
+    let executor = Executor::new().unwrap();
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        // Its locks are held most of the time, and so in many of the copies.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                drop(Netns::current().unwrap());
+            }
+        });
+        for _ in 0..200 {
+            let netns = std::cell::Cell::new(Some(fresh()));
+            in_a_copy("handles", || {
+                let current = Netns::current().unwrap();
+                drop(current.downgrade().upgrade());
+                drop((current, netns.take()));
+            });
+        }
+    });
+    let netns = fresh();
+    let weak = netns.downgrade();
+    executor.run(&netns, || ()).unwrap();
+    let netns = std::cell::Cell::new(Some(netns));
+    in_a_copy("drop of a last handle", || drop(netns.take()));
+    assert_eq!(executor.stats().workers, 1, "it was not ours");
+    drop(netns.take());
+    eventually("the worker leaves", || weak.upgrade().is_none());
 }
 
 #[test]

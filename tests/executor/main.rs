@@ -7,6 +7,7 @@ mod deletion;
 mod faults;
 mod futures;
 mod idle;
+mod last_handle;
 mod nested;
 mod panics;
 mod retire;

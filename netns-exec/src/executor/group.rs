@@ -113,6 +113,8 @@ pub(crate) struct Group {
     /// How many workers are asked to make room for another namespace's.
     evictions: AtomicU32,
     pins: AtomicU32,
+    /// Set once: its namespace had no user any more, and its workers were all that kept it.
+    unused: AtomicBool,
     /// When a worker last had nothing to do, on the executor's own clock.
     idle_since: AtomicU64,
     state: Mutex<State>,
@@ -185,6 +187,7 @@ impl Group {
             watch_asked: false.into(),
             evictions: AtomicU32::new(0),
             pins: AtomicU32::new(0),
+            unused: AtomicBool::new(false),
             idle_since: AtomicU64::new(0),
             state: Mutex::new(State {
                 netns: None,
@@ -693,11 +696,29 @@ impl Group {
         self.pins.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn unpin(&self) {
-        if self.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // They sleep without a limit; now there is one.
-            self.wake_all();
+    /// Tells whether its workers are held no more by anything that it knows of.
+    pub(crate) fn unpin(&self) -> bool {
+        if self.pins.fetch_sub(1, Ordering::SeqCst) > 1 {
+            return false;
         }
+        // They sleep without a limit; now there is one.
+        self.wake_all();
+        // The other half is in `note_unused`.
+        self.unused.load(Ordering::SeqCst)
+    }
+
+    /// Notes that no user has a handle to the namespace; tells whether no pin holds the
+    /// workers either.
+    pub(super) fn note_unused(&self) -> bool {
+        self.unused.store(true, Ordering::SeqCst);
+        self.pins.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether the deletion watch has seen the namespace lose its last name, and the
+    /// workers are those of later calls.
+    pub(super) fn has_lost_name(&self) -> bool {
+        let state = self.state.lock();
+        state.netns.as_ref().is_some_and(Netns::lost_name)
     }
 
     pub(crate) fn stats(&self) -> NetnsStats {

@@ -9,6 +9,7 @@ use super::current;
 use super::group::Group;
 use super::handle::JoinHandle;
 use super::owner::Executor;
+use super::registry::Registry;
 use super::submit::Patience;
 use super::submit::{self, TrySpawnError};
 use crate::error::Result;
@@ -19,8 +20,9 @@ use crate::netns::{Netns, NetnsId, WeakNetns};
 /// While it lives, its workers do not end for being idle, and
 /// [`max_workers`](crate::Builder::max_workers) does not choose them.
 ///
-/// It does not keep a dead namespace alive: [`Executor::retire`] and the deletion
-/// of its last name end the workers all the same. A later call starts new ones
+/// To a namespace without a name it is as good as a handle: its workers stay, and the
+/// namespace with them. It does not keep a deleted one alive: [`Executor::retire`] and
+/// the deletion of its last name end the workers all the same. A later call starts new ones
 /// if the namespace still exists, that is if something else refers to it.
 ///
 /// A clone keeps the workers too, for as long as it lives itself.
@@ -37,18 +39,22 @@ pub struct Pinned {
 }
 
 /// A group whose workers stay as long as this does.
-struct PinnedGroup(Arc<Group>);
+struct PinnedGroup {
+    registry: Arc<Registry>,
+    group: Arc<Group>,
+}
 
 impl PinnedGroup {
-    fn new(group: Arc<Group>) -> Self {
+    fn new(registry: &Arc<Registry>, group: Arc<Group>) -> Self {
         group.pin();
-        PinnedGroup(group)
+        let registry = Arc::clone(registry);
+        PinnedGroup { registry, group }
     }
 }
 
 impl Clone for PinnedGroup {
     fn clone(&self) -> Self {
-        PinnedGroup::new(Arc::clone(&self.0))
+        PinnedGroup::new(&self.registry, Arc::clone(&self.group))
     }
 }
 
@@ -56,7 +62,7 @@ impl Drop for PinnedGroup {
     fn drop(&mut self) {
         // In a copy of the process there are no workers to tell.
         if current::check_may_wait().is_ok() {
-            self.0.unpin();
+            self.registry.unpin(&self.group);
         }
     }
 }
@@ -65,9 +71,9 @@ impl Pinned {
     pub(crate) fn new(executor: Executor, netns: &Netns) -> Result<Pinned> {
         let group = submit::started(executor.registry(), None, netns, Patience::Endless)?;
         Ok(Pinned {
-            executor,
             netns: netns.downgrade(),
-            group: PinnedGroup::new(group),
+            group: PinnedGroup::new(executor.registry(), group),
+            executor,
             later: Mutex::new(None),
         })
     }
@@ -111,8 +117,8 @@ impl Pinned {
             return Ok(f());
         }
         current::check_may_wait()?;
-        if !self.group.0.is_retiring() {
-            return submit::run_on(registry, &self.group.0, &self.netns, f);
+        if !self.group.group.is_retiring() {
+            return submit::run_on(registry, &self.group.group, &self.netns, f);
         }
         submit::run_on(registry, &self.renew(Patience::Endless)?, &self.netns, f)
     }
@@ -212,10 +218,10 @@ impl Pinned {
 
     fn current(&self, patience: Patience) -> Result<Arc<Group>> {
         current::check_may_wait()?;
-        if self.group.0.is_retiring() {
+        if self.group.group.is_retiring() {
             self.renew(patience)
         } else {
-            Ok(Arc::clone(&self.group.0))
+            Ok(Arc::clone(&self.group.group))
         }
     }
 
@@ -225,13 +231,15 @@ impl Pinned {
         {
             let mut later = self.later.lock();
             match &*later {
-                Some(PinnedGroup(group)) if !group.is_retiring() => return Ok(Arc::clone(group)),
+                Some(pinned) if !pinned.group.is_retiring() => {
+                    return Ok(Arc::clone(&pinned.group));
+                }
                 _ => *later = None,
             }
         }
         // Not locked: a call that finds room waits for no other that does not.
         let group = submit::started(self.executor.registry(), None, &self.netns, patience)?;
-        let renewed = PinnedGroup::new(Arc::clone(&group));
+        let renewed = PinnedGroup::new(self.executor.registry(), Arc::clone(&group));
         // One pin is enough, should another call have been faster.
         let before = self.later.lock().replace(renewed);
         drop(before);

@@ -12,6 +12,7 @@ use super::pool::Pool;
 use super::stats::Stats;
 use crate::error::{Error, Kind, Result};
 use crate::netns::NetnsId;
+use crate::netns::users::{self, Unused};
 use crate::sync::{Mutex, RwLock};
 
 /// What the thread of a worker runs. It reports, once, how its birth went.
@@ -84,6 +85,38 @@ impl Registry {
             groups: groups.collect(),
             end,
         }
+    }
+
+    /// Has the workers of a namespace leave that no user has a handle to, if there is no
+    /// other way back to it and no pin holds them: they would be what keeps it alive.
+    pub(crate) fn let_go(&self, unused: Unused) {
+        let group = self.groups.read().get(&unused.id).cloned();
+        if let Some(group) = group
+            && (unused.unnamed || group.has_lost_name())
+            && group.note_unused()
+        {
+            self.retire_group(&group);
+        }
+    }
+
+    /// Lets go of a group's pin. The last one may have been what still held the workers.
+    pub(crate) fn unpin(&self, group: &Arc<Group>) {
+        if group.unpin() && !users::has_users(group.id()) {
+            self.retire_group(group);
+        }
+    }
+
+    /// Has the workers of a group leave, unless another thread has seen to that.
+    fn retire_group(&self, group: &Arc<Group>) {
+        {
+            let mut groups = self.groups.write();
+            match groups.get(&group.id()) {
+                Some(current) if Arc::ptr_eq(current, group) => groups.remove(&group.id()),
+                _ => return,
+            };
+            self.leaving.lock().push(Arc::clone(group));
+        }
+        self.have_leave(group);
     }
 
     fn have_leave(&self, group: &Arc<Group>) {

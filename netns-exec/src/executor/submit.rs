@@ -33,7 +33,7 @@ impl Destination for Netns {
     }
 
     fn netns(&self) -> Result<Netns> {
-        Ok(self.clone())
+        Ok(self.kept())
     }
 }
 
@@ -47,7 +47,7 @@ impl Destination for WeakNetns {
     }
 
     fn netns(&self) -> Result<Netns> {
-        self.upgrade().ok_or_else(|| {
+        self.upgrade_kept().ok_or_else(|| {
             let label = self.label();
             Error::new(
                 Kind::NotFound,

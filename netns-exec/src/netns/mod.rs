@@ -14,6 +14,7 @@ mod identify;
 mod named;
 mod source;
 mod thread;
+pub(crate) mod users;
 pub(crate) mod watch;
 mod weak;
 mod why;
@@ -22,8 +23,8 @@ use std::io;
 
 use crate::home::Home;
 
-use handle::Inner;
 pub use handle::Netns;
+use handle::{Inner, Origin};
 pub use id::NetnsId;
 pub use weak::WeakNetns;
 pub(crate) use why::NOT_THE_SAME_FILE;

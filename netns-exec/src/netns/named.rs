@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::Netns;
 use super::source::{creation_failed, not_a_netns, open_at};
 use super::why::{self, is_permission};
+use super::{Netns, Origin};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::sys::mount;
@@ -171,7 +171,8 @@ impl Netns {
             Home::get()?.visit(move || make(&path, &attempt))
         };
         let fd = made.map_err(|cause| creation_failed(attempt.clone(), cause))??;
-        Netns::wrap(fd, Some(&name.to_string_lossy()), &attempt).map(Netns::with_name)
+        Netns::wrap(fd, Some(&name.to_string_lossy()), &attempt)
+            .map(|netns| netns.made(Origin::Named))
     }
 
     /// Takes the name away, as `ip netns del` does.
