@@ -68,7 +68,11 @@ pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     let ends_before = threads.ends();
     // A worker that has just ended its job is not idle yet.
     let deadline = Instant::now() + BECOMES_IDLE;
-    while registry.evict(AT_ONCE) == 0 {
+    let _asked = loop {
+        let asked = registry.ask(AT_ONCE);
+        if !asked.is_empty() {
+            break asked;
+        }
         if Instant::now() > deadline {
             return false;
         }

@@ -20,6 +20,7 @@
 //! the one that waits for its birth, and that tells the owners of jobs when there
 //! will be none.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -110,8 +111,8 @@ pub(crate) struct Group {
     retiring: AtomicBool,
     /// Set once: the deletion watch has been asked.
     watch_asked: std::sync::atomic::AtomicBool,
-    /// How many workers are asked to make room for another namespace's.
-    evictions: AtomicU32,
+    /// `state.asked.len()`, for workers that only want to know that it is not 0.
+    asked: AtomicU32,
     pins: AtomicU32,
     /// Set once: its namespace had no user any more, and its workers were all that kept it.
     unused: AtomicBool,
@@ -153,6 +154,10 @@ struct State {
     /// Which lanes have a worker, born or being born.
     taken: Vec<bool>,
     starting: usize,
+    /// By number: callers that want a worker to make room for another namespace's. At
+    /// most as many as there are workers. The first one to leave is the first one's.
+    asked: VecDeque<u64>,
+    next_ask: u64,
     spares_parked: usize,
     /// Parked spares that were called and have not woken yet.
     called: usize,
@@ -185,7 +190,7 @@ impl Group {
             alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
             watch_asked: false.into(),
-            evictions: AtomicU32::new(0),
+            asked: AtomicU32::new(0),
             pins: AtomicU32::new(0),
             unused: AtomicBool::new(false),
             idle_since: AtomicU64::new(0),
@@ -195,6 +200,8 @@ impl Group {
                 live: Vec::new(),
                 taken: vec![false; lanes],
                 starting: 0,
+                asked: VecDeque::new(),
+                next_ask: 0,
                 spares_parked: 0,
                 called: 0,
                 dead: false,
@@ -475,7 +482,8 @@ impl Group {
     pub(crate) fn wants_leave(&self, role: Role) -> bool {
         // A pin holds the lanes' workers and not those that stood in for them.
         let held = matches!(role, Role::Lane(_)) && self.is_pinned();
-        self.is_retiring() || (self.evictions.load(Ordering::Relaxed) > 0 && !held)
+        let asked = || self.asked.load(Ordering::Relaxed) > 0 || self.pool.capacity.wants_any();
+        self.is_retiring() || (!held && asked())
     }
 
     /// Takes a lane that has lost its worker, for a spare that serves under load:
@@ -540,7 +548,7 @@ impl Group {
         self.runnable.remove();
         // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
-        if !self.queue.is_empty() && !spoiled {
+        if !spoiled && (!self.queue.is_empty() || !self.is_still_told(&state, why)) {
             self.runnable.add();
             return None;
         }
@@ -551,9 +559,8 @@ impl Group {
         if let Role::Lane(index) = role {
             state.taken[index] = false;
         }
-        let _ = (self.evictions).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |evictions| {
-            evictions.checked_sub(1)
-        });
+        state.asked.pop_front();
+        self.note_asked(&state);
         self.pool.capacity.release();
         let mut todo = Todo::Nothing;
         if !self.queue.is_empty() {
@@ -567,6 +574,20 @@ impl Group {
         }
         self.changed.notify_all();
         Some(todo)
+    }
+
+    /// Whether a worker that leaves because it was told to is still to: it may have been
+    /// another one's turn.
+    fn is_still_told(&self, state: &State, why: Leaving) -> bool {
+        why != Leaving::Told
+            || self.is_retiring()
+            || !state.asked.is_empty()
+            || self.pool.capacity.give_way()
+    }
+
+    fn note_asked(&self, state: &State) {
+        let asked = state.asked.len().try_into().unwrap_or(u32::MAX);
+        self.asked.store(asked, Ordering::Relaxed);
     }
 
     /// Parks a spare that has nothing to do; says why when it is to leave instead.
@@ -639,26 +660,52 @@ impl Group {
         self.state.lock().has_workers()
     }
 
-    /// Asks for one worker to make room for another namespace's, if one idles
-    /// and no pin holds it.
-    pub(crate) fn evict_one(&self) -> bool {
-        {
-            let state = self.state.lock();
-            if state.spares_parked > state.called {
-                self.evictions.fetch_add(1, Ordering::SeqCst);
-                self.spare_wanted.notify_one();
-                return true;
+    /// Asks one worker to make room for another namespace's, if one idles and no pin
+    /// holds it; returns the number by which that can be [taken back](Group::take_back).
+    pub(super) fn ask_one(&self) -> Option<u64> {
+        let number = {
+            let mut state = self.state.lock();
+            if !self.idles(&state) || state.asked.len() >= state.live.len() {
+                return None;
             }
-        }
-        let idles = |lane: &Lane| lane.is_parked() || lane.is_awake_and_free();
-        if self.is_pinned() || !self.lanes.iter().any(idles) {
-            return false;
-        }
-        self.evictions.fetch_add(1, Ordering::SeqCst);
+            let number = state.next_ask;
+            state.next_ask += 1;
+            state.asked.push_back(number);
+            self.note_asked(&state);
+            if state.spares_parked > state.called {
+                self.spare_wanted.notify_one();
+                return Some(number);
+            }
+            number
+        };
         fence(Ordering::SeqCst);
         // One that is awake looks before it parks.
         self.lanes.iter().any(Lane::wake);
-        true
+        Some(number)
+    }
+
+    /// Whether there is a worker that could make room at this moment.
+    fn idles(&self, state: &State) -> bool {
+        let idles = |lane: &Lane| lane.is_parked() || lane.is_awake_and_free();
+        state.spares_parked > state.called || (!self.is_pinned() && self.lanes.iter().any(idles))
+    }
+
+    /// Whether a worker has yet to leave for the caller that got this number, and there
+    /// is one that will soon.
+    pub(super) fn will_hear(&self, number: u64) -> bool {
+        let state = self.state.lock();
+        state.asked.contains(&number) && self.idles(&state)
+    }
+
+    /// Asks no more for what [`ask_one`](Group::ask_one) has; nothing when a worker has left for it.
+    pub(super) fn take_back(&self, number: u64) {
+        let mut state = self.state.lock();
+        state.asked.retain(|asked| *asked != number);
+        self.note_asked(&state);
+    }
+
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn idle_since(&self) -> u64 {

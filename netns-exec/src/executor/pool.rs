@@ -159,11 +159,17 @@ pub(crate) struct Capacity {
     max: Option<usize>,
     state: Mutex<CapacityState>,
     changed: Condvar,
+    /// Some caller waits for room and has found no worker idle that it could ask for
+    /// its own. Changes with the state's lock; a worker that looks is asked no more than
+    /// to look again with it.
+    any_wanted: AtomicBool,
 }
 
 #[derive(Default)]
 struct CapacityState {
     workers: usize,
+    /// Callers that wait for room.
+    waiting: usize,
     /// Counts the moments at which a waiter might find room.
     epoch: u64,
 }
@@ -174,6 +180,7 @@ impl Capacity {
             max,
             state: Mutex::new(CapacityState::default()),
             changed: Condvar::new(),
+            any_wanted: AtomicBool::new(false),
         }
     }
 
@@ -208,6 +215,30 @@ impl Capacity {
         }
     }
 
+    /// Says that the calling thread waits for room, until what it returns is dropped.
+    pub(crate) fn begin_waiting(&self) -> WaitsForRoom<'_> {
+        self.state.lock().waiting += 1;
+        WaitsForRoom(self)
+    }
+
+    /// Has the first worker go that has nothing to do, be it for a moment.
+    pub(crate) fn want_any(&self) {
+        let state = self.state.lock();
+        (self.any_wanted).store(state.waiting > 0, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn wants_any(&self) -> bool {
+        self.any_wanted.load(Ordering::Relaxed)
+    }
+
+    /// Tells a worker that [is wanted](Capacity::wants_any) whether it still is. Then it
+    /// goes, and no other one has to.
+    pub(crate) fn give_way(&self) -> bool {
+        let _state = self.state.lock();
+        self.any_wanted.swap(false, Ordering::Relaxed)
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.state.lock().epoch
     }
@@ -216,6 +247,19 @@ impl Capacity {
         let mut state = self.state.lock();
         while state.epoch == epoch {
             self.changed.wait(&mut state);
+        }
+    }
+}
+
+/// See [`Capacity::begin_waiting`].
+pub(crate) struct WaitsForRoom<'a>(&'a Capacity);
+
+impl Drop for WaitsForRoom<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.waiting -= 1;
+        if state.waiting == 0 {
+            self.0.any_wanted.store(false, Ordering::Relaxed);
         }
     }
 }

@@ -159,33 +159,55 @@ impl Registry {
             self.pool.capacity.reserve_anyway();
             return Ok(true);
         }
+        let capacity = &self.pool.capacity;
+        let (mut waits, mut asked) = (None, Asked::default());
         loop {
-            let epoch = self.pool.capacity.epoch();
+            let epoch = capacity.epoch();
             self.pool.check_open()?;
             if !wanted() {
                 return Ok(false);
             }
-            if self.pool.capacity.try_reserve() {
+            if capacity.try_reserve() {
                 return Ok(true);
             }
-            self.evict(1);
             if room == Room::Now {
+                self.ask_for_later();
                 return Err(Error::new(
                     Kind::Full,
                     "cannot start a worker: the limit of workers is reached",
                 ));
             }
-            self.pool.capacity.wait_for_change(epoch);
+            waits.get_or_insert_with(|| capacity.begin_waiting());
+            // The worker that was asked may be gone, or have found something to do.
+            if !asked.will_be_heard() {
+                asked = self.ask(1);
+                if asked.is_empty() {
+                    capacity.want_any();
+                }
+            }
+            capacity.wait_for_change(epoch);
         }
     }
 
-    /// Asks for up to `count` idle workers to end, the least recently used first;
-    /// tells how many will.
-    pub(crate) fn evict(&self, count: usize) -> usize {
+    /// Asks up to `count` idle workers to end, the least recently used first, for as
+    /// long as what it returns is kept.
+    pub(crate) fn ask(&self, count: usize) -> Asked {
         let mut idle: Vec<_> = self.groups.read().values().cloned().collect();
         idle.sort_by_key(|group| group.idle_since());
-        let evicted = idle.iter().filter(|group| group.evict_one());
-        evicted.take(count).count()
+        let asked = idle.into_iter().filter_map(|group| {
+            let number = group.ask_one()?;
+            Some((group, number))
+        });
+        Asked(asked.take(count).collect())
+    }
+
+    /// Asks an idle worker to end, for a caller that does not wait for that and may
+    /// try again; not one more as long as one is on its way.
+    fn ask_for_later(&self) {
+        let groups: Vec<_> = self.groups.read().values().cloned().collect();
+        if !groups.iter().any(|group| group.is_asked()) {
+            self.ask(1).stand();
+        }
     }
 
     /// Takes the calling worker, whose lane is closed, off its group; `None` when
@@ -234,6 +256,35 @@ impl Registry {
         };
         stats.add_up(&leaving);
         stats
+    }
+}
+
+/// Workers that were asked to end and may not have heard of it yet. Those that have not
+/// when it is dropped stay.
+#[derive(Default)]
+pub(crate) struct Asked(Vec<(Arc<Group>, u64)>);
+
+impl Asked {
+    /// Goes on asking when nothing is kept of it.
+    fn stand(mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether any of them is to end and has nothing else to do just now.
+    fn will_be_heard(&self) -> bool {
+        (self.0.iter()).any(|(group, number)| group.will_hear(*number))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        for (group, number) in self.0.drain(..) {
+            group.take_back(number);
+        }
     }
 }
 

@@ -199,12 +199,19 @@ impl<'a> Worker<'a> {
             } else if mem::take(&mut emptied) && may_spin && self.group.queue.expects_jobs() {
                 // A sender that floods the queue and this worker would sleep by turns.
                 Credit::full().spin(pace::LONGEST_SPIN, || self.has_work(lane));
-            } else if may_spin && may_spin_for(lane, &mut credit) {
+            } else if may_spin && !self.wants_leave() && may_spin_for(lane, &mut credit) {
                 credit.spin(lane.spin_budget(), || self.has_work(lane));
             } else if let Some(why) = self.park(lane, &mut credit) {
                 return why;
             }
         }
+    }
+
+    /// Whether it should not wait for more when it has nothing to do, be it for a
+    /// moment: a worker that is called without a pause is asked for its room as well.
+    #[inline]
+    fn wants_leave(&self) -> bool {
+        self.group.wants_leave(self.role)
     }
 
     #[inline]
@@ -233,7 +240,7 @@ impl<'a> Worker<'a> {
             lane.stay_awake();
             return None;
         }
-        if self.group.wants_leave(self.role) {
+        if self.wants_leave() {
             return self.leave_lane(lane, Leaving::Told);
         }
         self.group.note_idle();
