@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::birth::carry_out;
+use super::birth::see_to;
 use super::group::Group;
 use super::pool::Pool;
 use super::registry::Registry;
@@ -214,8 +214,7 @@ fn begin_wait(how: Waits) -> bool {
         // Before the group is told: a birth that it wants is waited for here.
         WAITS.with(|it| it.set(how));
         let todo = current.group.worker_blocks();
-        let orphans = carry_out(&current.registry, &current.group, todo);
-        debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+        see_to(&current.registry, &current.group, todo);
         true
     })
 }

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::birth::carry_out;
+use super::birth::{see_to, see_to_last};
 use super::current;
 use super::group::{Group, Leaving, Member, Role, Start};
 use super::pool::Pool;
@@ -376,9 +376,7 @@ impl<'a> Worker<'a> {
     }
 
     fn cover_queue(&self) {
-        let todo = self.group.cover_queue();
-        let orphans = carry_out(self.registry, self.group, todo);
-        debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+        see_to(self.registry, self.group, self.group.cover_queue());
     }
 
     // Death.
@@ -413,8 +411,8 @@ impl<'a> Worker<'a> {
                 current::left();
                 // The successor of a spoiled worker is waited for: it is this thread
                 // that tells the owners of the jobs if there will be none.
-                let orphans = carry_out(self.registry, self.group, todo);
-                debug_assert!(orphans.is_empty(), "nothing was pushed to a dead group");
+                let is_spoiled = why == Leaving::Spoiled;
+                see_to_last(self.registry, self.group, todo, is_spoiled);
                 true
             }
         }
