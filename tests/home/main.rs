@@ -5,4 +5,5 @@
 mod children;
 mod descriptors;
 mod first_caller;
+mod main_thread;
 mod prewarm;
