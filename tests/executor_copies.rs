@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
-use netns_exec_tests::{Gate, Held, eventually, fresh};
+use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, require_root};
 use nix::libc::{self, ESRCH};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
@@ -113,6 +113,53 @@ fn nothing_waits_in_a_copy() {
         .build()
         .unwrap();
     assert_nothing_waits(&executor, &netns, 3);
+}
+
+/// Copies that are made while another thread is in the middle of the very first use,
+/// with whatever locks it holds just then.
+#[test]
+fn copy_made_during_the_first_use_is_told_or_works() {
+    alone!(Alone::AsIs);
+    require_root();
+    // A backtrace takes a lock of the dynamic linker, which is not the library's.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    // Each is a process in which nothing was used before.
+    for _ in 0..40 {
+        in_a_copy("the original", || {
+            let first = std::thread::spawn(|| Executor::global().run(&fresh(), || ()));
+            let mut copies = Vec::new();
+            while !first.is_finished() && copies.len() < 30 {
+                // SAFETY: as in `in_a_copy`.
+                match unsafe { fork() }.unwrap() {
+                    ForkResult::Child => {
+                        alarm::set(20);
+                        let ended = catch_unwind(use_for_the_first_time);
+                        // SAFETY: ends the copy at once.
+                        unsafe { libc::_exit(i32::from(ended.is_err())) }
+                    }
+                    ForkResult::Parent { child } => copies.push(child),
+                }
+            }
+            for copy in copies {
+                assert_eq!(waitpid(copy, None).unwrap(), WaitStatus::Exited(copy, 0));
+            }
+            first.join().unwrap().unwrap();
+        });
+    }
+}
+
+fn use_for_the_first_time() {
+    // A copy from before the first use is a process like any other.
+    let told = |error: netns_exec::Error| assert_told::<()>(Err(error));
+    let netns = Netns::current().unwrap();
+    drop(Netns::new().map_err(told));
+    if let Ok(executor) = Executor::new().map_err(told) {
+        let _ = executor.run(&netns, || ()).map_err(told);
+    }
+    drop(catch_unwind(AssertUnwindSafe(|| {
+        netns_exec::run(&netns, || ())
+    })));
+    drop(netns);
 }
 
 #[test]
