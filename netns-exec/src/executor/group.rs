@@ -20,18 +20,22 @@
 //! the one that waits for its birth, and that tells the owners of jobs when there
 //! will be none.
 
+mod births;
+mod exits;
+
 use std::collections::VecDeque;
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+pub(crate) use births::First;
+
 use super::pool::Pool;
 use super::queue::Queue;
 use super::stats::NetnsStats;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::handoff::job::JobRef;
-use crate::handoff::lane::{Claim, Lane, Serving};
+use crate::handoff::lane::{Claim, Lane};
 use crate::handoff::outcome::Counters;
 use crate::netns::watch::Subscription;
 use crate::netns::{Netns, NetnsId};
@@ -80,19 +84,6 @@ pub(crate) enum Todo {
     Start(Start),
     /// Ship these elsewhere: the group died before they were served.
     Reship(Vec<JobRef>),
-}
-
-/// How a caller comes to the first worker of a group.
-#[must_use]
-pub(crate) enum First {
-    /// It is there.
-    Served,
-    /// It is being born: wait for it.
-    Coming,
-    /// Reserve room, and begin.
-    Wanted,
-    /// The group has died: look its namespace up again.
-    Dead,
 }
 
 /// See the module.
@@ -330,125 +321,6 @@ impl Group {
         Todo::Start(self.begin_start(&mut state, Role::Spare, true))
     }
 
-    // Birth.
-
-    /// How the caller comes to a worker, when there is none yet.
-    pub(crate) fn first(&self) -> First {
-        let state = self.state.lock();
-        if !state.live.is_empty() {
-            First::Served
-        } else if state.dead || (self.is_retiring() && state.starting == 0) {
-            First::Dead
-        } else if state.starting > 0 {
-            First::Coming
-        } else {
-            First::Wanted
-        }
-    }
-
-    /// Begins the birth of the first worker, for which room has been reserved;
-    /// `None`, and the room is given back, when that is not [`First::Wanted`] any
-    /// more.
-    pub(crate) fn begin_first(&self, netns: Netns) -> Option<Start> {
-        let mut state = self.state.lock();
-        if state.dead || self.is_retiring() || state.has_workers() {
-            drop(state);
-            self.pool.capacity.release();
-            return None;
-        }
-        state.netns = Some(netns);
-        Some(self.begin_start(&mut state, Role::Lane(0), true))
-    }
-
-    /// Begins, once more, the birth of a worker that jobs in the queue rely on: what it
-    /// failed for may be there now. `None` when that is not so any more.
-    pub(crate) fn begin_again(&self, netns: Netns) -> Option<Start> {
-        let mut state = self.state.lock();
-        if state.dead || self.runnable.count() > 0 || self.queue.is_empty() {
-            return None;
-        }
-        // Let go of with the failure, when there was no other worker.
-        state.netns.get_or_insert(netns);
-        self.pool.capacity.reserve_anyway();
-        // It takes a lane that has no worker with its first job.
-        Some(self.begin_start(&mut state, Role::Spare, true))
-    }
-
-    /// Waits for the end of a birth that another thread has begun.
-    pub(crate) fn wait_first(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        let failures = state.failures;
-        while state.live.is_empty() && state.starting > 0 && state.failures == failures {
-            self.changed.wait(&mut state);
-        }
-        if state.live.is_empty() && state.failures != failures {
-            let failure = state.last_failure.as_ref();
-            return Err(failure.expect("counted with its error").duplicate());
-        }
-        Ok(())
-    }
-
-    fn begin_start(&self, state: &mut State, role: Role, is_needed: bool) -> Start {
-        state.starting += 1;
-        if let Role::Lane(index) = role {
-            state.taken[index] = true;
-        }
-        if is_needed {
-            self.runnable.add();
-        }
-        Start {
-            number: self.pool.next_worker_number(),
-            role,
-            netns: (state.netns.clone()).expect("here while there are workers"),
-            is_needed,
-        }
-    }
-
-    /// Called by a new worker when it has entered and its lane is open.
-    pub(crate) fn started(&self, member: Arc<Member>, is_needed: bool) {
-        let mut state = self.state.lock();
-        if !is_needed {
-            self.runnable.add();
-        }
-        state.starting -= 1;
-        state.live.push(member);
-        self.alive.fetch_add(1, Ordering::Relaxed);
-        self.changed.notify_all();
-        drop(state);
-        self.pool.capacity.note_change();
-    }
-
-    /// Notes that a worker could not be born. The thread that started it then asks
-    /// for the [`orphans`](Group::orphans), if it was needed.
-    pub(crate) fn start_failed(&self, role: Role, is_needed: bool, error: Error) {
-        let mut state = self.state.lock();
-        if let Role::Lane(index) = role {
-            state.taken[index] = false;
-        }
-        if is_needed {
-            self.runnable.remove();
-        }
-        state.starting -= 1;
-        state.failures += 1;
-        state.last_failure = Some(error);
-        if !state.has_workers() {
-            state.netns = None;
-        }
-        self.pool.capacity.release();
-        self.changed.notify_all();
-    }
-
-    /// Takes the jobs that no worker will come to, because none is runnable and none
-    /// could be born.
-    #[must_use]
-    pub(crate) fn orphans(&self) -> Vec<JobRef> {
-        let _state = self.state.lock();
-        if self.runnable.count() > 0 {
-            return Vec::new();
-        }
-        self.queue.take_all()
-    }
-
     // What workers do.
 
     /// Says that a worker is about to wait for a job elsewhere.
@@ -476,14 +348,6 @@ impl Group {
 
     pub(crate) fn is_retiring(&self) -> bool {
         self.retiring.load(Ordering::Relaxed)
-    }
-
-    /// Whether a worker with nothing to do should not wait for more.
-    pub(crate) fn wants_leave(&self, role: Role) -> bool {
-        // A pin holds the lanes' workers and not those that stood in for them.
-        let held = matches!(role, Role::Lane(_)) && self.is_pinned();
-        let asked = || self.asked.load(Ordering::Relaxed) > 0 || self.pool.capacity.wants_any();
-        self.is_retiring() || (!held && asked())
     }
 
     /// Takes a lane that has lost its worker, for a spare that serves under load:
@@ -525,71 +389,6 @@ impl Group {
         self.pool.capacity.note_change();
     }
 
-    /// Closes the lane of a worker that is about to [`leave`](Group::leave); `false`
-    /// when a call came first, which a spoiled worker gives back to its caller.
-    ///
-    /// No lock is held: the caller has claimed the lane, and may have to be given a
-    /// CPU before it goes on.
-    pub(crate) fn close_lane(&self, lane: &mut Serving<'_>, why: Leaving) -> bool {
-        while !lane.close() {
-            if why != Leaving::Spoiled {
-                return false;
-            }
-            lane.refuse();
-        }
-        true
-    }
-
-    /// Takes the calling worker, whose lane is closed, off the group; `None` when
-    /// there is work for it after all, which a spoiled one leaves to others.
-    pub(super) fn leave(&self, member: &Member, role: Role, why: Leaving) -> Option<Todo> {
-        let spoiled = why == Leaving::Spoiled;
-        let mut state = self.state.lock();
-        self.runnable.remove();
-        // Between saying so and looking; the other half is in `notify`.
-        fence(Ordering::SeqCst);
-        if !spoiled && (!self.queue.is_empty() || !self.is_still_told(&state, why)) {
-            self.runnable.add();
-            return None;
-        }
-        state.live.retain(|live| live.number != member.number);
-        self.alive.fetch_sub(1, Ordering::Relaxed);
-        state.done += member.counters.done();
-        state.panicked += member.counters.panicked();
-        if let Role::Lane(index) = role {
-            state.taken[index] = false;
-        }
-        state.asked.pop_front();
-        self.note_asked(&state);
-        self.pool.capacity.release();
-        let mut todo = Todo::Nothing;
-        if !self.queue.is_empty() {
-            if self.runnable.count() == 0 {
-                self.pool.capacity.reserve_anyway();
-                todo = Todo::Start(self.begin_start(&mut state, role, true));
-            } else if !self.lanes.iter().any(Lane::wake) {
-                // The sender may have relied on us, and no sibling was asleep.
-                todo = self.grow_locked(&mut state);
-            }
-        }
-        self.changed.notify_all();
-        Some(todo)
-    }
-
-    /// Whether a worker that leaves because it was told to is still to: it may have been
-    /// another one's turn.
-    fn is_still_told(&self, state: &State, why: Leaving) -> bool {
-        why != Leaving::Told
-            || self.is_retiring()
-            || !state.asked.is_empty()
-            || self.pool.capacity.give_way()
-    }
-
-    fn note_asked(&self, state: &State) {
-        let asked = state.asked.len().try_into().unwrap_or(u32::MAX);
-        self.asked.store(asked, Ordering::Relaxed);
-    }
-
     /// Parks a spare that has nothing to do; says why when it is to leave instead.
     pub(crate) fn park_spare(&self, timeout: Option<Duration>) -> Option<Leaving> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -628,144 +427,8 @@ impl Group {
         Some(why)
     }
 
-    // Death.
-
-    /// Lets go of the namespace when no worker is left, once; tells whether it did,
-    /// with what is to be dropped outside the locks.
-    #[must_use]
-    pub(super) fn die_if_empty(&self) -> Option<Remains> {
-        let mut state = self.state.lock();
-        if state.dead || state.has_workers() {
-            return None;
-        }
-        state.dead = true;
-        // A thread that remembers this group sees that it must look again.
-        self.retiring.store(true, Ordering::SeqCst);
-        // Moved: the group is among those that leave for a moment longer.
-        let (done, panicked) = (mem::take(&mut state.done), mem::take(&mut state.panicked));
-        self.pool.add_totals(done, panicked);
-        Some(Remains {
-            _netns: state.netns.take(),
-            _watched: state.watched.take(),
-        })
-    }
-
-    /// Has every worker leave as soon as it has nothing to do.
-    ///
-    /// Tells whether there is any; if not, there never will be.
-    pub(crate) fn retire(&self) -> bool {
-        self.retiring.store(true, Ordering::SeqCst);
-        self.wake_all();
-        // After the store: a caller that starts the first worker looks at it, locked.
-        self.state.lock().has_workers()
-    }
-
-    /// Asks one worker to make room for another namespace's, if one idles and no pin
-    /// holds it; returns the number by which that can be [taken back](Group::take_back).
-    pub(super) fn ask_one(&self) -> Option<u64> {
-        let number = {
-            let mut state = self.state.lock();
-            if !self.idles(&state) || state.asked.len() >= state.live.len() {
-                return None;
-            }
-            let number = state.next_ask;
-            state.next_ask += 1;
-            state.asked.push_back(number);
-            self.note_asked(&state);
-            if state.spares_parked > state.called {
-                self.spare_wanted.notify_one();
-                return Some(number);
-            }
-            number
-        };
-        fence(Ordering::SeqCst);
-        // One that is awake looks before it parks.
-        self.lanes.iter().any(Lane::wake);
-        Some(number)
-    }
-
-    /// Whether there is a worker that could make room at this moment.
-    fn idles(&self, state: &State) -> bool {
-        let idles = |lane: &Lane| lane.is_parked() || lane.is_awake_and_free();
-        state.spares_parked > state.called || (!self.is_pinned() && self.lanes.iter().any(idles))
-    }
-
-    /// Whether a worker has yet to leave for the caller that got this number, and there
-    /// is one that will soon.
-    pub(super) fn will_hear(&self, number: u64) -> bool {
-        let state = self.state.lock();
-        state.asked.contains(&number) && self.idles(&state)
-    }
-
-    /// Asks no more for what [`ask_one`](Group::ask_one) has; nothing when a worker has left for it.
-    pub(super) fn take_back(&self, number: u64) {
-        let mut state = self.state.lock();
-        state.asked.retain(|asked| *asked != number);
-        self.note_asked(&state);
-    }
-
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) > 0
-    }
-
     pub(crate) fn idle_since(&self) -> u64 {
         self.idle_since.load(Ordering::Relaxed)
-    }
-
-    /// Has every worker look around.
-    fn wake_all(&self) {
-        fence(Ordering::SeqCst);
-        for lane in &self.lanes {
-            lane.wake();
-        }
-        // Locked, so that a spare either sees the change or is waiting.
-        let _state = self.state.lock();
-        self.spare_wanted.notify_all();
-    }
-
-    /// Waits until no worker is left; `false` when `deadline` came first.
-    pub(crate) fn wait_empty(&self, deadline: Option<Instant>) -> bool {
-        let mut state = self.state.lock();
-        while state.has_workers() {
-            match deadline {
-                None => self.changed.wait(&mut state),
-                Some(deadline) => {
-                    if self.changed.wait_until(&mut state, deadline).timed_out() {
-                        return false;
-                    }
-                }
-            }
-        }
-        true
-    }
-
-    pub(crate) fn pin(&self) {
-        self.pins.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Tells whether its workers are held no more by anything that it knows of.
-    pub(crate) fn unpin(&self) -> bool {
-        if self.pins.fetch_sub(1, Ordering::SeqCst) > 1 {
-            return false;
-        }
-        // They sleep without a limit; now there is one.
-        self.wake_all();
-        // The other half is in `note_unused`.
-        self.unused.load(Ordering::SeqCst)
-    }
-
-    /// Notes that no user has a handle to the namespace; tells whether no pin holds the
-    /// workers either.
-    pub(super) fn note_unused(&self) -> bool {
-        self.unused.store(true, Ordering::SeqCst);
-        self.pins.load(Ordering::SeqCst) == 0
-    }
-
-    /// Whether the deletion watch has seen the namespace lose its last name, and the
-    /// workers are those of later calls.
-    pub(super) fn has_lost_name(&self) -> bool {
-        let state = self.state.lock();
-        state.netns.as_ref().is_some_and(Netns::lost_name)
     }
 
     pub(crate) fn stats(&self) -> NetnsStats {
@@ -781,10 +444,4 @@ impl Group {
             panicked: state.panicked + counters().map(|counters| counters.panicked()).sum::<u64>(),
         }
     }
-}
-
-/// What a dead group has left. Dropping it takes locks of the deletion watch.
-pub(super) struct Remains {
-    _netns: Option<Netns>,
-    _watched: Option<Subscription>,
 }
