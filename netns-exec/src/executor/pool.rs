@@ -154,15 +154,20 @@ impl Pool {
     }
 }
 
+/// No namespace has these for its id.
+const NOT_WANTED: u64 = 0;
+const SEVERAL: u64 = u64::MAX;
+
 /// How many workers there may be.
 pub(crate) struct Capacity {
     max: Option<usize>,
     state: Mutex<CapacityState>,
     changed: Condvar,
-    /// Some caller waits for room and has found no worker idle that it could ask for
-    /// its own. Changes with the state's lock; a worker that looks is asked no more than
-    /// to look again with it.
-    any_wanted: AtomicBool,
+    /// The namespace that a caller wants a worker in who waits for room, and has found no
+    /// idle worker that it could ask for its own; [`NOT_WANTED`], or [`SEVERAL`].
+    /// Changes with the state's lock; a worker that looks is asked no more than to look
+    /// again with it.
+    wanted_in: AtomicU64,
 }
 
 #[derive(Default)]
@@ -180,7 +185,7 @@ impl Capacity {
             max,
             state: Mutex::new(CapacityState::default()),
             changed: Condvar::new(),
-            any_wanted: AtomicBool::new(false),
+            wanted_in: AtomicU64::new(NOT_WANTED),
         }
     }
 
@@ -221,22 +226,34 @@ impl Capacity {
         WaitsForRoom(self)
     }
 
-    /// Has the first worker go that has nothing to do, be it for a moment.
-    pub(crate) fn want_any(&self) {
-        let state = self.state.lock();
-        (self.any_wanted).store(state.waiting > 0, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn wants_any(&self) -> bool {
-        self.any_wanted.load(Ordering::Relaxed)
-    }
-
-    /// Tells a worker that [is wanted](Capacity::wants_any) whether it still is. Then it
-    /// goes, and no other one has to.
-    pub(crate) fn give_way(&self) -> bool {
+    /// Has the first worker go that has nothing to do, be it for a moment, and serves
+    /// another namespace.
+    pub(crate) fn want_room_of_others(&self, netns: NetnsId) {
         let _state = self.state.lock();
-        self.any_wanted.swap(false, Ordering::Relaxed)
+        let wanted_in = match self.wanted_in.load(Ordering::Relaxed) {
+            NOT_WANTED => netns.as_u64(),
+            before if before == netns.as_u64() => before,
+            _ => SEVERAL,
+        };
+        self.wanted_in.store(wanted_in, Ordering::Relaxed);
+    }
+
+    /// Whether some caller wants the room of a worker of `netns`.
+    #[inline]
+    pub(crate) fn wants_room_of(&self, netns: NetnsId) -> bool {
+        let wanted_in = self.wanted_in.load(Ordering::Relaxed);
+        wanted_in != NOT_WANTED && wanted_in != netns.as_u64()
+    }
+
+    /// Tells a worker whose room [is wanted](Capacity::wants_room_of) whether it still
+    /// is. Then it goes, and no other one has to.
+    pub(crate) fn give_way(&self, netns: NetnsId) -> bool {
+        let _state = self.state.lock();
+        let wanted = self.wants_room_of(netns);
+        if wanted {
+            self.wanted_in.store(NOT_WANTED, Ordering::Relaxed);
+        }
+        wanted
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -259,7 +276,7 @@ impl Drop for WaitsForRoom<'_> {
         let mut state = self.0.state.lock();
         state.waiting -= 1;
         if state.waiting == 0 {
-            self.0.any_wanted.store(false, Ordering::Relaxed);
+            self.0.wanted_in.store(NOT_WANTED, Ordering::Relaxed);
         }
     }
 }

@@ -147,14 +147,19 @@ impl Registry {
         self.leaving.lock().clone()
     }
 
-    /// Reserves room for one worker under `max_workers`: waits until the least
+    /// Reserves room for one worker of `netns` under `max_workers`: waits until the least
     /// recently used idle worker has left, when there is none; or fails at once, when
     /// the caller does not want to wait. A call made by a job takes room that is not
     /// there: the caller of that job may hold the room it needs.
     ///
     /// `false`, and nothing is reserved, once the worker is not `wanted` any more:
     /// another call has started it meanwhile, perhaps without room.
-    pub(crate) fn reserve(&self, room: Room, wanted: impl Fn() -> bool) -> Result<bool> {
+    pub(crate) fn reserve(
+        &self,
+        netns: NetnsId,
+        room: Room,
+        wanted: impl Fn() -> bool,
+    ) -> Result<bool> {
         if room == Room::Anyway {
             self.pool.capacity.reserve_anyway();
             return Ok(true);
@@ -182,7 +187,7 @@ impl Registry {
             if !asked.will_be_heard() {
                 asked = self.ask(1);
                 if asked.is_empty() {
-                    capacity.want_any();
+                    capacity.want_room_of_others(netns);
                 }
             }
             capacity.wait_for_change(epoch);

@@ -252,7 +252,7 @@ pub(crate) fn started(
             First::Coming => group.wait_first(),
             First::Wanted => {
                 let handle = netns.netns()?;
-                if !registry.reserve(room, || matches!(group.first(), First::Wanted))? {
+                if !registry.reserve(netns.id(), room, || matches!(group.first(), First::Wanted))? {
                     continue;
                 }
                 let Some(start) = group.begin_first(handle) else {

@@ -15,7 +15,8 @@ impl Group {
     pub(crate) fn wants_leave(&self, role: Role) -> bool {
         // A pin holds the lanes' workers and not those that stood in for them.
         let held = matches!(role, Role::Lane(_)) && self.is_pinned();
-        let asked = || self.asked.load(Ordering::Relaxed) > 0 || self.pool.capacity.wants_any();
+        let asked =
+            || self.asked.load(Ordering::Relaxed) > 0 || self.pool.capacity.wants_room_of(self.id);
         self.is_retiring() || (!held && asked())
     }
 
@@ -81,7 +82,7 @@ impl Group {
         why != Leaving::Told
             || self.is_retiring()
             || !state.asked.is_empty()
-            || self.pool.capacity.give_way()
+            || self.pool.capacity.give_way(self.id)
     }
 
     fn note_asked(&self, state: &State) {
