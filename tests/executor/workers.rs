@@ -134,11 +134,12 @@ fn least_recently_used_idle_worker_makes_room() {
     });
 }
 
-/// Calls the only worker of `netns`, and returns when it has settled down to sleep.
-fn use_until_idle(executor: &Executor, netns: &Netns) {
-    let tid = executor.run(netns, || nix::unistd::gettid().as_raw());
-    let tid = tid.unwrap();
+/// Calls the only worker of `netns`, and returns when it has settled down to sleep: its
+/// thread.
+fn use_until_idle(executor: &Executor, netns: &Netns) -> i32 {
+    let tid = executor.run(netns, tid).unwrap();
     eventually("the worker sleeps", || sleeps_soundly(tid));
+    tid
 }
 
 #[test]
@@ -200,8 +201,7 @@ fn one_worker_makes_room_for_one_caller() {
     let (busy, wanted) = (fresh(), fresh());
     let held = Held::new(&executor, &busy);
     let idle = [fresh(), fresh()];
-    let tids = (idle.iter()).map(|netns| executor.run(netns, tid).unwrap());
-    let tids: Vec<_> = tids.collect();
+    let tids = [&idle[0], &idle[1]].map(|netns| use_until_idle(&executor, netns));
     // Its caller does not wait, and asks again and again.
     let mut f = Some(here);
     eventually("an idle worker has made room", || {

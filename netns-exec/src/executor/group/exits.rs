@@ -59,9 +59,10 @@ impl Group {
         if let Role::Lane(index) = role {
             state.taken[index] = false;
         }
+        // The room first: a caller that finds neither would ask another worker.
+        self.pool.capacity.release();
         state.asked.pop_front();
         self.note_asked(&state);
-        self.pool.capacity.release();
         let mut todo = Todo::Nothing;
         if !self.queue.is_empty() {
             if self.runnable.count() == 0 {
