@@ -263,3 +263,56 @@ fn call_with_a_handle_of_its_own_leaves_nothing_behind() {
     }
     executor.shutdown(None).unwrap();
 }
+
+/// All that is awaited, or goes to many namespaces, keeps handles of the library's only.
+#[test]
+fn unnamed_namespace_goes_whichever_way_its_worker_came() {
+    type Way = fn(&Executor, &Netns);
+    let ways: [Way; 5] = [
+        |executor, netns| executor.spawn_future(netns, async {}).join().unwrap(),
+        |executor, netns| executor.spawn_local(netns, || async {}).join().unwrap(),
+        |executor, netns| {
+            let spawned = pollster::block_on(executor.spawn_async(netns, || ()));
+            spawned.unwrap().join().unwrap();
+        },
+        |executor, netns| drop(pollster::block_on(executor.pin_async(netns)).unwrap()),
+        |executor, netns| {
+            let visited = executor.broadcast(std::slice::from_ref(netns), |_| ());
+            assert!(visited.into_iter().all(|outcome| outcome.is_ok()));
+        },
+    ];
+    for way in ways {
+        let (executor, netns) = (with_idle(None), fresh());
+        way(&executor, &netns);
+        let weak = netns.downgrade();
+        drop(netns);
+        assert_let_go(&executor, &weak);
+    }
+}
+
+/// A future holds its workers, and the namespace with them, until it is over.
+#[test]
+fn unnamed_namespace_stays_as_long_as_a_future_lives_there() {
+    let (executor, netns) = (with_idle(None), fresh());
+    let (id, weak) = (netns.id(), netns.downgrade());
+    let (tell, told) = std::sync::mpsc::channel();
+    let gate = std::sync::Arc::new(AtomicBool::new(false));
+    let opened = std::sync::Arc::clone(&gate);
+    let future = executor.spawn_future(
+        &netns,
+        std::future::poll_fn(move |cx| {
+            if opened.load(Ordering::Acquire) {
+                return std::task::Poll::Ready(here());
+            }
+            let _ = tell.send(cx.waker().clone());
+            std::task::Poll::Pending
+        }),
+    );
+    let waker = told.recv().unwrap();
+    drop(netns);
+    assert_eq!(executor.stats().workers, 1);
+    gate.store(true, Ordering::Release);
+    waker.wake();
+    assert_eq!(future.join().unwrap(), id);
+    assert_let_go(&executor, &weak);
+}
