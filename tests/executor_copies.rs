@@ -8,11 +8,12 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
-use netns_exec_tests::{Gate, Held, fresh};
+use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, require_root};
 use nix::libc::{self, ESRCH};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
@@ -213,6 +214,53 @@ fn thread_beside_the_pool_is_another_processs_in_a_copy() {
     server.join().unwrap();
 }
 
+/// Copies that are made while another thread is in the middle of the very first use,
+/// with whatever locks it holds just then.
+#[test]
+fn copy_made_during_the_first_use_is_told_or_works() {
+    alone!(Alone::AsIs);
+    require_root();
+    // A backtrace takes a lock of the dynamic linker, which is not the library's.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    // Each is a process in which nothing was used before.
+    for _ in 0..40 {
+        in_a_copy("the original", || {
+            let first = std::thread::spawn(|| Executor::global().run(&fresh(), || ()));
+            let mut copies = Vec::new();
+            while !first.is_finished() && copies.len() < 30 {
+                // SAFETY: as in `in_a_copy`.
+                match unsafe { fork() }.unwrap() {
+                    ForkResult::Child => {
+                        alarm::set(20);
+                        let ended = catch_unwind(use_for_the_first_time);
+                        // SAFETY: ends the copy at once.
+                        unsafe { libc::_exit(i32::from(ended.is_err())) }
+                    }
+                    ForkResult::Parent { child } => copies.push(child),
+                }
+            }
+            for copy in copies {
+                assert_eq!(waitpid(copy, None).unwrap(), WaitStatus::Exited(copy, 0));
+            }
+            first.join().unwrap().unwrap();
+        });
+    }
+}
+
+fn use_for_the_first_time() {
+    // A copy from before the first use is a process like any other.
+    let told = |error: netns_exec::Error| assert_told::<()>(Err(error));
+    let netns = Netns::current().unwrap();
+    drop(Netns::new().map_err(told));
+    if let Ok(executor) = Executor::new().map_err(told) {
+        let _ = executor.run(&netns, || ()).map_err(told);
+    }
+    drop(catch_unwind(AssertUnwindSafe(|| {
+        netns_exec::run(&netns, || ())
+    })));
+    drop(netns);
+}
+
 #[test]
 fn dropping_the_last_handle_of_an_executor_returns_in_a_copy() {
     let (executor, netns, gate) = (Executor::new().unwrap(), fresh(), Gate::new());
@@ -224,6 +272,43 @@ fn dropping_the_last_handle_of_an_executor_returns_in_a_copy() {
     gate.open();
     job.join().unwrap();
     drop(executor.take());
+}
+
+#[test]
+fn handles_come_and_go_in_a_copy_whatever_the_other_threads_were_doing() {
+    let executor = Executor::new().unwrap();
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        // Its locks are held most of the time, and so in many of the copies.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                drop(Netns::current().unwrap());
+            }
+        });
+        for _ in 0..200 {
+            let netns = std::cell::Cell::new(Some(fresh()));
+            in_a_copy("handles", || {
+                let current = Netns::current().unwrap();
+                drop(current.downgrade().upgrade());
+                drop((current, netns.take()));
+            });
+        }
+    });
+    let netns = fresh();
+    let weak = netns.downgrade();
+    executor.run(&netns, || ()).unwrap();
+    let netns = std::cell::Cell::new(Some(netns));
+    in_a_copy("drop of a last handle", || drop(netns.take()));
+    assert_eq!(executor.stats().workers, 1, "it was not ours");
+    drop(netns.take());
+    eventually("the worker leaves", || weak.upgrade().is_none());
 }
 
 #[test]

@@ -235,3 +235,21 @@ fn failures_to_start_are_warnings_that_name_the_namespace() {
         assert_eq!(event.fields["error"], error.to_string());
     }
 }
+
+#[test]
+fn worker_that_is_found_unfit_when_it_is_idle_says_what_it_lacks() {
+    listen();
+    let executor = Executor::builder().guard(Guard::Off).build().unwrap();
+    let netns = fresh();
+    // What costs more than a job is looked for when there is time.
+    executor
+        .run(&netns, || unshare(CloneFlags::CLONE_FS).unwrap())
+        .unwrap();
+    eventually("the worker has left", || executor.stats().workers == 0);
+    executor.shutdown(None).unwrap();
+    let event = event_of(&netns, "unfit");
+    assert_eq!(event.level, Level::WARN);
+    let verdict = &event.fields["verdict"];
+    assert!(verdict.contains("working directory"), "{event:?}");
+    assert_eq!(event_of(&netns, "worker retired").level, Level::WARN);
+}

@@ -67,6 +67,9 @@ enum Left {
 pub(crate) struct LeftThread {
     pub(crate) tid: u32,
     pub(crate) name: String,
+    /// It is called what the worker of its job is: a thread inherits the name of the
+    /// one that makes it.
+    pub(crate) is_namesake: bool,
 }
 
 /// How often the seal refused something to a thread, as counted for certain.
@@ -203,7 +206,13 @@ impl Error {
     /// A job left threads behind in its namespace.
     pub(crate) fn left_threads(threads: &[LeftThread]) -> Self {
         let names: Vec<_> = (threads.iter())
-            .map(|thread| format!("{} `{}`", thread.tid, thread.name))
+            .map(|thread| {
+                let LeftThread { tid, name, .. } = thread;
+                match thread.is_namesake {
+                    true => format!("{tid}, called `{name}` after the worker that it comes from"),
+                    false => format!("{tid} `{name}`"),
+                }
+            })
             .collect();
         Error::new(
             Kind::LeftThreads,

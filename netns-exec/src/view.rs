@@ -192,7 +192,7 @@ impl View {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn check(&self, netns: &Netns) -> Result<()> {
-        let (view, target) = (self.clone(), netns.clone());
+        let (view, target) = (self.clone(), netns.kept());
         netns.visit(move || view.put_on_worker(&target))
     }
 

@@ -8,9 +8,9 @@ use std::thread;
 use netns_exec::audit::{Process, Verdict};
 use netns_exec::{Executor, Guard, Netns};
 use netns_exec_tests::{
-    Alone, Parked, TempNetns, eventually, is_alone, note, rerun, run_alone, this_test,
+    Alone, Parked, TempNetns, end_this_thread, eventually, has_main_thread_ended, in_main_thread,
+    is_alone, move_this_thread, note, rerun, run_alone, this_test,
 };
-use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::gettid;
 
@@ -229,38 +229,6 @@ fn be_watched(tid: u32, look: impl FnOnce()) -> ! {
     exit(i32::from(!fine));
 }
 
-/// Has the main thread, which waits for the tests, do something.
-#[allow(unsafe_code)]
-fn interrupt_main(handler: extern "C" fn(i32)) {
-    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-    let handler = SigHandler::Handler(handler);
-    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handlers below make one system call each.
-    unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("it may be handled");
-    let signal = libc::SIGUSR1;
-    // SAFETY: numbers only.
-    let sent = unsafe { libc::syscall(libc::SYS_tgkill, id(), id(), signal) };
-    assert_eq!(sent, 0, "the main thread is there");
-}
-
-/// Ends the calling thread, and no other.
-#[allow(unsafe_code)]
-extern "C" fn end_this_thread(_signal: i32) {
-    // SAFETY: the thread's memory stays: it is the main thread's.
-    unsafe { libc::syscall(libc::SYS_exit, 0) };
-}
-
-#[allow(unsafe_code)]
-extern "C" fn move_this_thread(_signal: i32) {
-    // SAFETY: one number. Whether it worked shows in the audit.
-    unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_NEWNET) };
-}
-
-fn is_zombie(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat"));
-    stat.is_ok_and(|stat| stat.contains(") Z "))
-}
-
 #[test]
 fn truth_is_told_after_the_main_thread_has_ended() {
     let _alone = one_at_a_time();
@@ -273,9 +241,9 @@ fn truth_is_told_after_the_main_thread_has_ended() {
         let stray = Parked::left_in(&netns, "left");
         let file = std::fs::File::open(format!("/run/netns/{}", netns.name()));
         let file = file.expect("it is there");
-        interrupt_main(end_this_thread);
+        in_main_thread(end_this_thread);
         be_watched(worker, || {
-            eventually("the main thread ends", || is_zombie(id()));
+            eventually("the main thread ends", || has_main_thread_ended(id()));
             let audit = Process::this().expect("our own");
             assert_eq!(audit.home_id(), Some(home));
             assert_eq!(row(&audit, tid()).verdict(), Verdict::Home);
@@ -287,7 +255,7 @@ fn truth_is_told_after_the_main_thread_has_ended() {
     }
     let (watched, worker) = Watched::start(this_test!());
     let pid = watched.pid();
-    eventually("the main thread ends", || is_zombie(pid));
+    eventually("the main thread ends", || has_main_thread_ended(pid));
     let audit = Process::of(pid).expect("its other threads are alive");
     assert_eq!(audit.home_id(), Some(Netns::home().expect("ours").id()));
     assert_eq!(row(&audit, worker).verdict(), Verdict::Worker, "{audit}");
@@ -316,7 +284,7 @@ fn own_threads_of_the_library_are_no_strays_when_the_main_thread_moves() {
         let executor = Executor::builder().guard(Guard::Off).build();
         let executor = executor.expect("it takes nothing");
         let worker = executor.run(&netns, tid).expect("root may enter");
-        interrupt_main(move_this_thread);
+        in_main_thread(move_this_thread);
         be_watched(worker, || drop((executor, netns)));
     }
     let (watched, worker) = Watched::start(this_test!());

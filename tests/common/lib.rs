@@ -4,6 +4,7 @@ mod allocator;
 mod alone;
 mod child;
 mod held;
+mod main_thread;
 mod panics;
 pub mod ports;
 mod process;
@@ -26,6 +27,7 @@ pub use alone::{
 };
 pub use child::{Sleeper, as_ordinary_user};
 pub use held::Held;
+pub use main_thread::{end_this_thread, has_main_thread_ended, in_main_thread, move_this_thread};
 pub use panics::{panic_of, panic_text};
 pub use process::{
     blocked_signals, blocked_signals_of, drop_all_capabilities, drop_sys_admin,

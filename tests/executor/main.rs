@@ -14,6 +14,7 @@ mod futures;
 mod global;
 mod hooks;
 mod idle;
+mod last_handle;
 mod local_futures;
 mod model;
 mod nested;

@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Builder, Executor, Netns, TrySpawnError};
-use netns_exec_tests::{Gate, Held, TempNetns, eventually, fresh, here, sleeps_soundly, within};
+use netns_exec_tests::{
+    Gate, Held, TempNetns, eventually, fresh, here, sleeps_soundly, tid, within,
+};
 
 use super::with_workers;
 
@@ -154,11 +157,12 @@ fn least_recently_used_idle_worker_makes_room() {
     });
 }
 
-/// Calls the only worker of `netns`, and returns when it has settled down to sleep.
-fn use_until_idle(executor: &Executor, netns: &Netns) {
-    let tid = executor.run(netns, || nix::unistd::gettid().as_raw());
-    let tid = tid.unwrap();
+/// Calls the only worker of `netns`, and returns when it has settled down to sleep: its
+/// thread.
+fn use_until_idle(executor: &Executor, netns: &Netns) -> i32 {
+    let tid = executor.run(netns, tid).unwrap();
     eventually("the worker sleeps", || sleeps_soundly(tid));
+    tid
 }
 
 #[test]
@@ -211,6 +215,54 @@ fn try_spawn_that_found_no_room_finds_it_later() {
             }
             Err(error) => panic!("{error}"),
         }
+    });
+}
+
+#[test]
+fn one_worker_makes_room_for_one_caller() {
+    let executor = with_max(3);
+    let (busy, wanted) = (fresh(), fresh());
+    let held = Held::new(&executor, &busy);
+    let idle = [fresh(), fresh()];
+    let tids = [&idle[0], &idle[1]].map(|netns| use_until_idle(&executor, netns));
+    // Its caller does not wait, and asks again and again.
+    let mut f = Some(here);
+    eventually("an idle worker has made room", || {
+        (0..10_000).any(|_| match executor.try_spawn(&wanted, f.take().unwrap()) {
+            Ok(handle) => handle.join().unwrap() == wanted.id(),
+            Err(error) => {
+                f = Some(error.into_closure());
+                false
+            }
+        })
+    });
+    assert!(!is_served(&executor, &idle[0]), "idle for longest");
+    assert_eq!(executor.run(&idle[1], tid).unwrap(), tids[1]);
+    held.end();
+}
+
+#[test]
+fn caller_gets_room_from_a_worker_that_is_called_without_a_pause() {
+    within("a call beside a hot loop", || {
+        let executor = with_max(1);
+        let (hot, other) = (fresh(), fresh());
+        let (stop, calls) = (AtomicBool::new(false), AtomicU32::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    executor.run(&hot, || ()).unwrap();
+                    calls.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            for _ in 0..10 {
+                let before = calls.load(Ordering::Relaxed);
+                eventually("the loop is hot", || {
+                    calls.load(Ordering::Relaxed) > before + 200
+                });
+                assert_eq!(executor.run(&other, here).unwrap(), other.id());
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
     });
 }
 

@@ -16,6 +16,8 @@ fn executor(guard: Guard) -> Executor {
     let executor = Executor::builder()
         .guard(guard)
         .workers_per_netns(1)
+        // No worker is to go because its time has come.
+        .idle_timeout(None)
         .build();
     executor.expect("root may have every guard")
 }

@@ -1,14 +1,19 @@
 //! A number is not a namespace: what enters proves where it is.
 
 use std::fs::File;
+use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd};
+use std::pin::Pin;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::task::{Context, Wake, Waker};
 
-use netns_exec::{CommandExt, Error, Executor, Netns};
-use netns_exec_tests::{Alone, GUARDS, alone, fresh, here, on_a_thread};
+use netns_exec::{CommandExt, Error, Executor, Guard, Netns, NetnsId};
+use netns_exec_tests::{Alone, GUARDS, Gate, alone, fresh, here, on_a_thread};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// Makes the number that `netns` holds mean what `other` does, or nothing: what a
 /// program does that closes descriptors that it does not own.
@@ -80,6 +85,45 @@ fn descriptor_that_was_reused_behind_the_handle_is_an_error_and_no_other_namespa
             }
         }
     }
+}
+
+/// Tells where it is woken.
+struct Tells(Sender<NetnsId>);
+
+impl Wake for Tells {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.send(here());
+    }
+}
+
+/// The waker of a job that waits behind one that takes its worker elsewhere, in a
+/// namespace that no other worker can enter.
+#[test]
+fn job_that_gets_no_worker_is_told_of_by_a_thread_that_no_job_has_moved() {
+    alone!(Alone::AsIs);
+    let executor = Executor::builder().guard(Guard::Detect).build().unwrap();
+    // Never dropped: its number is not its own any more.
+    let netns = std::mem::ManuallyDrop::new(fresh());
+    let elsewhere = fresh();
+    let gate = Gate::new();
+    let (pass, moved) = (gate.pass(), elsewhere.clone());
+    let leaves = executor.spawn(&netns, move || {
+        pass.stop();
+        setns(moved, CloneFlags::CLONE_NEWNET).unwrap();
+    });
+    gate.wait_for(1);
+    let mut queued = executor.spawn(&netns, || ()).unwrap();
+    let (tell, told) = channel();
+    let waker = Waker::from(Arc::new(Tells(tell)));
+    let pending = Pin::new(&mut queued).poll(&mut Context::from_waker(&waker));
+    assert!(pending.is_pending());
+    let other = File::open("/dev/null").unwrap();
+    replace(&netns, Some(&other));
+    gate.open();
+    assert_eq!(told.recv().unwrap(), here(), "where the process is");
+    assert!(queued.join().is_err(), "no worker came");
+    let error = leaves.unwrap().join().unwrap_err();
+    assert!(error.is_escaped(), "{error}");
 }
 
 /// The handle's number means one namespace to the thread that made it, and another one

@@ -6,6 +6,7 @@ mod children;
 mod descriptors;
 mod first_caller;
 mod inherited;
+mod main_thread;
 mod prewarm;
 
 netns_exec::rootless::test_harness!(own_net);

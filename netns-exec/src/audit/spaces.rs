@@ -46,10 +46,7 @@ impl Spaces {
     pub(super) fn hold(&mut self, fd: OwnedFd) -> io::Result<u64> {
         let inode = fstat(&fd)?.st_ino;
         if !self.met.contains_key(&inode) {
-            let netns = Netns::from_fd(fd).map_err(|error| match error.raw_os_error() {
-                Some(errno) => io::Error::from_raw_os_error(errno),
-                None => io::Error::from(error),
-            })?;
+            let netns = Netns::from_fd(fd)?;
             let id = netns.id();
             let held = (self.held < MOST_HELD).then_some(netns);
             self.held += usize::from(held.is_some());

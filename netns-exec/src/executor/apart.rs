@@ -125,7 +125,7 @@ fn start(
     let birth = Apart {
         number,
         serial,
-        netns: netns.clone(),
+        netns: netns.kept(),
         registry: Arc::clone(registry),
         stop: Arc::clone(stop),
         job: Arc::clone(&job),

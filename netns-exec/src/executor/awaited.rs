@@ -14,8 +14,8 @@ use std::task::{Context, Poll};
 use super::birth;
 use super::current::{self, Polled};
 use super::group::{First, Group, Todo};
-use super::registry::{Registry, Retired, Room};
-use super::submit::{self, Destination};
+use super::registry::{Registry, Retired, RoomWait};
+use super::submit::{self, Destination, Patience};
 use super::wakers::{Ticket, Wakers};
 use crate::error::{Error, Result};
 use crate::handoff::task::{self, TaskHandle};
@@ -65,6 +65,7 @@ pub(crate) struct Served<D> {
     step: Step,
     /// Room has been made once for a worker that could not be born.
     tried: bool,
+    waiting: Option<RoomWait>,
     line: Line,
 }
 
@@ -84,6 +85,7 @@ impl<D: Destination> Served<D> {
             group: known,
             step: Step::Look,
             tried: false,
+            waiting: None,
             line: Line::default(),
         }
     }
@@ -133,7 +135,11 @@ impl<D: Destination> Served<D> {
         };
         // First: a failure that comes later is one of the birth that is waited for.
         let failures = group.failures();
-        match group.first() {
+        let first = group.first();
+        if !matches!(first, First::Wanted) {
+            self.waiting = None;
+        }
+        match first {
             First::Served => Ok(Poll::Ready(Some(group))),
             First::Dead => Ok(Poll::Ready(None)),
             First::Coming => {
@@ -166,14 +172,13 @@ impl<D: Destination> Served<D> {
             return Ok(Poll::Ready(()));
         }
         capacity.tasks().register(self.line.ticket()?, cx.waker());
-        match self.registry.reserve(Room::Now, || true) {
-            Ok(_) => {
-                self.line.leave(capacity.tasks());
-                Ok(Poll::Ready(()))
-            }
-            Err(error) if error.is_full() => Ok(Poll::Pending),
-            Err(error) => Err(error),
+        if self.registry.try_reserve()? {
+            self.line.leave(capacity.tasks());
+            self.waiting = None;
+            return Ok(Poll::Ready(()));
         }
+        (self.registry).wait_for_room(self.netns.id(), &mut self.waiting);
+        Ok(Poll::Pending)
     }
 
     fn after_failure(&mut self, error: Error) -> Result<()> {
@@ -206,6 +211,10 @@ impl<D: Destination + Unpin> Future for Served<D> {
 
 impl<D> Drop for Served<D> {
     fn drop(&mut self) {
+        if sys::fork::is_copy() {
+            // Its locks may be taken for ever.
+            mem::forget(self.waiting.take());
+        }
         self.line.leave(self.registry.pool().capacity.tasks());
         if let Step::Birth(group, _) = &self.step {
             self.line.leave(group.tasks());
@@ -317,7 +326,8 @@ fn notify(registry: &Arc<Registry>, group: &Arc<Group>, netns: impl Destination 
     if !orphans.is_empty() {
         let registry = Arc::clone(registry);
         // Where it cannot be done, they are dropped, which tells their owners.
-        let _ = aside::errand(move || submit::reship(&registry, &netns, orphans));
+        let _ =
+            aside::errand(move || submit::reship(&registry, &netns, Patience::Endless, orphans));
     }
 }
 

@@ -7,13 +7,14 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::group::{Group, Member, Role, Start, Todo};
 use super::pool::Pool;
 use super::registry::Registry;
 use super::spare;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::{discard, quietly};
 use crate::home::Home;
@@ -21,16 +22,48 @@ use crate::home::aside::Lease;
 use crate::netns::{Netns, NetnsId};
 use crate::sync::{Condvar, Mutex, thread};
 
+/// Does what a group has decided that has a worker: the calling thread, for one.
+pub(crate) fn see_to(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) {
+    let orphans = carry_out_and(registry, group, todo, tell_owners);
+    debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+}
+
+/// As [`see_to`], on a worker that has left, and may run no code of a user's if it `is_spoiled`.
+pub(crate) fn see_to_last(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    todo: Todo,
+    is_spoiled: bool,
+) {
+    let tell = match is_spoiled {
+        true => tell_owners_elsewhere,
+        false => tell_owners,
+    };
+    let orphans = carry_out_and(registry, group, todo, tell);
+    debug_assert!(orphans.is_empty(), "nothing was pushed to a dead group");
+}
+
 /// Does what a group has decided. Returns jobs that are to be shipped elsewhere.
 #[must_use]
 pub(crate) fn carry_out(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) -> Vec<JobRef> {
+    carry_out_and(registry, group, todo, tell_owners)
+}
+
+/// As [`carry_out`], with the way to tell the owners of jobs and futures that there will
+/// be no worker for them.
+fn carry_out_and(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    todo: Todo,
+    tell: Tell,
+) -> Vec<JobRef> {
     match todo {
         Todo::Nothing => Vec::new(),
         Todo::Reship(jobs) => jobs,
         Todo::Start(start) => {
             let netns = start.netns.clone();
             let how = self::start(registry, group, start);
-            settle(registry, group, netns, how);
+            settle_and(registry, group, netns, how, tell);
             Vec::new()
         }
     }
@@ -40,6 +73,16 @@ pub(crate) fn carry_out(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo
 /// it is tried once more if there may be room now, and then the jobs are given up that
 /// no other worker will come to.
 pub(crate) fn settle(registry: &Arc<Registry>, group: &Arc<Group>, netns: Netns, how: Result<()>) {
+    settle_and(registry, group, netns, how, tell_owners);
+}
+
+fn settle_and(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns: Netns,
+    how: Result<()>,
+    tell: Tell,
+) {
     let Err(mut error) = how else {
         return;
     };
@@ -51,11 +94,37 @@ pub(crate) fn settle(registry: &Arc<Registry>, group: &Arc<Group>, netns: Netns,
             Err(failed_too) => error = failed_too,
         }
     }
+    tell(group, &error);
+    registry.bury(group);
+}
+
+type Tell = fn(&Arc<Group>, &Error);
+
+/// Gives up the jobs and futures of a group that no worker will come to. Wakes those that
+/// await them, and drops what no handle is left for.
+fn tell_owners(group: &Arc<Group>, error: &Error) {
     for job in group.orphans() {
         job.abort(error.duplicate());
     }
-    group.fail_futures(&error);
-    registry.bury(group);
+    group.fail_futures(error);
+}
+
+/// As [`tell_owners`], for a thread that a job has left where no other job's waker
+/// may run: on one of its own, as long as there is one to be had.
+fn tell_owners_elsewhere(group: &Arc<Group>, error: &Error) {
+    if cfg!(loom) || !group.has_orphans() {
+        return tell_owners(group, error);
+    }
+    let theirs = (Arc::clone(group), error.duplicate());
+    let told = Home::get().and_then(|home| {
+        home.run_hook("netns-orphans", move || {
+            let (group, error) = theirs;
+            tell_owners(&group, &error);
+        })
+    });
+    if told.is_err() {
+        tell_owners(group, error);
+    }
 }
 
 /// Whether something has run out that idle workers hold.
@@ -83,12 +152,16 @@ pub(crate) fn make_room(registry: &Registry, error: &Error) -> bool {
     let ends_before = threads.ends();
     // A worker that has just ended its job is not idle yet.
     let deadline = Instant::now() + BECOMES_IDLE;
-    while registry.evict(AT_ONCE) == 0 {
+    let _asked = loop {
+        let asked = registry.ask(AT_ONCE);
+        if !asked.is_empty() {
+            break asked;
+        }
         if Instant::now() > deadline {
             return false;
         }
         std::thread::sleep(BECOMES_IDLE / 20);
-    }
+    };
     threads.wait_for_end(ends_before, LIMIT)
 }
 
@@ -126,14 +199,15 @@ pub(crate) fn start_aside(
 }
 
 fn begin(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, asker: Asker) {
-    let birth = Birth {
+    let birth = Arc::new(Birth {
         number: start.number,
         role: start.role,
         is_needed: start.is_needed,
         registry: Arc::clone(registry),
         group: Arc::clone(group),
         asker,
-    };
+        is_over: AtomicBool::new(false),
+    });
     match Home::get() {
         Ok(home) => home.post(Box::new(move || birth.begin(start))),
         Err(error) => birth.end(Err(error)),
@@ -182,8 +256,8 @@ enum Asker {
     Left(Arc<Lease>),
 }
 
-/// A worker that is being born.
-#[derive(Clone)]
+/// A worker that is being born. One that is lost on its way, by whatever fault, counts
+/// as one that failed: its group and the thread that waits for it are told.
 struct Birth {
     number: u64,
     role: Role,
@@ -191,6 +265,8 @@ struct Birth {
     registry: Arc<Registry>,
     group: Arc<Group>,
     asker: Asker,
+    /// It has been told how it went.
+    is_over: AtomicBool,
 }
 
 impl Birth {
@@ -199,7 +275,7 @@ impl Birth {
         clippy::disallowed_methods,
         reason = "every worker is made here, on the home thread"
     )]
-    fn begin(self, start: Start) {
+    fn begin(self: Arc<Self>, start: Start) {
         let (registry, group) = (Arc::clone(&self.registry), Arc::clone(&self.group));
         let pool = Arc::clone(registry.pool());
         let number = start.number;
@@ -211,11 +287,11 @@ impl Birth {
         let builder = thread::Builder::new()
             .name(pool.config.thread_name(group.label(), number))
             .stack_size(pool.config.stack_size);
-        let birth = self.clone();
+        let birth = Arc::clone(&self);
         let spawn = || {
             let (registry, group) = (Arc::clone(&registry), Arc::clone(&group));
             builder.spawn(move || {
-                let report = Box::new(|how| birth.end(how));
+                let report = Box::new(move |how| birth.end(how));
                 (registry.worker_main)(&registry, &group, start, report);
                 registry.pool().threads.reap();
                 registry.pool().threads.ended(number);
@@ -227,7 +303,8 @@ impl Birth {
     }
 
     /// Tells the group how it went, and then the thread that needs the worker.
-    fn end(self, how: Result<Arc<Member>>) {
+    fn end(&self, how: Result<Arc<Member>>) {
+        self.is_over.store(true, Ordering::Relaxed);
         match how {
             Ok(member) => {
                 self.group.started(member, self.is_needed);
@@ -241,7 +318,12 @@ impl Birth {
                     Asker::None => self.registry.bury(&self.group),
                     // It may try once more, and buries the group itself.
                     Asker::Waits(notice) => notice.tell(Err(error)),
-                    Asker::Left(lease) => lease.run(move || self.give_up(&error)),
+                    Asker::Left(lease) => {
+                        let (registry, group) =
+                            (Arc::clone(&self.registry), Arc::clone(&self.group));
+                        let number = self.number;
+                        lease.run(move || give_up(&registry, &group, number, &error));
+                    }
                 }
             }
         }
@@ -266,15 +348,19 @@ pub(crate) fn spawn_as(
     })
 }
 
-impl Birth {
-    /// Does what the thread that asked would, where that has not waited.
-    fn give_up(self, error: &Error) {
-        tell_of_failure(&self.group, self.number, error);
-        for job in self.group.orphans() {
-            job.abort(error.duplicate());
+/// Does what the thread that asked would, where that has not waited.
+fn give_up(registry: &Registry, group: &Arc<Group>, worker: u64, error: &Error) {
+    tell_of_failure(group, worker, error);
+    tell_owners(group, error);
+    registry.bury(group);
+}
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        if !*self.is_over.get_mut() {
+            let lost = "the birth of a worker was lost on its way";
+            self.end(Err(Error::new(Kind::Panic, lost)));
         }
-        self.group.fail_futures(error);
-        self.registry.bury(&self.group);
     }
 }
 
@@ -299,5 +385,39 @@ impl Notice {
                 None => self.changed.wait(&mut told),
             }
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::executor::pool::{Config, Pool};
+    use crate::executor::worker;
+    use crate::guard::{Guard, Policy};
+    use crate::netns::Netns;
+
+    #[test]
+    fn birth_that_is_lost_is_one_that_failed() {
+        let policy = Policy::prepare(Guard::Off).unwrap();
+        let pool = Pool::new(Config::default(), policy);
+        let registry = Arc::new(Registry::new(pool, worker::main));
+        let netns = Netns::current().unwrap();
+        let group = registry.group(netns.id(), netns.label()).unwrap();
+        registry.pool().capacity.reserve_anyway();
+        let start = group.begin_first(netns).expect("it has no worker");
+        let notice = Arc::new(Notice::default());
+        // What a fault on the home thread does to what it was about to do.
+        drop(Birth {
+            role: start.role,
+            is_needed: start.is_needed,
+            number: start.number,
+            registry: Arc::clone(&registry),
+            group: Arc::clone(&group),
+            asker: Asker::Waits(Arc::clone(&notice)),
+            is_over: AtomicBool::new(false),
+        });
+        assert!(notice.wait().unwrap_err().to_string().contains("lost"));
+        assert!(!group.retire(), "no worker is on its way");
+        assert_eq!(registry.stats().workers, 0);
     }
 }

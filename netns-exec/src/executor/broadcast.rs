@@ -13,7 +13,7 @@ use super::current;
 use super::group::{First, Group};
 use super::owner::Executor;
 use super::registry::{Registry, Room};
-use super::submit::ensure_served;
+use super::submit::{Patience, ensure_served};
 use crate::error::{Error, Result};
 use crate::handoff;
 use crate::handoff::job::JobRef;
@@ -79,7 +79,7 @@ impl<'a> Sender<'a> {
         while self.settle_one() {}
         for (group, netns, job) in self.late {
             current::blocking(|| group.queue.push(job));
-            ensure_served(self.registry, netns, &group);
+            ensure_served(self.registry, netns, &group, Patience::Endless);
         }
     }
 
@@ -115,7 +115,7 @@ impl<'a> Sender<'a> {
 
     fn push(&mut self, group: Arc<Group>, netns: &'a Netns, job: JobRef) {
         match group.queue.try_push(job) {
-            Ok(()) => ensure_served(self.registry, netns, &group),
+            Ok(()) => ensure_served(self.registry, netns, &group, Patience::Endless),
             Err(job) => self.late.push((group, netns, job)),
         }
     }
@@ -131,10 +131,10 @@ impl<'a> Sender<'a> {
             self.settle_one();
         }
         let wanted = || matches!(group.first(), First::Wanted);
-        if !self.registry.reserve(self.room, wanted)? {
+        if !self.registry.reserve(netns.id(), self.room, wanted)? {
             return Ok(None);
         }
-        Ok(group.begin_first(netns.clone()))
+        Ok(group.begin_first(netns.kept()))
     }
 
     /// Waits for the end of the oldest birth; `false` when there is none.
@@ -144,7 +144,7 @@ impl<'a> Sender<'a> {
         };
         let group = Arc::clone(coming.group());
         let how = coming.wait();
-        birth::settle(self.registry, &group, netns.clone(), how);
+        birth::settle(self.registry, &group, netns.kept(), how);
         true
     }
 }

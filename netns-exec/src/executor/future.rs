@@ -86,7 +86,7 @@ impl Scheduler for Seat {
 
     fn over(&self) {
         if let Some((group, number)) = self.admitted.get() {
-            group.future_over(*number);
+            self.registry.future_over(group, *number);
         }
     }
 }

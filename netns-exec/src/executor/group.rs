@@ -19,25 +19,26 @@
 //! without its lock, by the thread that asked. So the thread that needs a worker is
 //! the one that waits for its birth, and that tells the owners of jobs when there
 //! will be none.
-// tidy: long because the coming and going of workers is one protocol under one lock; what
-// only futures need is beside it.
 
+mod births;
+mod exits;
 mod futures;
 
-use std::mem;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::births::First;
 pub(crate) use self::futures::Admitted;
 use self::futures::Futures;
 use super::pool::Pool;
 use super::queue::Queue;
 use super::stats::NetnsStats;
 use super::wakers::Wakers;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::handoff::job::JobRef;
-use crate::handoff::lane::{Claim, Lane, Serving};
+use crate::handoff::lane::{Claim, Lane};
 use crate::handoff::outcome::{Counters, quietly};
 use crate::netns::watch::Subscription;
 use crate::netns::{Netns, NetnsId};
@@ -93,19 +94,6 @@ pub(crate) enum Todo {
     Reship(Vec<JobRef>),
 }
 
-/// How a caller comes to the first worker of a group.
-#[must_use]
-pub(crate) enum First {
-    /// It is there.
-    Served,
-    /// It is being born: wait for it.
-    Coming,
-    /// Reserve room, and begin.
-    Wanted,
-    /// The group has died: look its namespace up again.
-    Dead,
-}
-
 /// See the module.
 pub(crate) struct Group {
     pool: Arc<Pool>,
@@ -128,9 +116,11 @@ pub(crate) struct Group {
     watch_asked: std::sync::atomic::AtomicBool,
     /// Set while the log has been told that calls wait behind a long job.
     stuck_told: std::sync::atomic::AtomicBool,
-    /// How many workers are asked to make room for another namespace's.
-    evictions: AtomicU32,
+    /// `state.asked.len()`, for workers that only want to know that it is not 0.
+    asked: AtomicU32,
     pins: AtomicU32,
+    /// Set once: its namespace had no user any more, and its workers were all that kept it.
+    unused: AtomicBool,
     /// When a worker last had nothing to do, on the executor's own clock.
     idle_since: AtomicU64,
     state: Mutex<State>,
@@ -174,6 +164,10 @@ struct State {
     /// The threads of those that are born, or 0.
     threads: Vec<u32>,
     starting: usize,
+    /// By number: callers that want a worker to make room for another namespace's. At
+    /// most as many as there are workers. The first one to leave is the first one's.
+    asked: VecDeque<u64>,
+    next_ask: u64,
     spares_parked: usize,
     /// Parked spares that were called and have not woken yet.
     called: usize,
@@ -226,8 +220,9 @@ impl Group {
             alive: AtomicU32::new(0),
             retiring: AtomicBool::new(false),
             watch_asked: false.into(),
-            evictions: AtomicU32::new(0),
+            asked: AtomicU32::new(0),
             pins: AtomicU32::new(0),
+            unused: AtomicBool::new(false),
             idle_since: AtomicU64::new(0),
             state: Mutex::new(State {
                 netns: None,
@@ -236,6 +231,8 @@ impl Group {
                 taken: vec![None; lanes],
                 threads: vec![0; lanes],
                 starting: 0,
+                asked: VecDeque::new(),
+                next_ask: 0,
                 spares_parked: 0,
                 called: 0,
                 dead: false,
@@ -395,139 +392,6 @@ impl Group {
         Todo::Start(self.begin_start(&mut state, Role::Spare, true))
     }
 
-    // Birth.
-
-    /// How the caller comes to a worker, when there is none yet.
-    pub(crate) fn first(&self) -> First {
-        let state = self.state.lock();
-        if !state.live.is_empty() {
-            First::Served
-        } else if state.dead || (self.is_retiring() && state.starting == 0) {
-            First::Dead
-        } else if state.starting > 0 {
-            First::Coming
-        } else {
-            First::Wanted
-        }
-    }
-
-    /// Begins the birth of the first worker, for which room has been reserved;
-    /// `None`, and the room is given back, when that is not [`First::Wanted`] any
-    /// more.
-    pub(crate) fn begin_first(&self, netns: Netns) -> Option<Start> {
-        let mut state = self.state.lock();
-        if state.dead || self.is_retiring() || state.has_workers() {
-            drop(state);
-            self.pool.capacity.release();
-            return None;
-        }
-        state.netns = Some(netns);
-        Some(self.begin_start(&mut state, Role::Lane(0), true))
-    }
-
-    /// Begins, once more, the birth of a worker that jobs in the queue rely on: what it
-    /// failed for may be there now. `None` when that is not so any more.
-    pub(crate) fn begin_again(&self, netns: Netns) -> Option<Start> {
-        let mut state = self.state.lock();
-        if state.dead || self.runnable.count() > 0 || self.queue.is_empty() {
-            return None;
-        }
-        // Let go of with the failure, when there was no other worker.
-        state.netns.get_or_insert(netns);
-        self.pool.capacity.reserve_anyway();
-        // It takes a lane that has no worker with its first job.
-        Some(self.begin_start(&mut state, Role::Spare, true))
-    }
-
-    /// Waits for the end of a birth that another thread has begun.
-    pub(crate) fn wait_first(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        let failures = state.failures;
-        while state.live.is_empty() && state.starting > 0 && state.failures == failures {
-            self.changed.wait(&mut state);
-        }
-        if state.live.is_empty() && state.failures != failures {
-            let failure = state.last_failure.as_ref();
-            return Err(failure.expect("counted with its error").duplicate());
-        }
-        Ok(())
-    }
-
-    /// How many births have failed so far.
-    pub(crate) fn failures(&self) -> u64 {
-        self.state.lock().failures
-    }
-
-    /// Why there is no worker, when a birth has failed since there were `failures`.
-    pub(crate) fn failure_since(&self, failures: u64) -> Option<Error> {
-        let state = self.state.lock();
-        (state.live.is_empty() && state.failures != failures)
-            .then(|| (state.last_failure.as_ref()).expect("counted with its error"))
-            .map(Error::duplicate)
-    }
-
-    fn begin_start(&self, state: &mut State, role: Role, is_needed: bool) -> Start {
-        let number = self.pool.next_worker_number();
-        state.starting += 1;
-        if let Role::Lane(index) = role {
-            state.taken[index] = Some(number);
-        }
-        if is_needed {
-            self.runnable.add();
-        }
-        Start {
-            number,
-            role,
-            netns: (state.netns.clone()).expect("here while there are workers"),
-            is_needed,
-        }
-    }
-
-    /// Called by a new worker when it has entered and its lane is open.
-    pub(crate) fn started(&self, member: Arc<Member>, is_needed: bool) {
-        let mut state = self.state.lock();
-        if !is_needed {
-            self.runnable.add();
-        }
-        state.starting -= 1;
-        state.live.push(member);
-        self.alive.fetch_add(1, Ordering::Relaxed);
-        self.note_change();
-        drop(state);
-        self.pool.capacity.note_change();
-    }
-
-    /// Notes that a worker could not be born. The thread that started it then asks
-    /// for the [`orphans`](Group::orphans), if it was needed.
-    pub(crate) fn start_failed(&self, role: Role, is_needed: bool, error: Error) {
-        let mut state = self.state.lock();
-        if let Role::Lane(index) = role {
-            state.taken[index] = None;
-        }
-        if is_needed {
-            self.runnable.remove();
-        }
-        state.starting -= 1;
-        state.failures += 1;
-        state.last_failure = Some(error);
-        if !state.has_workers() {
-            state.netns = None;
-        }
-        self.pool.capacity.release();
-        self.note_change();
-    }
-
-    /// Takes the jobs that no worker will come to, because none is runnable and none
-    /// could be born.
-    #[must_use]
-    pub(crate) fn orphans(&self) -> Vec<JobRef> {
-        let _state = self.state.lock();
-        if self.runnable.count() > 0 {
-            return Vec::new();
-        }
-        self.queue.take_all()
-    }
-
     // What workers do.
 
     /// Says that a worker is about to wait for a job elsewhere.
@@ -555,13 +419,6 @@ impl Group {
 
     pub(crate) fn is_retiring(&self) -> bool {
         self.retiring.load(Ordering::Relaxed)
-    }
-
-    /// Whether a worker with nothing to do should not wait for more.
-    pub(crate) fn wants_leave(&self, role: Role) -> bool {
-        // A pin holds the lanes' workers and not those that stood in for them.
-        let held = matches!(role, Role::Lane(_)) && self.is_pinned();
-        self.is_retiring() || (self.evictions.load(Ordering::Relaxed) > 0 && !held)
     }
 
     /// Takes a lane that has lost its worker, for a spare that serves under load:
@@ -614,70 +471,6 @@ impl Group {
         self.pool.capacity.note_change();
     }
 
-    /// Closes the lane of a worker that is about to [`leave`](Group::leave); `false`
-    /// when a call came first, which a spoiled worker gives back to its caller.
-    ///
-    /// No lock is held: the caller has claimed the lane, and may have to be given a
-    /// CPU before it goes on.
-    pub(crate) fn close_lane(&self, lane: &mut Serving<'_>, why: Leaving) -> bool {
-        while !lane.close() {
-            if why != Leaving::Spoiled {
-                return false;
-            }
-            lane.refuse();
-        }
-        true
-    }
-
-    /// Takes the calling worker, whose lane is closed, off the group; `None` when
-    /// there is work for it after all, which a spoiled one leaves to others.
-    pub(super) fn leave(&self, member: &Member, role: Role, why: Leaving) -> Option<Todo> {
-        let spoiled = why == Leaving::Spoiled;
-        let mut state = self.state.lock();
-        self.runnable.remove();
-        // Between saying so and looking; the other half is in `notify`.
-        fence(Ordering::SeqCst);
-        if !self.queue.is_empty() && !spoiled {
-            self.runnable.add();
-            return None;
-        }
-        state.live.retain(|live| live.number != member.number);
-        self.alive.fetch_sub(1, Ordering::Relaxed);
-        state.done += member.counters.done();
-        state.panicked += member.counters.panicked();
-        if let Role::Lane(index) = role {
-            state.taken[index] = None;
-            state.threads[index] = 0;
-        }
-        let _ = (self.evictions).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |evictions| {
-            evictions.checked_sub(1)
-        });
-        self.pool.capacity.release();
-        let mut todo = Todo::Nothing;
-        // One that is not spoiled leaves no future behind: they hold it, or have been
-        // closed, and are in the queue or with another worker.
-        if !self.queue.is_empty() || spoiled && self.futures.len() > 0 {
-            if self.runnable.count() == 0 {
-                self.pool.capacity.reserve_anyway();
-                todo = Todo::Start(self.begin_start(&mut state, role, true));
-            } else if !self.lanes.iter().any(Lane::wake) {
-                // The sender may have relied on us, and no sibling was asleep.
-                todo = self.grow_locked(&mut state);
-            }
-        }
-        self.note_change();
-        Some(todo)
-    }
-
-    /// A worker whose thread has ended in a job, without leaving, and the lane that it had.
-    pub(super) fn take_lost(&self) -> Option<(Arc<Member>, Role)> {
-        let index = self.lanes.iter().position(Lane::take_lost)?;
-        let state = self.state.lock();
-        let number = state.taken[index]?;
-        let member = (state.live.iter()).find(|member| member.number == number)?;
-        Some((Arc::clone(member), Role::Lane(index)))
-    }
-
     /// Parks a spare that has nothing to do; says why when it is to leave instead.
     pub(crate) fn park_spare(&self, timeout: Option<Duration>) -> Option<Leaving> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -726,109 +519,8 @@ impl Group {
         &self.tasks
     }
 
-    // Death.
-
-    /// Lets go of the namespace when no worker is left, once; tells whether it did,
-    /// with what is to be dropped outside the locks.
-    #[must_use]
-    pub(super) fn die_if_empty(&self) -> Option<Remains> {
-        let mut state = self.state.lock();
-        if state.dead || state.has_workers() || state.searches > 0 {
-            return None;
-        }
-        state.dead = true;
-        // A thread that remembers this group sees that it must look again.
-        self.retiring.store(true, Ordering::SeqCst);
-        // Moved: the group is among those that leave for a moment longer.
-        let (done, panicked) = (mem::take(&mut state.done), mem::take(&mut state.panicked));
-        self.pool.add_totals(done, panicked);
-        Some(Remains {
-            _netns: state.netns.take(),
-            _watched: state.watched.take(),
-        })
-    }
-
-    /// Has every worker leave as soon as it has nothing to do.
-    ///
-    /// Tells whether there is any; if not, there never will be.
-    pub(crate) fn retire(&self) -> bool {
-        self.state.lock().is_closed = true;
-        // Before a worker sees that it is to leave: it does once its queue is empty.
-        self.close_futures();
-        self.retiring.store(true, Ordering::SeqCst);
-        self.wake_all();
-        // A thread that seeks a worker may wait for room.
-        self.pool.capacity.note_change();
-        // After the store: a caller that starts the first worker looks at it, locked.
-        self.state.lock().has_workers()
-    }
-
-    /// Asks for one worker to make room for another namespace's, if one idles
-    /// and no pin holds it.
-    pub(crate) fn evict_one(&self) -> bool {
-        {
-            let state = self.state.lock();
-            if state.spares_parked > state.called {
-                self.evictions.fetch_add(1, Ordering::SeqCst);
-                self.spare_wanted.notify_one();
-                return true;
-            }
-        }
-        let idles = |lane: &Lane| lane.is_parked() || lane.is_awake_and_free();
-        if self.is_pinned() || !self.lanes.iter().any(idles) {
-            return false;
-        }
-        self.evictions.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        // One that is awake looks before it parks.
-        self.lanes.iter().any(Lane::wake);
-        true
-    }
-
     pub(crate) fn idle_since(&self) -> u64 {
         self.idle_since.load(Ordering::Relaxed)
-    }
-
-    /// Has every worker look around.
-    fn wake_all(&self) {
-        fence(Ordering::SeqCst);
-        for lane in &self.lanes {
-            lane.wake();
-        }
-        // Locked, so that a spare either sees the change or is waiting.
-        let _state = self.state.lock();
-        self.spare_wanted.notify_all();
-    }
-
-    /// Waits until no worker is left; `false` when `deadline` came first.
-    pub(crate) fn wait_empty(&self, deadline: Option<Instant>) -> bool {
-        let mut state = self.state.lock();
-        while state.has_workers() || state.searches > 0 {
-            match deadline {
-                None => self.changed.wait(&mut state),
-                Some(deadline) => {
-                    if self.changed.wait_until(&mut state, deadline).timed_out() {
-                        return false;
-                    }
-                }
-            }
-        }
-        true
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.state.lock().has_workers()
-    }
-
-    pub(crate) fn pin(&self) {
-        self.pins.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn unpin(&self) {
-        if self.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // They sleep without a limit; now there is one.
-            self.wake_all();
-        }
     }
 
     pub(crate) fn stats(&self) -> NetnsStats {
@@ -846,10 +538,4 @@ impl Group {
             panicked: state.panicked + counters().map(|counters| counters.panicked()).sum::<u64>(),
         }
     }
-}
-
-/// What a dead group has left. Dropping it takes locks of the deletion watch.
-pub(super) struct Remains {
-    _netns: Option<Netns>,
-    _watched: Option<Subscription>,
 }

@@ -126,7 +126,7 @@ impl Hooks {
     /// What a worker keeps of the namespace that it serves, to tell the stop hooks of it.
     pub(super) fn netns_to_stop_in(&self, netns: &Netns) -> Option<Netns> {
         let has_any = (self.given.as_ref()).is_some_and(|given| !given.stop.is_empty());
-        has_any.then(|| netns.clone())
+        has_any.then(|| netns.kept())
     }
 
     /// Runs what a worker runs when it stops, through its door.

@@ -10,7 +10,7 @@ use super::registry::Registry;
 use super::{current, submit, worker};
 use crate::error::{Error, Kind, Result};
 use crate::home::aside::{self, Errand};
-use crate::netns::watch;
+use crate::netns::{users, watch};
 use crate::sys;
 
 /// Runs closures on threads that are pinned to network namespaces.
@@ -51,13 +51,24 @@ pub struct Executor {
 /// Lives as long as jobs can be submitted; workers do not hold it.
 struct Handle {
     registry: Arc<Registry>,
+    /// Has the registry let go of namespaces that no user has a handle to.
+    _unused: users::OnUnused,
 }
 
 impl Executor {
     pub(super) fn start(pool: Pool, hooks: Hooks) -> Executor {
         let registry = Arc::new(Registry::new(pool, worker::main).with_hooks(hooks));
+        let weak = Arc::downgrade(&registry);
+        let unused = users::on_unused(move |unused| {
+            if let Some(registry) = weak.upgrade() {
+                registry.let_go(unused);
+            }
+        });
         Executor {
-            handle: Arc::new(Handle { registry }),
+            handle: Arc::new(Handle {
+                registry,
+                _unused: unused,
+            }),
         }
     }
 

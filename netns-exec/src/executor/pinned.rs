@@ -11,6 +11,7 @@ use super::current;
 use super::group::Group;
 use super::handle::JoinHandle;
 use super::owner::Executor;
+use super::registry::Registry;
 use super::submit::Patience;
 use super::submit::{self, TrySpawnError};
 use crate::error::Result;
@@ -21,8 +22,9 @@ use crate::netns::{Netns, NetnsId, WeakNetns};
 /// While it lives, its workers do not end for being idle, and
 /// [`max_workers`](crate::Builder::max_workers) does not choose them.
 ///
-/// It does not keep a dead namespace alive: [`Executor::retire`] and the deletion
-/// of its last name end the workers all the same. A later call starts new ones
+/// To a namespace without a name it is as good as a handle: its workers stay, and the
+/// namespace with them. It does not keep a deleted one alive: [`Executor::retire`] and
+/// the deletion of its last name end the workers all the same. A later call starts new ones
 /// if the namespace still exists, that is if something else refers to it.
 ///
 /// A clone keeps the workers too, for as long as it lives itself.
@@ -40,18 +42,22 @@ pub struct Pinned {
 }
 
 /// A group whose workers stay as long as this does.
-struct PinnedGroup(Arc<Group>);
+struct PinnedGroup {
+    registry: Arc<Registry>,
+    group: Arc<Group>,
+}
 
 impl PinnedGroup {
-    fn new(group: Arc<Group>) -> Self {
+    fn new(registry: &Arc<Registry>, group: Arc<Group>) -> Self {
         group.pin();
-        PinnedGroup(group)
+        let registry = Arc::clone(registry);
+        PinnedGroup { registry, group }
     }
 }
 
 impl Clone for PinnedGroup {
     fn clone(&self) -> Self {
-        PinnedGroup::new(Arc::clone(&self.0))
+        PinnedGroup::new(&self.registry, Arc::clone(&self.group))
     }
 }
 
@@ -59,7 +65,7 @@ impl Drop for PinnedGroup {
     fn drop(&mut self) {
         // In a copy of the process there are no workers to tell.
         if current::check_may_wait().is_ok() {
-            self.0.unpin();
+            self.registry.unpin(&self.group);
         }
     }
 }
@@ -72,9 +78,9 @@ impl Pinned {
 
     pub(super) fn of(executor: Executor, netns: &Netns, group: Arc<Group>) -> Pinned {
         Pinned {
-            executor,
             netns: netns.downgrade(),
-            group: PinnedGroup::new(group),
+            group: PinnedGroup::new(executor.registry(), group),
+            executor,
             later: Arc::default(),
         }
     }
@@ -118,8 +124,8 @@ impl Pinned {
             return Ok(f());
         }
         current::check_may_wait()?;
-        if !self.group.0.is_retiring() {
-            return submit::run_on(registry, &self.group.0, &self.netns, f);
+        if !self.group.group.is_retiring() {
+            return submit::run_on(registry, &self.group.group, &self.netns, f);
         }
         submit::run_on(registry, &self.renew(Patience::Endless)?, &self.netns, f)
     }
@@ -173,13 +179,13 @@ impl Pinned {
     {
         let pinned = self.clone();
         async move {
-            let known = match pinned.group.0.is_retiring() {
+            let known = match pinned.group.group.is_retiring() {
                 true => pinned.later(),
-                false => Some(Arc::clone(&pinned.group.0)),
+                false => Some(Arc::clone(&pinned.group.group)),
             };
             let (registry, netns) = (pinned.executor.registry(), &pinned.netns);
             let group = Served::new(registry, known, netns.clone()).await?;
-            if pinned.group.0.is_retiring() {
+            if pinned.group.group.is_retiring() {
                 pinned.note_later(&group);
             }
             let task = awaited::ship(registry, group, netns.clone(), f).await?;
@@ -263,7 +269,7 @@ impl Pinned {
 
     /// The group that it was made with, which may be on its way out.
     pub(super) fn group(&self) -> &Arc<Group> {
-        &self.group.0
+        &self.group.group
     }
 
     /// The thread of a worker that stays as long as this does, unless its namespace is
@@ -286,10 +292,10 @@ impl Pinned {
 
     fn current(&self, patience: Patience) -> Result<Arc<Group>> {
         current::check_may_wait()?;
-        if self.group.0.is_retiring() {
+        if self.group.group.is_retiring() {
             self.renew(patience)
         } else {
-            Ok(Arc::clone(&self.group.0))
+            Ok(Arc::clone(&self.group.group))
         }
     }
 
@@ -309,7 +315,7 @@ impl Pinned {
     fn later(&self) -> Option<Arc<Group>> {
         let mut later = self.later.lock();
         match &*later {
-            Some(PinnedGroup(group)) if !group.is_retiring() => Some(Arc::clone(group)),
+            Some(pinned) if !pinned.group.is_retiring() => Some(Arc::clone(&pinned.group)),
             _ => {
                 *later = None;
                 None
@@ -318,7 +324,7 @@ impl Pinned {
     }
 
     fn note_later(&self, group: &Arc<Group>) {
-        let renewed = PinnedGroup::new(Arc::clone(group));
+        let renewed = PinnedGroup::new(self.executor.registry(), Arc::clone(group));
         // One pin is enough, should another call have been faster.
         let before = self.later.lock().replace(renewed);
         drop(before);

@@ -196,6 +196,10 @@ impl Pool {
     }
 }
 
+/// No namespace has these for its id.
+const NOT_WANTED: u64 = 0;
+const SEVERAL: u64 = u64::MAX;
+
 /// How many workers there may be.
 pub(crate) struct Capacity {
     max: Option<usize>,
@@ -203,11 +207,18 @@ pub(crate) struct Capacity {
     changed: Condvar,
     /// Tasks that wait for a change. Registered before they look at the state.
     tasks: Wakers,
+    /// The namespace that a caller wants a worker in who waits for room, and has found no
+    /// idle worker that it could ask for its own; [`NOT_WANTED`], or [`SEVERAL`].
+    /// Changes with the state's lock; a worker that looks is asked no more than to look
+    /// again with it.
+    wanted_in: AtomicU64,
 }
 
 #[derive(Default)]
 struct CapacityState {
     workers: usize,
+    /// Callers that wait for room.
+    waiting: usize,
     /// Counts the moments at which a waiter might find room.
     epoch: u64,
 }
@@ -219,6 +230,7 @@ impl Capacity {
             state: Mutex::new(CapacityState::default()),
             changed: Condvar::new(),
             tasks: Wakers::default(),
+            wanted_in: AtomicU64::new(NOT_WANTED),
         }
     }
 
@@ -258,6 +270,36 @@ impl Capacity {
         &self.tasks
     }
 
+    /// Has the first worker go that has nothing to do, be it for a moment, and serves
+    /// another namespace.
+    pub(crate) fn want_room_of_others(&self, netns: NetnsId) {
+        let _state = self.state.lock();
+        let wanted_in = match self.wanted_in.load(Ordering::Relaxed) {
+            NOT_WANTED => netns.as_u64(),
+            before if before == netns.as_u64() => before,
+            _ => SEVERAL,
+        };
+        self.wanted_in.store(wanted_in, Ordering::Relaxed);
+    }
+
+    /// Whether some caller wants the room of a worker of `netns`.
+    #[inline]
+    pub(crate) fn wants_room_of(&self, netns: NetnsId) -> bool {
+        let wanted_in = self.wanted_in.load(Ordering::Relaxed);
+        wanted_in != NOT_WANTED && wanted_in != netns.as_u64()
+    }
+
+    /// Tells a worker whose room [is wanted](Capacity::wants_room_of) whether it still
+    /// is. Then it goes, and no other one has to.
+    pub(crate) fn give_way(&self, netns: NetnsId) -> bool {
+        let _state = self.state.lock();
+        let wanted = self.wants_room_of(netns);
+        if wanted {
+            self.wanted_in.store(NOT_WANTED, Ordering::Relaxed);
+        }
+        wanted
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.state.lock().epoch
     }
@@ -266,6 +308,27 @@ impl Capacity {
         let mut state = self.state.lock();
         while state.epoch == epoch {
             self.changed.wait(&mut state);
+        }
+    }
+}
+
+/// A caller that waits for room, until this is dropped.
+pub(crate) struct WaitsForRoom(Arc<Pool>);
+
+impl WaitsForRoom {
+    pub(crate) fn begin(pool: &Arc<Pool>) -> WaitsForRoom {
+        pool.capacity.state.lock().waiting += 1;
+        WaitsForRoom(Arc::clone(pool))
+    }
+}
+
+impl Drop for WaitsForRoom {
+    fn drop(&mut self) {
+        let capacity = &self.0.capacity;
+        let mut state = capacity.state.lock();
+        state.waiting -= 1;
+        if state.waiting == 0 {
+            capacity.wanted_in.store(NOT_WANTED, Ordering::Relaxed);
         }
     }
 }

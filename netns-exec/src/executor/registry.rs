@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::group::{Group, Leaving, Member, Role, Start, Todo};
 use super::hooks::Hooks;
-use super::pool::Pool;
+use super::pool::{Pool, WaitsForRoom};
 use super::spare;
 use super::stats::{self, Stats};
 use super::stop::StopFlag;
 use crate::error::{Error, Kind, Result};
 use crate::netns::NetnsId;
+use crate::netns::users::{self, Unused};
 use crate::sync::{Mutex, RwLock};
 
 /// What the thread of a worker runs. It reports, once, how its birth went.
@@ -168,6 +169,51 @@ impl Registry {
         }
     }
 
+    /// Has the workers of a namespace leave that no user has a handle to, if there is no
+    /// other way back to it and no pin holds them: they would be what keeps it alive.
+    pub(crate) fn let_go(&self, unused: Unused) {
+        for is_local in [false, true] {
+            let group = self.groups.read().get(&(unused.id, is_local)).cloned();
+            if let Some(group) = group
+                && (unused.unnamed || group.has_lost_name())
+                && group.note_unused()
+            {
+                self.retire_group(&group);
+            }
+        }
+    }
+
+    /// Lets go of a group's pin. The last one may have been what still held the workers.
+    pub(crate) fn unpin(&self, group: &Arc<Group>) {
+        let is_unused = group.unpin();
+        self.unpinned(group, is_unused);
+    }
+
+    /// A future of a group's is over, which has held the workers as a pin does.
+    pub(crate) fn future_over(&self, group: &Arc<Group>, number: usize) {
+        let is_unused = group.future_over(number);
+        self.unpinned(group, is_unused);
+    }
+
+    fn unpinned(&self, group: &Arc<Group>, is_unused: bool) {
+        if is_unused && !users::has_users(group.id()) {
+            self.retire_group(group);
+        }
+    }
+
+    /// Has the workers of a group leave, unless another thread has seen to that.
+    fn retire_group(&self, group: &Arc<Group>) {
+        {
+            let mut groups = self.groups.write();
+            match groups.get(&key_of(group)) {
+                Some(current) if Arc::ptr_eq(current, group) => groups.remove(&key_of(group)),
+                _ => return,
+            };
+            self.leaving.lock().push(Arc::clone(group));
+        }
+        self.have_leave(group);
+    }
+
     fn have_leave(&self, group: &Arc<Group>) {
         if !group.retire() {
             // Its last worker may be about to do so: the group stays counted until then.
@@ -198,45 +244,87 @@ impl Registry {
         self.leaving.lock().clone()
     }
 
-    /// Reserves room for one worker under `max_workers`: waits until the least
+    /// Reserves room for one worker of `netns` under `max_workers`: waits until the least
     /// recently used idle worker has left, when there is none; or fails at once, when
     /// the caller does not want to wait. A call made by a job takes room that is not
     /// there: the caller of that job may hold the room it needs.
     ///
     /// `false`, and nothing is reserved, once the worker is not `wanted` any more:
     /// another call has started it meanwhile, perhaps without room.
-    pub(crate) fn reserve(&self, room: Room, wanted: impl Fn() -> bool) -> Result<bool> {
+    pub(crate) fn reserve(
+        &self,
+        netns: NetnsId,
+        room: Room,
+        wanted: impl Fn() -> bool,
+    ) -> Result<bool> {
         if room == Room::Anyway {
             self.pool.capacity.reserve_anyway();
             return Ok(true);
         }
+        let capacity = &self.pool.capacity;
+        let mut waiting = None;
         loop {
-            let epoch = self.pool.capacity.epoch();
+            let epoch = capacity.epoch();
             self.pool.check_open()?;
             if !wanted() {
                 return Ok(false);
             }
-            if self.pool.capacity.try_reserve() {
+            if capacity.try_reserve() {
                 return Ok(true);
             }
-            self.evict(1);
             if room == Room::Now {
+                self.ask_for_later();
                 return Err(Error::new(
                     Kind::Full,
                     "cannot start a worker: the limit of workers is reached",
                 ));
             }
-            self.pool.capacity.wait_for_change(epoch);
+            self.wait_for_room(netns, &mut waiting);
+            capacity.wait_for_change(epoch);
         }
     }
 
-    /// Asks for up to `count` idle workers to end, the least recently used first;
-    /// tells how many will.
-    pub(crate) fn evict(&self, count: usize) -> usize {
+    /// Reserves room for one worker if there is any.
+    pub(crate) fn try_reserve(&self) -> Result<bool> {
+        self.pool.check_open()?;
+        Ok(self.pool.capacity.try_reserve())
+    }
+
+    /// Asks for room for a worker of `netns`, for a caller that has found none and looks
+    /// again when something has changed.
+    pub(crate) fn wait_for_room(&self, netns: NetnsId, waiting: &mut Option<RoomWait>) {
+        let waiting = waiting.get_or_insert_with(|| RoomWait {
+            asked: Asked::default(),
+            _waits: WaitsForRoom::begin(&self.pool),
+        });
+        // The worker that was asked may be gone, or have found something to do.
+        if !waiting.asked.will_be_heard() {
+            waiting.asked = self.ask(1);
+            if waiting.asked.is_empty() {
+                self.pool.capacity.want_room_of_others(netns);
+            }
+        }
+    }
+
+    /// Asks up to `count` idle workers to end, the least recently used first, for as
+    /// long as what it returns is kept.
+    pub(crate) fn ask(&self, count: usize) -> Asked {
         let mut idle: Vec<_> = self.groups.read().values().cloned().collect();
         idle.sort_by_key(|group| group.idle_since());
-        let evicted = idle.iter().filter(|group| group.evict_one());
-        evicted.take(count).count()
+        let asked = idle.into_iter().filter_map(|group| {
+            let number = group.ask_one()?;
+            Some((group, number))
+        });
+        Asked(asked.take(count).collect())
+    }
+
+    /// Asks an idle worker to end, for a caller that does not wait for that and may
+    /// try again; not one more as long as one is on its way.
+    fn ask_for_later(&self) {
+        let groups: Vec<_> = self.groups.read().values().cloned().collect();
+        if !groups.iter().any(|group| group.is_asked()) {
+            self.ask(1).stand();
+        }
     }
 
     /// Takes the calling worker, whose lane is closed, off its group; `None` when
@@ -298,6 +386,41 @@ impl Registry {
         };
         stats.add_up(&leaving);
         stats
+    }
+}
+
+/// A caller that waits for room, and the worker that it has asked to make some.
+pub(crate) struct RoomWait {
+    asked: Asked,
+    _waits: WaitsForRoom,
+}
+
+/// Workers that were asked to end and may not have heard of it yet. Those that have not
+/// when it is dropped stay.
+#[derive(Default)]
+pub(crate) struct Asked(Vec<(Arc<Group>, u64)>);
+
+impl Asked {
+    /// Goes on asking when nothing is kept of it.
+    fn stand(mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether any of them is to end and has nothing else to do just now.
+    fn will_be_heard(&self) -> bool {
+        (self.0.iter()).any(|(group, number)| group.will_hear(*number))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        for (group, number) in self.0.drain(..) {
+            group.take_back(number);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::error;
 use std::fmt;
 use std::sync::Arc;
 
-use super::group::{First, Group};
+use super::group::{First, Group, Start};
 use super::registry::{Registry, Room};
 use super::{birth, current};
 use crate::error::{Error, Kind, Result};
@@ -33,7 +33,7 @@ impl Destination for Netns {
     }
 
     fn netns(&self) -> Result<Netns> {
-        Ok(self.clone())
+        Ok(self.kept())
     }
 }
 
@@ -47,7 +47,7 @@ impl Destination for WeakNetns {
     }
 
     fn netns(&self) -> Result<Netns> {
-        self.upgrade().ok_or_else(|| {
+        self.upgrade_kept().ok_or_else(|| {
             let label = self.label();
             Error::new(
                 Kind::NotFound,
@@ -62,6 +62,8 @@ impl Destination for WeakNetns {
 pub(crate) enum Patience {
     None,
     Endless,
+    /// Needs none: what is not there is taken all the same.
+    NotNeeded,
 }
 
 struct Cached {
@@ -182,15 +184,35 @@ pub(crate) fn queue(
     netns: &impl Destination,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
-    let group = match served(registry, known, netns, Patience::Endless) {
+    queue_with(registry, known, netns, Patience::Endless, job)
+}
+
+fn queue_with(
+    registry: &Arc<Registry>,
+    known: Option<&Arc<Group>>,
+    netns: &impl Destination,
+    patience: Patience,
+    job: JobRef,
+) -> Result<(), (JobRef, Error)> {
+    let group = match served(registry, known, netns, patience) {
         Ok(group) => group,
         Err(error) => return Err((job, error)),
     };
+    push(registry, &group, netns, job);
+    Ok(())
+}
+
+/// Puts a job in the queue of a group that had a worker a moment ago.
+pub(crate) fn push(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns: &impl Destination,
+    job: JobRef,
+) {
     if let Err(job) = group.queue.try_push(job) {
         current::blocking(|| group.queue.push(job));
     }
-    ensure_served(registry, netns, &group);
-    Ok(())
+    ensure_served(registry, netns, group, Patience::Endless);
 }
 
 /// As [`queue`], for many jobs, with as few wake-ups as possible. Takes none when
@@ -205,18 +227,19 @@ pub(crate) fn queue_all(
     for job in jobs {
         if let Err(job) = group.queue.try_push(job) {
             // No worker makes room that does not know that there is something to do.
-            ensure_served(registry, netns, &group);
+            ensure_served(registry, netns, &group, Patience::Endless);
             current::blocking(|| group.queue.push(job));
             // Room for one is little to go on with: let the worker make more.
             sync::yield_now();
         }
     }
     // One is enough for many workers: each that takes a job has the rest covered.
-    ensure_served(registry, netns, &group);
+    ensure_served(registry, netns, &group, Patience::Endless);
     Ok(())
 }
 
 /// Finds the group of a namespace that has a worker, or sees to it that it has one.
+/// The calling thread's own group, if it is a worker, need not wait for that.
 fn served(
     registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
@@ -225,7 +248,7 @@ fn served(
 ) -> Result<Arc<Group>> {
     match known {
         Some(group) if group.is_served() => Ok(Arc::clone(group)),
-        _ => started(registry, known, netns, patience),
+        _ => current::blocking(|| started(registry, known, netns, patience)),
     }
 }
 
@@ -246,6 +269,7 @@ pub(crate) fn started(
         // The caller of this thread's job may hold the room that it needs.
         _ if current::is_worker() => Room::Anyway,
         Patience::None => Room::Now,
+        Patience::NotNeeded => Room::Anyway,
         Patience::Endless => Room::Awaited,
     };
     while !first_worker(registry, &group, netns, room)? {
@@ -270,19 +294,18 @@ pub(crate) fn first_worker(
             First::Coming => group.wait_first(),
             First::Wanted => {
                 let handle = netns.netns()?;
-                if !registry.reserve(room, || matches!(group.first(), First::Wanted))? {
+                if !registry.reserve(netns.id(), room, || matches!(group.first(), First::Wanted))? {
                     continue;
                 }
                 let Some(start) = group.begin_first(handle) else {
                     continue;
                 };
-                birth::start(registry, group, start).inspect_err(|error| {
-                    group.fail_futures(error);
-                    registry.bury(group);
-                    // A sender that found a worker before, which has left, may have
-                    // relied on this one.
-                    ensure_served(registry, netns, group);
-                })
+                let patience = match room {
+                    Room::Awaited => Patience::Endless,
+                    Room::Now => Patience::None,
+                    Room::Anyway => Patience::NotNeeded,
+                };
+                start_first(registry, group, netns, start, patience)
             }
         };
         match born {
@@ -293,22 +316,50 @@ pub(crate) fn first_worker(
     }
 }
 
+/// Has the first worker of a group born, which takes what may have been pushed by then.
+pub(crate) fn start_first(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns: &impl Destination,
+    start: Start,
+    patience: Patience,
+) -> Result<()> {
+    birth::start(registry, group, start).inspect_err(|error| {
+        group.fail_futures(error);
+        registry.bury(group);
+        let patience = match patience {
+            // It is others' jobs that may need room, and they cannot be given back.
+            Patience::None => Patience::NotNeeded,
+            patience => patience,
+        };
+        // A sender that found a worker before, which has left, may have relied on this
+        // one.
+        ensure_served(registry, netns, group, patience);
+    })
+}
+
 /// Sees to it that what was just pushed to `group` is served, or ships it elsewhere
 /// when the group has died in between.
 pub(crate) fn ensure_served(
     registry: &Arc<Registry>,
     netns: &impl Destination,
     group: &Arc<Group>,
+    patience: Patience,
 ) {
     let orphans = birth::carry_out(registry, group, group.notify());
     group.tell_if_stuck();
-    reship(registry, netns, orphans);
+    reship(registry, netns, patience, orphans);
 }
 
 /// Ships jobs elsewhere whose group has died.
-pub(crate) fn reship(registry: &Arc<Registry>, netns: &impl Destination, jobs: Vec<JobRef>) {
+pub(crate) fn reship(
+    registry: &Arc<Registry>,
+    netns: &impl Destination,
+    patience: Patience,
+    jobs: Vec<JobRef>,
+) {
     for orphan in jobs {
-        if let Err((job, error)) = queue(registry, None, netns, orphan) {
+        if let Err((job, error)) = queue_with(registry, None, netns, patience, orphan) {
             job.abort(error);
         }
     }
@@ -354,17 +405,41 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let group = match started(registry, known, netns, Patience::None) {
-        Ok(group) => group,
-        Err(error) if error.is_full() => return Err(TrySpawnError::Full(f)),
-        Err(error) => return Err(TrySpawnError::Failed(error, f)),
-    };
-    task::spawn(f, |job| {
-        group.queue.try_push(job).map_err(|job| (job, ()))?;
-        ensure_served(registry, netns, &group);
-        Ok(())
+    let spawned = task::spawn(f, |job| try_queue(registry, known, netns, job));
+    spawned.map_err(|(error, f)| match error {
+        Some(error) if !error.is_full() => TrySpawnError::Failed(error, f),
+        _ => TrySpawnError::Full(f),
     })
-    .map_err(|((), f)| TrySpawnError::Full(f))
+}
+
+/// As [`queue`], without waiting for room. The job comes back without an error when
+/// its queue is full.
+fn try_queue(
+    registry: &Arc<Registry>,
+    known: Option<&Arc<Group>>,
+    netns: &impl Destination,
+    mut job: JobRef,
+) -> Result<(), (JobRef, Option<Error>)> {
+    let mut known = known.cloned();
+    loop {
+        let group = match started(registry, known.as_ref(), netns, Patience::None) {
+            Ok(group) => group,
+            Err(error) => return Err((job, Some(error))),
+        };
+        let address = job.address();
+        group.queue.try_push(job).map_err(|job| (job, None))?;
+        // When the group has died since, there may be no room for another one.
+        let mut orphans = birth::carry_out(registry, &group, group.notify());
+        group.tell_if_stuck();
+        let own = (orphans.iter()).position(|orphan| orphan.address() == address);
+        let own = own.map(|at| orphans.swap_remove(at));
+        // Other senders', which were taken: they cannot be given back.
+        reship(registry, netns, Patience::NotNeeded, orphans);
+        match own {
+            None => return Ok(()),
+            Some(back) => (job, known) = (back, None),
+        }
+    }
 }
 
 /// Why [`try_spawn`](crate::Executor::try_spawn) did not accept a closure, which

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::birth::carry_out;
+use super::birth::{see_to, see_to_last};
 use super::current;
 use super::event::Event;
 use super::group::{Group, Leaving, Member, Role, Start};
@@ -249,6 +249,7 @@ impl<'a> Worker<'a> {
                     lane.await_post();
                 }
             } else if may_spin
+                && !self.wants_leave()
                 && (lane.expects_call()
                     || mem::take(&mut emptied) && self.group.queue.expects_jobs())
             {
@@ -261,6 +262,13 @@ impl<'a> Worker<'a> {
                 return why;
             }
         }
+    }
+
+    /// Whether it should not wait for more when it has nothing to do, be it for a
+    /// moment: a worker that is called without a pause is asked for its room as well.
+    #[inline]
+    fn wants_leave(&self) -> bool {
+        self.group.wants_leave(self.role)
     }
 
     #[inline]
@@ -293,7 +301,7 @@ impl<'a> Worker<'a> {
             lane.stay_awake();
             return None;
         }
-        if self.group.wants_leave(self.role) {
+        if self.wants_leave() {
             lane.stay_awake();
             return self.leave_lane(lane, Leaving::Told);
         }
@@ -466,9 +474,7 @@ impl<'a> Worker<'a> {
     }
 
     fn cover_queue(&self) {
-        let todo = self.group.cover_queue();
-        let orphans = carry_out(self.registry, self.group, todo);
-        debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
+        see_to(self.registry, self.group, self.group.cover_queue());
     }
 
     // Death.
@@ -506,8 +512,8 @@ impl<'a> Worker<'a> {
                 current::left();
                 // The successor of a spoiled worker is waited for: it is this thread
                 // that tells the owners of the jobs if there will be none.
-                let orphans = carry_out(self.registry, self.group, todo);
-                debug_assert!(orphans.is_empty(), "nothing was pushed to a dead group");
+                let is_spoiled = why == Leaving::Spoiled;
+                see_to_last(self.registry, self.group, todo, is_spoiled);
                 true
             }
         }

@@ -26,6 +26,7 @@ use super::check::{HomeTid, StateCheck};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
 use crate::error::{Error, LeftThread, Result};
 use crate::home::Home;
+use crate::home::published::Published;
 use crate::home::roster::{self, Registration};
 use crate::sys;
 use crate::sys::perf::{PerfRecord, Recorder};
@@ -266,6 +267,9 @@ impl Detector {
     fn left_threads(&self, created: &[u32], worker: &Registration) -> io::Result<Vec<LeftThread>> {
         let deadline = Instant::now() + GRACE;
         let mut pause = Duration::from_micros(50);
+        // What other copies of the library in this process say of their threads. Read
+        // when it is needed: it is long.
+        let mut others: Option<Published> = None;
         loop {
             let mut alive = self.tasks.tids()?;
             // These are asked for by number: no list is needed to find them.
@@ -292,6 +296,7 @@ impl Detector {
                     && let Some(stat) = self.tasks.stat(tid)?
                     && !stat.is_io_worker
                     && !roster::is_reported(tid, stat.started)
+                    && !(others.as_ref()).is_some_and(|it| it.has(tid, stat.started))
                 {
                     if mine { &mut known } else { &mut unclear }.push((tid, stat.started));
                 }
@@ -303,6 +308,7 @@ impl Detector {
                 return Ok(Vec::new());
             }
             if Instant::now() < deadline {
+                others.get_or_insert_with(Published::of_this_process);
                 // Nothing tells of the end of a thread that the job made.
                 thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(5));
@@ -311,11 +317,20 @@ impl Detector {
             if !unclear.is_empty() && !worker.suspect_others() {
                 known.append(&mut unclear);
             }
+            // Some may have signed in since.
+            let others = Published::of_this_process();
+            known.retain(|&(tid, started)| !others.has(tid, started));
             let blamed = roster::blame(&known, &alive);
+            let own = self.tasks.name(sys::thread::tid());
             return Ok((blamed.into_iter())
-                .map(|tid| LeftThread {
-                    tid,
-                    name: self.tasks.name(tid),
+                .map(|tid| {
+                    let name = self.tasks.name(tid);
+                    let is_namesake = name == own;
+                    LeftThread {
+                        tid,
+                        name,
+                        is_namesake,
+                    }
                 })
                 .collect());
         }

@@ -54,6 +54,11 @@ impl JobRef {
         JobRef { job }
     }
 
+    /// Tells jobs apart that are there at the same time.
+    pub(crate) fn address(&self) -> usize {
+        self.job.addr().get()
+    }
+
     /// Gives the reference up, neither executed nor aborted.
     pub(super) fn into_raw(self) -> NonNull<Header> {
         ManuallyDrop::new(self).job

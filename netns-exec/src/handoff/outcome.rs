@@ -337,7 +337,14 @@ impl Door {
     /// Puts right, before the worker sleeps, what jobs may have changed; `false` when
     /// the thread is unfit for more.
     pub(crate) fn before_park(&mut self) -> bool {
-        self.spoiled |= !matches!(self.guard.before_park(), ThreadState::Clean);
+        let verdict = self.guard.before_park();
+        if !matches!(verdict, ThreadState::Clean) {
+            self.spoiled = true;
+            // No job's owner is told: which one has done it is not known any more.
+            self.report(|| {
+                tracing::warn!(?verdict, "worker found unfit when it had nothing to do")
+            });
+        }
         !self.spoiled
     }
 }

@@ -383,6 +383,14 @@ fn unlike_main(difference: Difference) -> Error {
         )
         .hint("/proc is not mounted, or is of another pid namespace");
     }
+    if inherit::has_main_thread_ended() {
+        return Error::kernel(
+            "cannot start the home thread: it is to be as the process's main thread is, and \
+             the main thread has ended",
+            cause,
+        )
+        .hint("use netns-exec first before it ends: `Executor::new` will do");
+    }
     if attribute == inherit::NETWORK_NAMESPACE {
         return Error::kernel(
             "cannot move the home thread to the network namespace of the process's main thread",

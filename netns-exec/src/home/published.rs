@@ -3,12 +3,13 @@
 //!
 //! [`sys::published`]: crate::sys::published
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 
 pub(crate) use crate::sys::published::Role;
 use crate::sys::published::{HOME, MAGIC, NAME, OWN, SIZE, VERSION, WORKER};
+use crate::sys::task;
 
 /// What the tables of a process say.
 #[derive(Debug, Default)]
@@ -33,6 +34,19 @@ impl Published {
             entries: Vec::new(),
             has_gaps: true,
         }
+    }
+
+    /// What all copies of the library in this process say. Nothing of those that cannot
+    /// be read just now.
+    pub(crate) fn of_this_process() -> Published {
+        let read = || {
+            let stat = fs::read_to_string("/proc/self/stat")?;
+            let started = task::start_of(&stat).ok_or(io::ErrorKind::InvalidData)?;
+            let maps = fs::read_to_string("/proc/thread-self/maps")?;
+            let mem = || File::open("/proc/thread-self/mem");
+            Ok::<_, io::Error>(Published::read(&maps, mem, std::process::id(), started))
+        };
+        read().unwrap_or_else(|_| Published::unreadable())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -100,6 +114,11 @@ impl Published {
             entry.tid == tid && same_start
         };
         self.entries.iter().find(is_it).map(|entry| entry.role)
+    }
+
+    /// Whether a thread is in the roster.
+    pub(crate) fn has(&self, tid: u32, started: u64) -> bool {
+        self.role_of(tid, Some(started)).is_some()
     }
 }
 

@@ -7,10 +7,11 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::{STACK, check_deep, spawn_deep};
+use crate::error::Error;
 use crate::executor::submit::{self, Patience};
 use crate::executor::{Config, Group, JoinHandle, Pool, Registry, birth, current, future, worker};
 use crate::guard::{Guard, Policy};
-use crate::handoff::outcome;
+use crate::handoff::{outcome, task};
 use crate::netns::Netns;
 use crate::sync::{Condvar, Mutex, let_time_pass, yield_now};
 
@@ -414,6 +415,62 @@ fn jobs_are_given_up_when_a_stand_in_cannot_be_born() {
         let told = fixture.run(move || inner.spawn(|| 7).join());
         assert_eq!(told.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
         assert_eq!(fixture.run(|| 7), 7);
+        fixture.close();
+    });
+}
+
+#[test]
+fn sender_relies_on_the_first_birth_of_another_call_which_fails() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|_| ());
+        let (id, label) = (fixture.netns.id(), fixture.netns.label());
+        let group = fixture.registry.group(id, label).unwrap();
+        fixture.registry.pool().capacity.reserve_anyway();
+        let start = group.begin_first(fixture.netns.clone()).unwrap();
+        let births = &fixture.registry.pool().births_that_fail;
+        births.store(1, std::sync::atomic::Ordering::Relaxed);
+        let sender = spawn_deep({
+            let (fixture, group) = (fixture.clone(), Arc::clone(&group));
+            // It has found a worker there, which has left since.
+            move || {
+                let pushed = task::spawn(
+                    || 7,
+                    |job| {
+                        submit::push(&fixture.registry, &group, &fixture.netns, job);
+                        Ok::<_, (_, Error)>(())
+                    },
+                );
+                let Ok(handle) = pushed else {
+                    unreachable!("it is pushed in any case")
+                };
+                assert_eq!(JoinHandle::new(handle).join().unwrap(), 7);
+            }
+        });
+        let (registry, netns) = (&fixture.registry, &fixture.netns);
+        let told = submit::start_first(registry, &group, netns, start, Patience::Endless);
+        assert_eq!(told.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        sender.join().unwrap();
+        fixture.close();
+    });
+}
+
+#[test]
+fn job_that_may_not_wait_for_room_meets_the_death_of_its_group() {
+    // One before its group is found, and one before the job is pushed.
+    check_deep(2, || {
+        let fixture = Fixture::new(|config| {
+            config.max_workers = Some(1);
+            config.idle_timeout = Some(Duration::ZERO);
+        });
+        fixture.group();
+        // Another namespace has a worker too many, so that there is no room when this
+        // one's has left.
+        fixture.registry.pool().capacity.reserve_anyway();
+        let tried = submit::try_spawn(&fixture.registry, None, &fixture.netns, || 7);
+        match tried.map(JoinHandle::new) {
+            Ok(handle) => assert_eq!(handle.join().unwrap(), 7),
+            Err(error) => assert_eq!(error.into_closure()(), 7),
+        }
         fixture.close();
     });
 }

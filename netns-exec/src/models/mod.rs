@@ -44,11 +44,16 @@
 //! | `unpin`: wake                              | `executor::worker_that_is_unpinned_ends_for_being_idle` |
 //! | `Threads::join`: wait for other joiners    | `executor::both_of_two_joiners_wait_for_the_thread` |
 //! | `queue_all`: look before it waits for room | `executor::batch_wakes_its_worker_before_it_waits_for_room` |
+//! | `start_first`: look for jobs that rely on it | `executor::sender_relies_on_the_first_birth_of_another_call_which_fails` |
+//! | `try_queue`: the job comes back from a dead group | `executor::job_that_may_not_wait_for_room_meets_the_death_of_its_group` |
 //! | `FutureJob::note`, AcqRel; a write at all  | `future::news_of_every_waker_is_seen_by_a_poll`  |
 //! | `FutureJob::note`: look at `POLLING`       | the same                                         |
 //! | `FutureJob::begin`, AcqRel                 | `future::two_workers_never_have_it_at_the_same_time` |
 //! | end of a poll, AcqRel; in one step; put back | the same                                       |
 //! | `FutureJob::settle`: look at `CANCELLED`   | `future::future_is_either_over_or_cancelled_and_dropped_once` |
+//!
+//! In models of latches, jobs and lanes a futex orders nothing (`sync::model`); in those
+//! of whole calls, whose sleepers block on a lock, it does.
 //!
 //! Not noticed: the fence of `worker_blocks`, the Release of `Serving::set_flag`
 //! and the AcqRel of `Latch::try_flag`. The last two are stronger than today's
@@ -69,7 +74,7 @@ mod scope;
 use std::any::Any;
 
 use crate::handoff::outcome::Outcome;
-use crate::sync::thread;
+use crate::sync::{self, thread};
 
 /// Tries every interleaving in which threads are interrupted at most
 /// `preemptions` times where they could have gone on. A thread that has to wait
@@ -88,6 +93,7 @@ const STACK: usize = 1 << 14;
 /// As [`check`], on a thread with more stack.
 fn check_deep(preemptions: usize, model: impl Fn() + Sync + Send + Copy + 'static) {
     check(preemptions, move || {
+        sync::have_sleepers_block();
         spawn_deep(model).join().unwrap();
     });
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::stat::fstat;
 
 use super::identify::id_of;
+use super::users::Users;
 use super::{NetnsId, why};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -19,6 +20,11 @@ use crate::sys;
 /// clones) and so keeps the namespace alive: a deleted one, with the devices
 /// in it, lives until the last handle is dropped. [`downgrade`](Netns::downgrade)
 /// makes a handle that does not.
+///
+/// With the last handle of a namespace that this process made without a name, or that
+/// has lost its name, the workers go that idle in it, without a wait: no later call
+/// could be for them. Jobs that wait or run there, and a [`Pinned`](crate::Pinned), keep
+/// it until they end.
 ///
 /// A handle means the namespace, not the name. When `blue` is deleted and made
 /// anew, a handle from before still means the old one. Two handles are equal,
@@ -43,6 +49,9 @@ use crate::sys;
 /// See network_namespaces(7) and ip-netns(8).
 #[derive(Clone)]
 pub struct Netns {
+    /// Its users, of whom the owner of this handle is one; see [`kept`](Netns::kept).
+    /// Dropped first: what is called then finds the namespace as it was.
+    users: Option<Arc<Users>>,
     pub(super) inner: Arc<Inner>,
 }
 
@@ -53,34 +62,60 @@ pub(super) struct Inner {
     /// The number in `net:[4026532177]`: 0 when it could not be asked for.
     pub(super) inode: u64,
     pub(super) label: Arc<str>,
-    /// This process gave it a name when it made it.
-    pub(super) named: bool,
+    pub(super) origin: Origin,
     /// It was found without a name since. The holders that it still has want it as it is.
     pub(super) lost_name: AtomicBool,
 }
 
+/// How a namespace came to this process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Found,
+    /// This process made it and gave it a name.
+    Named,
+    /// This process made it and gave it none.
+    Unnamed,
+}
+
 impl Netns {
-    /// `fd` must be an open network namespace and `id` its id.
-    pub(super) fn from_parts(fd: OwnedFd, id: NetnsId, label: Arc<str>, named: bool) -> Netns {
+    /// `fd` must be an open network namespace and `id` its id. No user has the handle
+    /// as yet.
+    pub(super) fn from_parts(fd: OwnedFd, id: NetnsId, label: Arc<str>, origin: Origin) -> Netns {
         let inode = fstat(&fd).map_or(0, |stat| stat.st_ino);
-        Netns {
-            inner: Arc::new(Inner {
-                fd,
-                id,
-                inode,
-                label,
-                named,
-                lost_name: AtomicBool::new(false),
-            }),
-        }
+        Netns::of_inner(Arc::new(Inner {
+            fd,
+            id,
+            inode,
+            label,
+            origin,
+            lost_name: AtomicBool::new(false),
+        }))
     }
 
-    /// Notes that the namespace was given a name. To be called on the handle that
-    /// was just made.
-    pub(super) fn with_name(mut self) -> Netns {
-        let inner = Arc::get_mut(&mut self.inner);
-        inner.expect("the only handle").named = true;
+    /// As [`from_parts`](Netns::from_parts).
+    pub(super) fn of_inner(inner: Arc<Inner>) -> Netns {
+        Netns { users: None, inner }
+    }
+
+    /// Counts the handle, and its clones, as a user's.
+    pub(super) fn for_user(mut self) -> Netns {
+        let unnamed = self.inner.origin == Origin::Unnamed;
+        self.users = Users::of(self.id(), unnamed);
         self
+    }
+
+    /// A handle for the library itself. It keeps the namespace, but not the workers
+    /// that idle there.
+    pub(crate) fn kept(&self) -> Netns {
+        Netns::of_inner(Arc::clone(&self.inner))
+    }
+
+    /// Notes how this process made the namespace. To be called on the handle that was
+    /// just made.
+    pub(super) fn made(mut self, origin: Origin) -> Netns {
+        let inner = Arc::get_mut(&mut self.inner);
+        inner.expect("the only handle").origin = origin;
+        self.for_user()
     }
 
     /// Tells whether it is known that the namespace had a name, whether or not it
@@ -88,7 +123,12 @@ impl Netns {
     /// `false` when its loss was noted before.
     pub(crate) fn had_name(&self) -> bool {
         !self.inner.lost_name.load(Ordering::Relaxed)
-            && (self.inner.named || sys::netns::is_detached(self.as_fd()))
+            && (self.inner.origin == Origin::Named || sys::netns::is_detached(self.as_fd()))
+    }
+
+    /// Tells whether the deletion watch has seen the namespace lose its last name.
+    pub(crate) fn lost_name(&self) -> bool {
+        self.inner.lost_name.load(Ordering::Relaxed)
     }
 
     /// Wraps what is known to be a network namespace; without a label it is
@@ -105,7 +145,7 @@ impl Netns {
             Some(label) => label.into(),
             None => format!("netns:{id}").into(),
         };
-        Ok(Netns::from_parts(fd, id, label, false))
+        Ok(Netns::from_parts(fd, id, label, Origin::Found).for_user())
     }
 
     /// Returns the namespace's never-reused id.

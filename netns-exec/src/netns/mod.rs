@@ -16,6 +16,7 @@ mod named;
 mod owned;
 mod source;
 mod thread;
+pub(crate) mod users;
 pub(crate) mod watch;
 mod weak;
 mod why;
@@ -24,8 +25,8 @@ use std::io;
 
 use crate::home::Home;
 
-use handle::Inner;
 pub use handle::Netns;
+use handle::{Inner, Origin};
 pub use id::NetnsId;
 pub use owned::OwnedNetns;
 pub use weak::WeakNetns;

@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::fstat;
 
-use super::Netns;
 use super::source::{creation_failed, not_a_netns, open_at};
 use super::why::{self, is_permission};
+use super::{Netns, Origin};
 use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::sys::mount;
@@ -176,7 +176,7 @@ impl Netns {
             })
         };
         made.map_err(|cause| creation_failed(attempt, cause))?
-            .map(Netns::with_name)
+            .map(|netns| netns.made(Origin::Named))
     }
 
     /// Makes a namespace and mounts it at `path`, where it stays: for names that are kept
@@ -210,7 +210,7 @@ impl Netns {
             Home::get()?.visit(move || make(&path, &shown, &attempt))
         };
         made.map_err(|cause| creation_failed(attempt, cause))?
-            .map(Netns::with_name)
+            .map(|netns| netns.made(Origin::Named))
     }
 
     /// Takes away what [`create_at`](Netns::create_at) has made: the mount and its file.
@@ -347,7 +347,7 @@ impl Netns {
         let entries = fs::read_dir(FOLDER).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name());
         let first = names.filter(|name| has(name)).min();
-        let was_named = self.inner.named || netns::is_detached(self.as_fd());
+        let was_named = self.inner.origin == Origin::Named || netns::is_detached(self.as_fd());
         first.or_else(|| (is_name && was_named).then(|| label.to_owned()))
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::why::{self, is_permission};
-use super::{Netns, NetnsId, with_privilege};
+use super::{Netns, NetnsId, Origin, with_privilege};
 use crate::error::{Error, Kind, Result};
 use crate::home::{Home, roster};
 use crate::sys::netns::{self, FileKind};
@@ -259,7 +259,7 @@ impl Netns {
         let attempt = "cannot create a netns";
         let made = Home::get()?.visit(netns::unshare).and_then(|made| made);
         let fd = made.map_err(|cause| creation_failed(attempt, cause))?;
-        Netns::wrap(fd, None, attempt)
+        Netns::wrap(fd, None, attempt).map(|netns| netns.made(Origin::Unnamed))
     }
 
     /// The same namespace under another label, as a handle of its own.

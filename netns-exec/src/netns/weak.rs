@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::identify::id_of;
-use super::{Inner, Netns, NetnsId};
+use super::{Inner, Netns, NetnsId, Origin};
 use crate::home::Home;
 use crate::sys::netns::FileHandle;
 
@@ -36,7 +36,7 @@ pub struct WeakNetns {
     inner: Weak<Inner>,
     id: NetnsId,
     label: Arc<str>,
-    named: bool,
+    origin: Origin,
     /// `None` on kernels without file handles of namespaces.
     handle: Option<FileHandle>,
 }
@@ -58,7 +58,7 @@ impl Netns {
             inner: Arc::downgrade(&self.inner),
             id: self.inner.id,
             label: Arc::clone(&self.inner.label),
-            named: self.inner.named,
+            origin: self.inner.origin,
             handle: FileHandle::of(self.as_fd()).ok(),
         }
     }
@@ -88,8 +88,14 @@ impl WeakNetns {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn upgrade(&self) -> Option<Netns> {
+        self.upgrade_kept().map(Netns::for_user)
+    }
+
+    /// As [`upgrade`](WeakNetns::upgrade), for the library itself: see
+    /// [`Netns::kept`].
+    pub(crate) fn upgrade_kept(&self) -> Option<Netns> {
         if let Some(inner) = self.inner.upgrade() {
-            return Some(Netns { inner });
+            return Some(Netns::of_inner(inner));
         }
         let handle = self.handle?;
         // A namespace that died has no file any more (ESTALE), even where its
@@ -104,7 +110,7 @@ impl WeakNetns {
             fd,
             id,
             Arc::clone(&self.label),
-            self.named,
+            self.origin,
         ))
     }
 

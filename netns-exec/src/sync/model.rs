@@ -23,13 +23,52 @@ pub(crate) use loom::thread_local as local;
 /// A thread that sleeps on a word.
 struct Sleeper {
     word: usize,
-    woken: Arc<loom::sync::Condvar>,
+    is_woken: Arc<std::sync::atomic::AtomicBool>,
+    /// For one that blocks.
+    bell: Arc<loom::sync::Condvar>,
+}
+
+/// What the kernel knows of sleepers. Nothing that orders what threads do is loom's.
+struct Kernel {
+    /// Moves with every call, so that loom tries them in every order.
+    clock: AtomicU32,
+    /// In the order in which they fell asleep.
+    sleepers: std::sync::Mutex<Vec<Sleeper>>,
+    /// See [`have_sleepers_block`].
+    block: std::sync::atomic::AtomicBool,
+    lock: loom::sync::Mutex<()>,
 }
 
 loom::lazy_static! {
-    /// In the order in which they fell asleep. The lock is the kernel's: it makes
-    /// looking at the word and falling asleep one step for the waker.
-    static ref SLEEPERS: loom::sync::Mutex<Vec<Sleeper>> = loom::sync::Mutex::new(Vec::new());
+    static ref KERNEL: Kernel = Kernel {
+        clock: AtomicU32::new(0),
+        sleepers: std::sync::Mutex::new(Vec::new()),
+        block: false.into(),
+        lock: loom::sync::Mutex::new(()),
+    };
+}
+
+impl Kernel {
+    /// Begins a system call. Other threads may go first. Where sleepers block, what it
+    /// returns keeps them out from now on.
+    fn enter(&self) -> Option<loom::sync::MutexGuard<'_, ()>> {
+        if self.block.load(Ordering::Relaxed) {
+            return Some(self.lock.lock().unwrap());
+        }
+        self.clock.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    fn sleepers(&self) -> std::sync::MutexGuard<'_, Vec<Sleeper>> {
+        self.sleepers.lock().unwrap()
+    }
+}
+
+/// From now on threads sleep on a lock of loom's, which orders what the waker did before
+/// what the sleeper does next; else they ask again and again, which orders nothing. Models
+/// of whole calls have too many threads for that.
+pub(crate) fn have_sleepers_block() {
+    KERNEL.block.store(true, Ordering::Relaxed);
 }
 
 loom::lazy_static! {
@@ -53,33 +92,62 @@ fn time_is_up() -> bool {
     left.is_ok()
 }
 
-/// Sleeps until it is woken through the very same word, so that a wake-up that
-/// is lost is a deadlock, which loom reports.
+/// Sleeps until it is woken through the very same word. A wake-up that is lost shows as
+/// a deadlock, or as a model with too many branches where the sleeper asks for ever.
+///
+/// What futex(2) promises is one thing: the look at the word and the falling asleep are
+/// one step for the waker, who looks for sleepers after it has changed the word. It does
+/// not say that the sleeper then sees what the waker has done.
 pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) -> bool {
-    let mut sleepers = SLEEPERS.lock().unwrap();
-    if word.load(Ordering::Relaxed) != expected {
+    let kernel = &*KERNEL;
+    let locked = kernel.enter();
+    let found = match locked {
+        Some(_) => word.load(Ordering::Relaxed),
+        // A change that changes nothing: it gets the latest value, where a load may get
+        // one from before a wake-up. From here to the push no other thread runs.
+        None => word.fetch_or(0, Ordering::Relaxed),
+    };
+    if found != expected {
         return true;
     }
     if timeout.is_some() && time_is_up() {
         return false;
     }
-    let woken = Arc::new(loom::sync::Condvar::new());
-    sleepers.push(Sleeper {
+    let is_woken = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let bell = Arc::new(loom::sync::Condvar::new());
+    kernel.sleepers().push(Sleeper {
         word: std::ptr::from_ref(word).addr(),
-        woken: Arc::clone(&woken),
+        is_woken: Arc::clone(&is_woken),
+        bell: Arc::clone(&bell),
     });
-    loop {
-        sleepers = woken.wait(sleepers).unwrap();
-        if !(sleepers.iter()).any(|sleeper| Arc::ptr_eq(&sleeper.woken, &woken)) {
-            return true;
+    let is_woken = || is_woken.load(Ordering::Relaxed);
+    match locked {
+        Some(mut locked) => {
+            while !is_woken() {
+                locked = bell.wait(locked).unwrap();
+            }
+        }
+        None => {
+            while !is_woken() {
+                yield_now();
+            }
         }
     }
+    true
 }
 
 pub(crate) fn futex_wake(word: *const AtomicU32) {
-    let mut sleepers = SLEEPERS.lock().unwrap();
-    if let Some(at) = (sleepers.iter()).position(|sleeper| sleeper.word == word.addr()) {
-        sleepers.remove(at).woken.notify_one();
+    let kernel = &*KERNEL;
+    let locked = kernel.enter();
+    let mut sleepers = kernel.sleepers();
+    let at = (sleepers.iter()).position(|sleeper| sleeper.word == word.addr());
+    let sleeper = at.map(|at| sleepers.remove(at));
+    drop(sleepers);
+    if let Some(sleeper) = sleeper {
+        sleeper.is_woken.store(true, Ordering::Relaxed);
+        if locked.is_some() {
+            sleeper.bell.notify_one();
+        }
     }
 }
 

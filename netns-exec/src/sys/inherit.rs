@@ -12,7 +12,7 @@ use nix::sys::prctl;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, getpid, gettid};
 
-use super::{caps, thread};
+use super::{caps, task, thread};
 
 /// What the calling thread could not get from the main thread.
 #[derive(Debug)]
@@ -91,6 +91,11 @@ pub(crate) fn adopt_mask_of_main() -> io::Result<()> {
 /// The main thread's folder in `/proc`: `self` has the files of the process.
 fn main_task() -> String {
     format!("self/task/{}", getpid())
+}
+
+/// Whether the process goes on without its main thread.
+pub(crate) fn has_main_thread_ended() -> bool {
+    task::alive_since(std::process::id()).is_ok_and(|started| started.is_none())
 }
 
 #[expect(clippy::disallowed_methods, reason = "on threads that are being made")]

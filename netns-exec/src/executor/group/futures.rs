@@ -105,15 +105,16 @@ impl Group {
         Ok(how)
     }
 
-    /// The future that was admitted with this number is over.
-    pub(crate) fn future_over(&self, number: usize) {
+    /// The future that was admitted with this number is over. Tells what
+    /// [`unpin`](Group::unpin) does.
+    pub(in crate::executor) fn future_over(&self, number: usize) -> bool {
         let task = {
             let mut live = self.futures.live.lock();
             live.free.push(number);
             live.tasks[number].take()
         };
         drop(task);
-        self.unpin();
+        self.unpin()
     }
 
     /// Whether there is a worker, or one on its way.

@@ -123,12 +123,65 @@ fn thread_left_behind_is_reported_once_with_tid_and_name() {
         let expected = LeftThread {
             tid: lingering.tid,
             name: "left-behind".to_owned(),
+            is_namesake: false,
         };
         assert_eq!(left, [expected]);
         assert_clean(job(guard, || {
             thread::spawn(|| ()).join().expect("no panic")
         }));
         lingering.end();
+    });
+}
+
+#[test]
+fn thread_that_is_called_as_its_worker_is_reported_as_what_it_is() {
+    watched(|guard| {
+        let name = fs::read_to_string("/proc/thread-self/comm").expect("procfs");
+        let mut lingering = None;
+        let state = job(guard, || {
+            lingering = Some(Lingering::named(name.trim_end()))
+        });
+        let lingering = lingering.expect("the job ran");
+        let ThreadState::LeftThreads(left) = state else {
+            panic!("{state:?}");
+        };
+        let text = crate::error::Error::left_threads(&left).to_string();
+        let words = format!(
+            "{}, called `{}` after the worker",
+            lingering.tid,
+            name.trim_end()
+        );
+        assert!(text.contains(&words), "{text}");
+        lingering.end();
+    });
+}
+
+/// Another copy of the library, such as a plug-in has, signs its workers in with a
+/// roster of its own, of which this one knows what is published.
+#[test]
+fn worker_of_another_copy_of_the_library_is_no_thread_of_the_jobs() {
+    use crate::sys::published::{Role, Table};
+    let table = Table::publish().expect("a table");
+    watched(|guard| {
+        let mut theirs = None;
+        let state = job(guard, || {
+            let parent = thread::spawn(|| Lingering::named("ns:theirs/0"));
+            let thread = parent.join().expect("no panic");
+            let started = sys::task::alive_since(thread.tid).expect("procfs");
+            let slot = table.take().expect("it is empty");
+            slot.set(Role::Worker(7), thread.tid, started.expect("it lives"));
+            theirs = Some((thread, slot));
+        });
+        assert_clean(state);
+        let (thread, slot) = theirs.expect("the job ran");
+        // What is not published is a thread that the job has left.
+        slot.clear();
+        let state = job(guard, || drop(thread::spawn(|| ()).join()));
+        assert!(
+            matches!(&state, ThreadState::LeftThreads(left) if left[0].tid == thread.tid),
+            "{state:?}"
+        );
+        thread.end();
     });
 }
 
