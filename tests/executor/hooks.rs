@@ -265,3 +265,23 @@ fn hooks_are_dropped_with_the_executor_whatever_they_do_then() {
     assert_eq!(names.iter().find(ours), None);
     drop(panic_of(|| drop(Told(Arc::default()))));
 }
+
+#[test]
+fn handle_that_a_start_hook_keeps_keeps_the_workers() {
+    let kept = Arc::new(Mutex::new(None));
+    let hook = {
+        let kept = Arc::clone(&kept);
+        move |netns: &Netns| {
+            *kept.lock().unwrap() = Some(netns.clone());
+            Ok(())
+        }
+    };
+    let executor = with_start(hook);
+    let netns = fresh();
+    let worker = executor.run(&netns, tid).unwrap();
+    drop(netns);
+    let netns = kept.lock().unwrap().take().unwrap();
+    assert_eq!(executor.run(&netns, tid).unwrap(), worker);
+    drop(netns);
+    eventually("the workers are gone", || executor.stats().workers == 0);
+}

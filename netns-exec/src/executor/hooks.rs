@@ -91,6 +91,8 @@ impl Hooks {
         let Some(given) = (self.given.as_ref()).filter(|given| !given.start.is_empty()) else {
             return Ok(());
         };
+        // What a hook keeps of it is a user's.
+        let netns = &netns.kept().for_user();
         let attempt = |what| format!("cannot start a worker for netns `{netns}`: {what}");
         for hook in &given.start {
             match in_start_hook(|| hook(netns)) {
@@ -131,6 +133,7 @@ impl Hooks {
 
     /// Runs what a worker runs when it stops, through its door.
     pub(super) fn run_stop(&self, netns: &Netns, door: &mut Door) {
+        let netns = &netns.kept().for_user();
         for hook in self.given.iter().flat_map(|given| &given.stop) {
             if door.is_spoiled() {
                 return;

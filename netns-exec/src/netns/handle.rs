@@ -98,7 +98,7 @@ impl Netns {
     }
 
     /// Counts the handle, and its clones, as a user's.
-    pub(super) fn for_user(mut self) -> Netns {
+    pub(crate) fn for_user(mut self) -> Netns {
         let unnamed = self.inner.origin == Origin::Unnamed;
         self.users = Users::of(self.id(), unnamed);
         self
