@@ -287,6 +287,9 @@ fn acquire(args: &Args, namespaces: &[Netns]) -> Result<Lease, Failure> {
     }
     let outcome = request.acquire();
     waiting.end();
+    // Its workers still have descriptors to open and to close, and this process is about
+    // to become another program: dup2(2) is EBUSY on a number that is just being given out.
+    executor.shutdown(None)?;
     outcome.map_err(|error| {
         let failure = Failure::new(error.to_string());
         match error.is_in_use() || error.kind() == ErrorKind::Exhausted {
