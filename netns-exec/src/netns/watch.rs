@@ -366,9 +366,14 @@ impl DeletionWatch {
                 return;
             }
             let is_woken = !matches!(&woken, Ok(woken) if !woken.wake);
-            let refreshed = woken.and_then(|woken| match woken.mounts {
-                true => state.refresh(),
-                false => Ok(false),
+            let refreshed = woken.and_then(|woken| {
+                // A new subscriber has looked for itself, and may know of a mount that
+                // was put off: without it, it would be told of a loss.
+                let is_behind = woken.wake && state.put_off().is_some();
+                match woken.mounts || is_behind {
+                    true => state.refresh(),
+                    false => Ok(false),
+                }
             });
             let mut changed = matches!(refreshed, Ok(true)) || is_woken;
             if let Err(cause) = refreshed {
