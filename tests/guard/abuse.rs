@@ -163,7 +163,7 @@ fn job_that_takes_all_threads_leaves_a_working_worker() {
     for guard in GUARDS {
         let (executor, netns, other) = (executor(guard), fresh(), fresh());
         // Held, or it would be given up for the other one.
-        let _held = executor.pin(&netns).unwrap();
+        let held = executor.pin(&netns).unwrap();
         let worker = executor.run(&netns, tid).unwrap();
         let gate = Gate::new();
         if guard == Guard::Seal {
@@ -190,6 +190,9 @@ fn job_that_takes_all_threads_leaves_a_working_worker() {
             thread.join().unwrap();
         }
         assert_next_runs_right(&executor, &netns, &other);
+        // Threads that end meanwhile would leave room where there is to be none.
+        drop(held);
+        executor.shutdown(None).unwrap();
     }
 }
 

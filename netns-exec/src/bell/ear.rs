@@ -287,7 +287,8 @@ impl Listening {
             let wait = if look.in_a_rush || is_late {
                 // It looks again soon enough, whatever comes.
                 self.shared.next.store(0, Ordering::Relaxed);
-                std::thread::sleep(TICK);
+                // But at once when it is told of something.
+                sys::scm::wait(self.socket.as_fd(), TICK);
                 EpollTimeout::ZERO
             } else {
                 self.shared.next.store(look.next, Ordering::Relaxed);

@@ -201,6 +201,13 @@ fn receive_message(socket: BorrowedFd<'_>, header: &mut libc::msghdr) -> io::Res
     })
 }
 
+/// Waits until there is something to [`receive`], or `limit` has passed.
+pub(crate) fn wait(socket: BorrowedFd<'_>, limit: Duration) {
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    // A signal ends it as well.
+    let _ = poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], limit);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
