@@ -239,18 +239,16 @@ fn waker_works_a_thousand_times_and_after_all_is_over() {
     eventually("it is polled", || places.polls().len() > before);
     signal.finish();
     assert_eq!(handle.join().unwrap(), 7);
-    assert_eq!(
-        places.polls().len(),
-        before + 2,
-        "a thousand wake-ups are one poll"
-    );
+    // The first of them may find by its end that the signal has come.
+    let polls = places.polls().len() - before;
+    assert!(polls <= 2, "a thousand wake-ups are one poll, not {polls}");
     executor.shutdown(None).unwrap();
     for _ in 0..1000 {
         waker.wake_by_ref();
     }
     drop(signal);
     waker.wake();
-    assert_eq!(places.polls().len(), before + 2);
+    assert_eq!(places.polls().len(), before + polls);
     assert_eq!(places.drops(), [netns.id()]);
 }
 
