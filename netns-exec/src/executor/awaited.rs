@@ -14,8 +14,8 @@ use std::task::{Context, Poll};
 use super::birth;
 use super::current::{self, Polled};
 use super::group::{First, Group, Todo};
-use super::registry::{Registry, Retired, RoomWait};
-use super::submit::{self, Destination, Patience};
+use super::registry::{Registry, Retired, Room, RoomWait};
+use super::submit::{self, Destination};
 use super::wakers::{Ticket, Wakers};
 use crate::error::{Error, Result};
 use crate::handoff::task::{self, TaskHandle};
@@ -326,8 +326,7 @@ fn notify(registry: &Arc<Registry>, group: &Arc<Group>, netns: impl Destination 
     if !orphans.is_empty() {
         let registry = Arc::clone(registry);
         // Where it cannot be done, they are dropped, which tells their owners.
-        let _ =
-            aside::errand(move || submit::reship(&registry, &netns, Patience::Endless, orphans));
+        let _ = aside::errand(move || submit::reship(&registry, &netns, Room::Awaited, orphans));
     }
 }
 

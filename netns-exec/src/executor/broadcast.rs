@@ -13,7 +13,7 @@ use super::current;
 use super::group::{First, Group};
 use super::owner::Executor;
 use super::registry::{Registry, Room};
-use super::submit::{Patience, ensure_served};
+use super::submit::{ensure_served, room_for_this_thread};
 use crate::error::{Error, Result};
 use crate::handoff;
 use crate::handoff::job::JobRef;
@@ -62,11 +62,7 @@ impl<'a> Sender<'a> {
     fn new(registry: &'a Arc<Registry>) -> Self {
         Sender {
             registry,
-            room: match current::is_worker() {
-                // The caller of this thread's job may hold the room that it needs.
-                true => Room::Anyway,
-                false => Room::Awaited,
-            },
+            room: room_for_this_thread(Room::Awaited),
             births: VecDeque::new(),
             late: Vec::new(),
         }
@@ -79,7 +75,7 @@ impl<'a> Sender<'a> {
         while self.settle_one() {}
         for (group, netns, job) in self.late {
             current::blocking(|| group.queue.push(job));
-            ensure_served(self.registry, netns, &group, Patience::Endless);
+            ensure_served(self.registry, netns, &group, Room::Awaited);
         }
     }
 
@@ -115,7 +111,7 @@ impl<'a> Sender<'a> {
 
     fn push(&mut self, group: Arc<Group>, netns: &'a Netns, job: JobRef) {
         match group.queue.try_push(job) {
-            Ok(()) => ensure_served(self.registry, netns, &group, Patience::Endless),
+            Ok(()) => ensure_served(self.registry, netns, &group, Room::Awaited),
             Err(job) => self.late.push((group, netns, job)),
         }
     }

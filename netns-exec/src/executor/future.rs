@@ -179,11 +179,7 @@ fn admit(
 
 /// Has a thread seek the first worker for futures of `group`.
 fn seek_worker(registry: &Arc<Registry>, group: &Arc<Group>, netns: &impl Destination) {
-    // As for a job's own calls: the caller of this thread's job may hold the room.
-    let room = match current::is_worker() {
-        true => Room::Anyway,
-        false => Room::Awaited,
-    };
+    let room = submit::room_for_this_thread(Room::Awaited);
     let begin = || -> Result<()> {
         let netns = netns.netns()?;
         let seek = {

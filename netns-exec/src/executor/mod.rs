@@ -45,7 +45,7 @@ pub(crate) use pool::Config;
 #[cfg(all(test, loom))]
 pub(crate) use pool::Pool;
 #[cfg(all(test, loom))]
-pub(crate) use registry::Registry;
+pub(crate) use registry::{Registry, Room};
 pub use scope::Scope;
 pub use stats::{NetnsStats, Stats};
 pub use submit::TrySpawnError;

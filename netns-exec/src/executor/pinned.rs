@@ -11,8 +11,7 @@ use super::current;
 use super::group::Group;
 use super::handle::JoinHandle;
 use super::owner::Executor;
-use super::registry::Registry;
-use super::submit::Patience;
+use super::registry::{Registry, Room};
 use super::submit::{self, TrySpawnError};
 use crate::error::Result;
 use crate::netns::{Netns, NetnsId, WeakNetns};
@@ -72,7 +71,7 @@ impl Drop for PinnedGroup {
 
 impl Pinned {
     pub(crate) fn new(executor: Executor, netns: &Netns) -> Result<Pinned> {
-        let group = submit::started(executor.registry(), None, netns, Patience::Endless)?;
+        let group = submit::started(executor.registry(), None, netns, Room::Awaited)?;
         Ok(Pinned::of(executor, netns, group))
     }
 
@@ -127,7 +126,7 @@ impl Pinned {
         if !self.group.group.is_retiring() {
             return submit::run_on(registry, &self.group.group, &self.netns, f);
         }
-        submit::run_on(registry, &self.renew(Patience::Endless)?, &self.netns, f)
+        submit::run_on(registry, &self.renew(Room::Awaited)?, &self.netns, f)
     }
 
     /// Ships `f` to a worker of the namespace and returns at once.
@@ -153,7 +152,7 @@ impl Pinned {
         &self,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
-        let group = self.current(Patience::Endless)?;
+        let group = self.current(Room::Awaited)?;
         submit::spawn(self.executor.registry(), Some(&group), &self.netns, f).map(JoinHandle::new)
     }
 
@@ -226,7 +225,7 @@ impl Pinned {
         jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send + 'static>,
     ) -> Result<Vec<JoinHandle<T>>> {
         let tasks = submit::spawn_batch(jobs, |batch| {
-            let group = self.current(Patience::Endless)?;
+            let group = self.current(Room::Awaited)?;
             submit::queue_all(self.executor.registry(), Some(&group), &self.netns, batch)
         })?;
         Ok(tasks.into_iter().map(JoinHandle::new).collect())
@@ -251,7 +250,7 @@ impl Pinned {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        match self.current(Patience::None) {
+        match self.current(Room::Now) {
             Ok(group) => submit::try_spawn(self.executor.registry(), Some(&group), &self.netns, f)
                 .map(JoinHandle::new),
             Err(error) if error.is_full() => Err(TrySpawnError::Full(f)),
@@ -276,7 +275,7 @@ impl Pinned {
     /// retired or a job spoils it. One is started if there is none.
     pub(crate) fn thread(&self) -> Result<u32> {
         loop {
-            let group = self.current(Patience::Endless)?;
+            let group = self.current(Room::Awaited)?;
             match group.thread() {
                 Some(tid) => return Ok(tid),
                 // A spare may serve meanwhile, which the calling thread may be: it takes
@@ -290,10 +289,10 @@ impl Pinned {
         self.netns.label()
     }
 
-    fn current(&self, patience: Patience) -> Result<Arc<Group>> {
+    fn current(&self, room: Room) -> Result<Arc<Group>> {
         current::check_may_wait()?;
         if self.group.group.is_retiring() {
-            self.renew(patience)
+            self.renew(room)
         } else {
             Ok(Arc::clone(&self.group.group))
         }
@@ -301,12 +300,12 @@ impl Pinned {
 
     /// Finds or starts the group that serves the namespace now.
     #[cold]
-    fn renew(&self, patience: Patience) -> Result<Arc<Group>> {
+    fn renew(&self, room: Room) -> Result<Arc<Group>> {
         if let Some(group) = self.later() {
             return Ok(group);
         }
         // Not locked: a call that finds room waits for no other that does not.
-        let group = submit::started(self.executor.registry(), None, &self.netns, patience)?;
+        let group = submit::started(self.executor.registry(), None, &self.netns, room)?;
         self.note_later(&group);
         Ok(group)
     }

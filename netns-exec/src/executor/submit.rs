@@ -57,15 +57,6 @@ impl Destination for WeakNetns {
     }
 }
 
-/// Whether a caller waits for others to make room.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    None,
-    Endless,
-    /// Needs none: what is not there is taken all the same.
-    NotNeeded,
-}
-
 struct Cached {
     executor: u64,
     group: Arc<Group>,
@@ -184,17 +175,17 @@ pub(crate) fn queue(
     netns: &impl Destination,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
-    queue_with(registry, known, netns, Patience::Endless, job)
+    queue_with(registry, known, netns, Room::Awaited, job)
 }
 
 fn queue_with(
     registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
     netns: &impl Destination,
-    patience: Patience,
+    room: Room,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
-    let group = match served(registry, known, netns, patience) {
+    let group = match served(registry, known, netns, room) {
         Ok(group) => group,
         Err(error) => return Err((job, error)),
     };
@@ -212,7 +203,7 @@ pub(crate) fn push(
     if let Err(job) = group.queue.try_push(job) {
         current::blocking(|| group.queue.push(job));
     }
-    ensure_served(registry, netns, group, Patience::Endless);
+    ensure_served(registry, netns, group, Room::Awaited);
 }
 
 /// As [`queue`], for many jobs, with as few wake-ups as possible. Takes none when
@@ -223,18 +214,18 @@ pub(crate) fn queue_all(
     netns: &impl Destination,
     jobs: impl Iterator<Item = JobRef>,
 ) -> Result<()> {
-    let group = served(registry, known, netns, Patience::Endless)?;
+    let group = served(registry, known, netns, Room::Awaited)?;
     for job in jobs {
         if let Err(job) = group.queue.try_push(job) {
             // No worker makes room that does not know that there is something to do.
-            ensure_served(registry, netns, &group, Patience::Endless);
+            ensure_served(registry, netns, &group, Room::Awaited);
             current::blocking(|| group.queue.push(job));
             // Room for one is little to go on with: let the worker make more.
             sync::yield_now();
         }
     }
     // One is enough for many workers: each that takes a job has the rest covered.
-    ensure_served(registry, netns, &group, Patience::Endless);
+    ensure_served(registry, netns, &group, Room::Awaited);
     Ok(())
 }
 
@@ -244,11 +235,11 @@ fn served(
     registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
     netns: &impl Destination,
-    patience: Patience,
+    room: Room,
 ) -> Result<Arc<Group>> {
     match known {
         Some(group) if group.is_served() => Ok(Arc::clone(group)),
-        _ => current::blocking(|| started(registry, known, netns, patience)),
+        _ => current::blocking(|| started(registry, known, netns, room)),
     }
 }
 
@@ -257,7 +248,7 @@ pub(crate) fn started(
     registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
     netns: &impl Destination,
-    patience: Patience,
+    room: Room,
 ) -> Result<Arc<Group>> {
     current::check_may_wait()?;
     let find = || registry.group(netns.id(), netns.label());
@@ -265,18 +256,21 @@ pub(crate) fn started(
         Some(group) => Arc::clone(group),
         None => find()?,
     };
-    let room = match patience {
-        // The caller of this thread's job may hold the room that it needs.
-        _ if current::is_worker() => Room::Anyway,
-        Patience::None => Room::Now,
-        Patience::NotNeeded => Room::Anyway,
-        Patience::Endless => Room::Awaited,
-    };
+    let room = room_for_this_thread(room);
     while !first_worker(registry, &group, netns, room)? {
         group = find()?;
     }
     // Even when it has left again by now: the queue finds that out.
     Ok(group)
+}
+
+/// The room that the calling thread asks for, which would ask for `room` if it were no
+/// worker: the caller of its job may hold the very room that it needs.
+pub(crate) fn room_for_this_thread(room: Room) -> Room {
+    match current::is_worker() {
+        true => Room::Anyway,
+        false => room,
+    }
 }
 
 /// Sees to it that a group has a worker; `false` when it never will again.
@@ -300,12 +294,7 @@ pub(crate) fn first_worker(
                 let Some(start) = group.begin_first(handle) else {
                     continue;
                 };
-                let patience = match room {
-                    Room::Awaited => Patience::Endless,
-                    Room::Now => Patience::None,
-                    Room::Anyway => Patience::NotNeeded,
-                };
-                start_first(registry, group, netns, start, patience)
+                start_first(registry, group, netns, start, room)
             }
         };
         match born {
@@ -322,19 +311,19 @@ pub(crate) fn start_first(
     group: &Arc<Group>,
     netns: &impl Destination,
     start: Start,
-    patience: Patience,
+    room: Room,
 ) -> Result<()> {
     birth::start(registry, group, start).inspect_err(|error| {
         group.fail_futures(error);
         registry.bury(group);
-        let patience = match patience {
+        let room = match room {
             // It is others' jobs that may need room, and they cannot be given back.
-            Patience::None => Patience::NotNeeded,
-            patience => patience,
+            Room::Now => Room::Anyway,
+            room => room,
         };
         // A sender that found a worker before, which has left, may have relied on this
         // one.
-        ensure_served(registry, netns, group, patience);
+        ensure_served(registry, netns, group, room);
     })
 }
 
@@ -344,22 +333,22 @@ pub(crate) fn ensure_served(
     registry: &Arc<Registry>,
     netns: &impl Destination,
     group: &Arc<Group>,
-    patience: Patience,
+    room: Room,
 ) {
     let orphans = birth::carry_out(registry, group, group.notify());
     group.tell_if_stuck();
-    reship(registry, netns, patience, orphans);
+    reship(registry, netns, room, orphans);
 }
 
 /// Ships jobs elsewhere whose group has died.
 pub(crate) fn reship(
     registry: &Arc<Registry>,
     netns: &impl Destination,
-    patience: Patience,
+    room: Room,
     jobs: Vec<JobRef>,
 ) {
     for orphan in jobs {
-        if let Err((job, error)) = queue_with(registry, None, netns, patience, orphan) {
+        if let Err((job, error)) = queue_with(registry, None, netns, room, orphan) {
             job.abort(error);
         }
     }
@@ -422,7 +411,7 @@ fn try_queue(
 ) -> Result<(), (JobRef, Option<Error>)> {
     let mut known = known.cloned();
     loop {
-        let group = match started(registry, known.as_ref(), netns, Patience::None) {
+        let group = match started(registry, known.as_ref(), netns, Room::Now) {
             Ok(group) => group,
             Err(error) => return Err((job, Some(error))),
         };
@@ -434,7 +423,7 @@ fn try_queue(
         let own = (orphans.iter()).position(|orphan| orphan.address() == address);
         let own = own.map(|at| orphans.swap_remove(at));
         // Other senders', which were taken: they cannot be given back.
-        reship(registry, netns, Patience::NotNeeded, orphans);
+        reship(registry, netns, Room::Anyway, orphans);
         match own {
             None => return Ok(()),
             Some(back) => (job, known) = (back, None),

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use super::{STACK, check_deep, spawn_deep};
 use crate::error::Error;
-use crate::executor::submit::{self, Patience};
-use crate::executor::{Config, Group, JoinHandle, Pool, Registry, birth, current, future, worker};
+
+use crate::executor::submit;
+use crate::executor::{
+    Config, Group, JoinHandle, Pool, Registry, Room, birth, current, future, worker,
+};
 use crate::guard::{Guard, Policy};
 use crate::handoff::{outcome, task};
 use crate::netns::Netns;
@@ -45,7 +48,7 @@ impl Fixture {
 
     /// The group, with its first worker started.
     fn group(&self) -> Arc<Group> {
-        submit::started(&self.registry, None, &self.netns, Patience::Endless).unwrap()
+        submit::started(&self.registry, None, &self.netns, Room::Awaited).unwrap()
     }
 
     fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
@@ -447,7 +450,7 @@ fn sender_relies_on_the_first_birth_of_another_call_which_fails() {
             }
         });
         let (registry, netns) = (&fixture.registry, &fixture.netns);
-        let told = submit::start_first(registry, &group, netns, start, Patience::Endless);
+        let told = submit::start_first(registry, &group, netns, start, Room::Awaited);
         assert_eq!(told.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
         sender.join().unwrap();
         fixture.close();
