@@ -24,8 +24,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use libc::sock_filter;
 use nix::errno::Errno;
@@ -96,11 +96,8 @@ const LOOK: u64 = 1;
 /// No alarm.
 const NEVER: u64 = u64::MAX;
 
-/// Nanoseconds since an arbitrary moment.
 fn now() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let start = *START.get_or_init(Instant::now);
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX - 1)
+    sys::time::monotonic(false)
 }
 
 /// Puts `program`, which hands calls over, around the calling thread, a worker. `None`

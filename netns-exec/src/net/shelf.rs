@@ -2,14 +2,14 @@
 //! here, so that every thread may empty it.
 
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::executor::spare::{GiveUp, Spare};
+use crate::sys;
 
 /// For how long no more sockets of a kind are made after one could not be.
 const REST: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ pub(super) struct Shelf {
 /// Sockets of one kind.
 struct Bin {
     sockets: ArrayQueue<OwnedFd>,
-    /// On the clock of [`now`].
+    /// In the nanoseconds of [`now`].
     rests_until: AtomicU64,
 }
 
@@ -109,7 +109,7 @@ impl Shelf {
 
     /// Has no more of a kind made for a while, since one could not be.
     pub(super) fn rest(&self, kind: usize) {
-        let until = now().saturating_add(REST.as_millis() as u64);
+        let until = now().saturating_add(REST.as_nanos() as u64);
         self.bins[kind].rests_until.store(until, Ordering::Relaxed);
     }
 
@@ -197,11 +197,8 @@ impl Drop for Shelf {
     }
 }
 
-/// Milliseconds since the first stock.
 fn now() -> u64 {
-    static FIRST: OnceLock<Instant> = OnceLock::new();
-    let elapsed = FIRST.get_or_init(Instant::now).elapsed();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    sys::time::monotonic(false)
 }
 
 /// How many sockets all stocks of the process have.
