@@ -225,7 +225,13 @@ impl ViewedCommand<'_> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn spawn_in(&mut self, ns: &Netns) -> Result<Child> {
-        fork(self.command, ns, Some(&self.view), Command::spawn)
+        start_by(
+            Parent::Forker,
+            self.command,
+            ns,
+            Some(&self.view),
+            Command::spawn,
+        )
     }
 
     /// Runs the command in `ns` to its end with the view, and returns all it wrote, as
@@ -248,7 +254,13 @@ impl ViewedCommand<'_> {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn output_in(&mut self, ns: &Netns) -> Result<Output> {
-        run_to_end(self.command, ns, Some(&self.view), Command::output)
+        start_by(
+            Parent::Visitor,
+            self.command,
+            ns,
+            Some(&self.view),
+            Command::output,
+        )
     }
 
     /// Runs the command in `ns` to its end with the view, and returns its exit status,
@@ -271,7 +283,13 @@ impl ViewedCommand<'_> {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus> {
-        run_to_end(self.command, ns, Some(&self.view), Command::status)
+        start_by(
+            Parent::Visitor,
+            self.command,
+            ns,
+            Some(&self.view),
+            Command::status,
+        )
     }
 
     /// Prepares the command as [`CommandExt::in_netns`] does: by whichever call it is
@@ -316,15 +334,15 @@ mod sealed {
 )]
 impl CommandExt for Command {
     fn spawn_in(&mut self, ns: &Netns) -> Result<Child> {
-        fork(self, ns, None, Command::spawn)
+        start_by(Parent::Forker, self, ns, None, Command::spawn)
     }
 
     fn output_in(&mut self, ns: &Netns) -> Result<Output> {
-        run_to_end(self, ns, None, Command::output)
+        start_by(Parent::Visitor, self, ns, None, Command::output)
     }
 
     fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus> {
-        run_to_end(self, ns, None, Command::status)
+        start_by(Parent::Visitor, self, ns, None, Command::status)
     }
 
     fn in_netns(&mut self, ns: &Netns) -> &mut Command {
@@ -350,22 +368,18 @@ fn wait<T>(other: impl FnOnce() -> io::Result<T>) -> Result<T> {
     })
 }
 
-/// On a thread that stays for as long as it has children.
-fn fork<T: Send + 'static>(
-    command: &mut Command,
-    ns: &Netns,
-    view: Option<&View>,
-    run: fn(&mut Command) -> io::Result<T>,
-) -> Result<T> {
-    let loan = Loan::of(command);
-    let start = loan.start(ns, view, run);
-    let home = Home::get()?;
-    wait(|| home.fork_by(start))?.map_err(|failure| loan.failed(ns, failure))
+/// The thread that forks a child, whose end is the end of what the child may be tied to.
+#[derive(Clone, Copy)]
+enum Parent {
+    /// Stays for as long as it has children.
+    Forker,
+    /// Stays until `run` returns, by which the child has ended.
+    Visitor,
 }
 
-/// On a thread that stays until the child has ended, so that the child's parent stays
-/// too.
-fn run_to_end<T: Send + 'static>(
+/// Has a thread `run` the command, and waits for that.
+fn start_by<T: Send + 'static>(
+    parent: Parent,
     command: &mut Command,
     ns: &Netns,
     view: Option<&View>,
@@ -374,7 +388,11 @@ fn run_to_end<T: Send + 'static>(
     let loan = Loan::of(command);
     let start = loan.start(ns, view, run);
     let home = Home::get()?;
-    wait(|| home.visit(start))?.map_err(|failure| loan.failed(ns, failure))
+    let started = wait(|| match parent {
+        Parent::Forker => home.fork_by(start),
+        Parent::Visitor => home.visit(start),
+    });
+    started?.map_err(|failure| loan.failed(ns, failure))
 }
 
 fn entry(netns: Netns, view: Option<Plan>) -> Entry<Netns> {
