@@ -99,14 +99,27 @@ impl Queue {
 
     /// Puts a job in, if there is room.
     pub(crate) fn try_push(&self, job: JobRef) -> Result<(), JobRef> {
-        let since = self.clock.now();
-        if self.is_empty() {
-            self.moved.store(since, Relaxed);
-        }
+        let since = self.note_push();
         let queued = Queued { job, since };
         self.sender.try_send(queued).map_err(|error| match error {
             TrySendError::Full(queued) | TrySendError::Disconnected(queued) => queued.job,
         })
+    }
+
+    /// Notes that something is about to be pushed; returns the time.
+    fn note_push(&self) -> u64 {
+        let now = self.clock.now();
+        if self.is_empty() {
+            self.moved.store(now, Relaxed);
+        }
+        now
+    }
+
+    /// Notes that what was pushed at `since` has been taken; returns how long it waited.
+    fn note_taken(&self, since: u64) -> Duration {
+        let now = self.clock.now();
+        self.moved.store(now, Relaxed);
+        Duration::from_nanos(now.saturating_sub(since))
     }
 
     /// For how long no job has been taken although there was one.
@@ -145,10 +158,7 @@ impl Queue {
 
     /// Puts a future in that is to be polled. There is always room.
     pub(crate) fn push_ready(&self, job: JobRef) {
-        let since = self.clock.now();
-        if self.is_empty() {
-            self.moved.store(since, Relaxed);
-        }
+        let since = self.note_push();
         let mut ready = self.ready.lock();
         ready.push_back(Queued { job, since });
         self.ready_len.fetch_add(1, Ordering::Relaxed);
@@ -161,8 +171,7 @@ impl Queue {
             self.ready_len.fetch_sub(1, Ordering::Relaxed);
             queued
         };
-        self.moved.store(self.clock.now(), Relaxed);
-        Some((job, self.clock.since(since)))
+        Some((job, self.note_taken(since)))
     }
 
     /// Takes a job, or a future that is to be polled.
@@ -198,14 +207,14 @@ impl Queue {
     /// Takes a job, and tells a sender that there is room.
     fn take_job(&self) -> Option<(JobRef, Duration)> {
         let Queued { job, since } = self.receiver.try_recv().ok()?;
-        self.moved.store(self.clock.now(), Relaxed);
+        let waited = self.note_taken(since);
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) > 0 {
             drop(self.room_lock.lock());
             self.room.notify_one();
             self.wake_task();
         }
-        Some((job, self.clock.since(since)))
+        Some((job, waited))
     }
 
     /// Takes all jobs, and leaves the futures.
