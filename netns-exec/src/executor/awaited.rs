@@ -154,7 +154,7 @@ impl<D: Destination> Served<D> {
                     self.group = Some(group);
                     return Ok(Poll::Pending);
                 }
-                if let Some(start) = group.begin_first(handle) {
+                if let Ok(start) = group.begin_first(handle) {
                     birth::start_aside(&self.registry, &group, start, lease);
                     self.step = Step::Birth(group, failures);
                 }

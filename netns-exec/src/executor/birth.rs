@@ -61,9 +61,11 @@ fn carry_out_and(
         Todo::Nothing => Vec::new(),
         Todo::Reship(jobs) => jobs,
         Todo::Start(start) => {
-            let netns = start.netns.clone();
+            // Not kept: once the worker serves, its jobs may end, and their owner may rely
+            // on the namespace's end, before this thread goes on.
+            let netns = start.netns.downgrade();
             let how = self::start(registry, group, start);
-            settle_and(registry, group, netns, how, tell);
+            settle_and(registry, group, || netns.upgrade_kept(), how, tell);
             Vec::new()
         }
     }
@@ -71,15 +73,20 @@ fn carry_out_and(
 
 /// Does what is to be done when a birth that jobs relied on has ended: where it failed,
 /// it is tried once more if there may be room now, and then the jobs are given up that
-/// no other worker will come to.
-pub(crate) fn settle(registry: &Arc<Registry>, group: &Arc<Group>, netns: Netns, how: Result<()>) {
+/// no other worker will come to. `netns` gives a handle for that.
+pub(crate) fn settle(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns: impl FnOnce() -> Option<Netns>,
+    how: Result<()>,
+) {
     settle_and(registry, group, netns, how, tell_owners);
 }
 
 fn settle_and(
     registry: &Arc<Registry>,
     group: &Arc<Group>,
-    netns: Netns,
+    netns: impl FnOnce() -> Option<Netns>,
     how: Result<()>,
     tell: Tell,
 ) {
@@ -87,6 +94,7 @@ fn settle_and(
         return;
     };
     if make_room(registry, &error)
+        && let Some(netns) = netns()
         && let Some(again) = group.begin_again(netns)
     {
         match start(registry, group, again) {

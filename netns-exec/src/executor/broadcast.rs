@@ -130,7 +130,7 @@ impl<'a> Sender<'a> {
         if !self.registry.reserve(netns.id(), self.room, wanted)? {
             return Ok(None);
         }
-        Ok(group.begin_first(netns.kept()))
+        Ok(group.begin_first(netns.kept()).ok())
     }
 
     /// Waits for the end of the oldest birth; `false` when there is none.
@@ -140,7 +140,7 @@ impl<'a> Sender<'a> {
         };
         let group = Arc::clone(coming.group());
         let how = coming.wait();
-        birth::settle(self.registry, &group, netns.kept(), how);
+        birth::settle(self.registry, &group, || Some(netns.kept()), how);
         true
     }
 }

@@ -5,6 +5,7 @@
 //! the first worker, on behalf of all futures that come meanwhile, and tells their owners
 //! if there can be none.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::mem;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +20,7 @@ use crate::handoff::future::{Scheduled, Scheduler, Unsent, draft, draft_local};
 use crate::handoff::job::JobRef;
 use crate::handoff::task::TaskHandle;
 use crate::home::Home;
-use crate::netns::Netns;
+use crate::netns::{Netns, NetnsId, WeakNetns};
 use crate::sys;
 
 /// The place of one future among those of a group.
@@ -181,7 +182,7 @@ fn admit(
 fn seek_worker(registry: &Arc<Registry>, group: &Arc<Group>, netns: &impl Destination) {
     let room = submit::room_for_this_thread(Room::Awaited);
     let begin = || -> Result<()> {
-        let netns = netns.netns()?;
+        let netns = Lent::new(netns.netns()?);
         let seek = {
             let (registry, group) = (Arc::clone(registry), Arc::clone(group));
             move || seek(&registry, &group, &netns, room)
@@ -202,7 +203,40 @@ fn seek_worker(registry: &Arc<Registry>, group: &Arc<Group>, netns: &impl Destin
     }
 }
 
-fn seek(registry: &Arc<Registry>, group: &Arc<Group>, netns: &Netns, room: Room) {
+/// A namespace that is kept until its first worker keeps it, and no longer: then the
+/// future may end, and its owner may rely on the namespace's end.
+struct Lent {
+    kept: Cell<Option<Netns>>,
+    weak: WeakNetns,
+}
+
+impl Lent {
+    fn new(netns: Netns) -> Lent {
+        let weak = netns.downgrade();
+        let kept = Cell::new(Some(netns));
+        Lent { kept, weak }
+    }
+}
+
+impl Destination for Lent {
+    fn id(&self) -> NetnsId {
+        self.weak.id()
+    }
+
+    fn label(&self) -> &str {
+        self.weak.label()
+    }
+
+    fn netns(&self) -> Result<Netns> {
+        self.kept.take().map_or_else(|| self.weak.netns(), Ok)
+    }
+
+    fn give_back(&self, netns: Netns) {
+        self.kept.set(Some(netns));
+    }
+}
+
+fn seek(registry: &Arc<Registry>, group: &Arc<Group>, netns: &Lent, room: Room) {
     let found = submit::first_worker(registry, group, netns, room);
     let found = found.and_then(|is_there| match is_there {
         true => Ok(()),
@@ -215,9 +249,9 @@ fn seek(registry: &Arc<Registry>, group: &Arc<Group>, netns: &Netns, room: Room)
 }
 
 fn end_search(registry: &Arc<Registry>, group: &Arc<Group>, found: Result<()>) {
-    group.end_search(&found);
+    group.search_found(&found);
     if found.is_ok() {
         call_worker(registry, group);
     }
-    registry.bury(group);
+    registry.end_search(group);
 }

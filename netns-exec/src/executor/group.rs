@@ -30,6 +30,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::births::First;
+pub(in crate::executor) use self::exits::Remains;
 pub(crate) use self::futures::Admitted;
 use self::futures::Futures;
 use super::pool::Pool;
@@ -173,6 +174,8 @@ struct State {
     called: usize,
     /// No worker and never one again: callers look the namespace up anew.
     dead: bool,
+    /// It has died, and what it held is being dropped.
+    has_remains: bool,
     /// No future is admitted any more.
     is_closed: bool,
     /// A thread seeks the first worker, for the futures that are there.
@@ -190,6 +193,12 @@ struct State {
 impl State {
     fn has_workers(&self) -> bool {
         !self.live.is_empty() || self.starting > 0
+    }
+
+    /// Whether nothing of the group holds the namespace any more, but for the threads of
+    /// workers that have left it.
+    fn is_empty(&self) -> bool {
+        !self.has_workers() && self.searches == 0 && !self.has_remains
     }
 }
 
@@ -236,6 +245,7 @@ impl Group {
                 spares_parked: 0,
                 called: 0,
                 dead: false,
+                has_remains: false,
                 is_closed: false,
                 is_sought: false,
                 searches: 0,
@@ -296,7 +306,12 @@ impl Group {
         if self.runnable.count() == 0 {
             return self.rescue();
         }
-        // A worker that is awake and free looks at the queue before it parks.
+        self.call_worker()
+    }
+
+    /// Has a worker look at the queue, of those that are not blocked.
+    fn call_worker(&self) -> Todo {
+        // One that is awake and free looks before it parks.
         if self.lanes.iter().any(Lane::is_awake_and_free) {
             return Todo::Nothing;
         }

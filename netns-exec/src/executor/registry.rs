@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::group::{Group, Leaving, Member, Role, Start, Todo};
+use super::group::{Group, Leaving, Member, Remains, Role, Start, Todo};
 use super::hooks::Hooks;
 use super::pool::{Pool, WaitsForRoom};
 use super::spare;
@@ -353,9 +353,19 @@ impl Registry {
 
     /// Takes a group out that has no worker left, and none on its way.
     pub(crate) fn bury(&self, group: &Arc<Group>) {
+        self.bury_if(group, Group::die_if_empty);
+    }
+
+    /// The calling thread seeks no worker for futures of the group any longer; takes it
+    /// out when it has none.
+    pub(crate) fn end_search(&self, group: &Arc<Group>) {
+        self.bury_if(group, Group::end_search);
+    }
+
+    fn bury_if(&self, group: &Arc<Group>, died: impl FnOnce(&Arc<Group>) -> Option<Remains>) {
         let remains = {
             let mut groups = self.groups.write();
-            let remains = group.die_if_empty();
+            let remains = died(group);
             if remains.is_some()
                 && (groups.get(&key_of(group))).is_some_and(|current| Arc::ptr_eq(current, group))
             {

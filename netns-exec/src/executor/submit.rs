@@ -21,6 +21,9 @@ pub(crate) trait Destination {
     fn label(&self) -> &str;
     /// A handle to start workers with.
     fn netns(&self) -> Result<Netns>;
+
+    /// Takes a handle back that no worker was started with.
+    fn give_back(&self, _netns: Netns) {}
 }
 
 impl Destination for Netns {
@@ -288,13 +291,18 @@ pub(crate) fn first_worker(
             First::Coming => group.wait_first(),
             First::Wanted => {
                 let handle = netns.netns()?;
-                if !registry.reserve(netns.id(), room, || matches!(group.first(), First::Wanted))? {
+                let is_wanted = || matches!(group.first(), First::Wanted);
+                if !registry.reserve(netns.id(), room, is_wanted)? {
+                    netns.give_back(handle);
                     continue;
                 }
-                let Some(start) = group.begin_first(handle) else {
-                    continue;
-                };
-                start_first(registry, group, netns, start, room)
+                match group.begin_first(handle) {
+                    Ok(start) => start_first(registry, group, netns, start, room),
+                    Err(handle) => {
+                        netns.give_back(handle);
+                        continue;
+                    }
+                }
             }
         };
         match born {

@@ -529,7 +529,7 @@ fn caller_that_waits_for_room_goes_on_when_the_worker_is_there_without_it() {
         let id = fixture.netns.id();
         let group = fixture.registry.group(id, fixture.netns.label()).unwrap();
         capacity.reserve_anyway();
-        if let Some(start) = group.begin_first(fixture.netns.clone()) {
+        if let Ok(start) = group.begin_first(fixture.netns.clone()) {
             birth::start(&fixture.registry, &group, start).unwrap();
         }
         assert_eq!(caller.join().unwrap(), 7);

@@ -36,18 +36,18 @@ impl Group {
         }
     }
 
-    /// Begins the birth of the first worker, for which room has been reserved;
-    /// `None`, and the room is given back, when that is not [`First::Wanted`] any
-    /// more.
-    pub(crate) fn begin_first(&self, netns: Netns) -> Option<Start> {
+    /// Begins the birth of the first worker, for which room has been reserved. The
+    /// handle comes back, and the room is given back, when that is not
+    /// [`First::Wanted`] any more.
+    pub(crate) fn begin_first(&self, netns: Netns) -> Result<Start, Netns> {
         let mut state = self.state.lock();
         if state.dead || self.is_retiring() || state.has_workers() {
             drop(state);
             self.pool.capacity.release();
-            return None;
+            return Err(netns);
         }
         state.netns = Some(netns);
-        Some(self.begin_start(&mut state, Role::Lane(0), true))
+        Ok(self.begin_start(&mut state, Role::Lane(0), true))
     }
 
     /// Begins, once more, the birth of a worker that jobs in the queue rely on: what it

@@ -107,20 +107,24 @@ impl Group {
     /// Lets go of the namespace when no worker is left, once; tells whether it did,
     /// with what is to be dropped outside the locks.
     #[must_use]
-    pub(in crate::executor) fn die_if_empty(&self) -> Option<Remains> {
-        let mut state = self.state.lock();
+    pub(in crate::executor) fn die_if_empty(self: &Arc<Self>) -> Option<Remains> {
+        self.die(&mut self.state.lock())
+    }
+
+    pub(super) fn die(self: &Arc<Self>, state: &mut State) -> Option<Remains> {
         if state.dead || state.has_workers() || state.searches > 0 {
             return None;
         }
         state.dead = true;
+        state.has_remains = true;
         // A thread that remembers this group sees that it must look again.
         self.retiring.store(true, Ordering::SeqCst);
         // Moved: the group is among those that leave for a moment longer.
         let (done, panicked) = (mem::take(&mut state.done), mem::take(&mut state.panicked));
         self.pool.add_totals(done, panicked);
         Some(Remains {
-            _netns: state.netns.take(),
-            _watched: state.watched.take(),
+            group: Arc::clone(self),
+            held: Some((state.netns.take(), state.watched.take())),
         })
     }
 
@@ -139,10 +143,10 @@ impl Group {
         self.state.lock().has_workers()
     }
 
-    /// Waits until no worker is left; `false` when `deadline` came first.
+    /// Waits until no worker is left, and nothing that holds the namespace; `false` when `deadline` came first.
     pub(crate) fn wait_empty(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.state.lock();
-        while state.has_workers() || state.searches > 0 {
+        while !state.is_empty() {
             match deadline {
                 None => self.changed.wait(&mut state),
                 Some(deadline) => {
@@ -156,7 +160,7 @@ impl Group {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        !self.state.lock().has_workers()
+        self.state.lock().is_empty()
     }
 
     /// Asks one worker to make room for another namespace's, if one idles and no pin
@@ -248,8 +252,17 @@ impl Group {
     }
 }
 
-/// What a dead group has left. Dropping it takes locks of the deletion watch.
+/// What a dead group has left, which is not empty before this is dropped. That takes
+/// locks of the deletion watch.
 pub(in crate::executor) struct Remains {
-    _netns: Option<Netns>,
-    _watched: Option<Subscription>,
+    group: Arc<Group>,
+    held: Option<(Option<Netns>, Option<Subscription>)>,
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        drop(self.held.take());
+        self.group.state.lock().has_remains = false;
+        self.group.note_change();
+    }
 }

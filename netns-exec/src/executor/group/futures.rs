@@ -9,7 +9,8 @@
 
 use std::sync::Arc;
 
-use super::{Group, Lane, Role, State, Todo};
+use super::exits::Remains;
+use super::{Group, Role, State, Todo};
 use crate::error::{Error, Result};
 use crate::handoff::future::Task;
 use crate::handoff::job::JobRef;
@@ -60,7 +61,7 @@ pub(crate) struct Admitted {
     /// What the group knows it by.
     pub(crate) number: usize,
     /// The group has no worker, and relies on the caller to have a thread that
-    /// [seeks one](Group::end_search).
+    /// [seeks one](Group::search_found).
     pub(crate) seeks_worker: bool,
 }
 
@@ -123,15 +124,23 @@ impl Group {
         state.has_workers() || state.is_sought
     }
 
-    /// Gives up all futures, with the reason, unless a worker has been found for them; the
-    /// calling thread seeks no longer.
-    pub(crate) fn end_search(&self, found: &Result<()>) {
+    /// Gives up all futures, with the reason, unless a worker has been found for them.
+    pub(in crate::executor) fn search_found(&self, found: &Result<()>) {
         self.state.lock().is_sought = false;
         if let Err(why) = found {
             self.fail_futures(why);
         }
-        self.state.lock().searches -= 1;
-        self.changed.notify_all();
+    }
+
+    /// The calling thread seeks no longer. As [`die_if_empty`](Group::die_if_empty).
+    #[must_use]
+    pub(in crate::executor) fn end_search(self: &Arc<Self>) -> Option<Remains> {
+        let mut state = self.state.lock();
+        state.searches -= 1;
+        let remains = self.die(&mut state);
+        drop(state);
+        self.note_change();
+        remains
     }
 
     /// Sees to it that a future that was just woken is polled, without waiting: neither
@@ -140,13 +149,7 @@ impl Group {
         // As in `notify`.
         fence(Ordering::SeqCst);
         if self.runnable.count() > 0 {
-            if !self.lanes.iter().any(Lane::is_awake_and_free)
-                && !self.lanes.iter().any(Lane::wake)
-                && self.lanes.len() > 1
-            {
-                return self.grow();
-            }
-            return Todo::Nothing;
+            return self.call_worker();
         }
         let mut state = self.state.lock();
         if self.runnable.count() > 0 || self.queue.is_empty() || !state.has_workers() {
