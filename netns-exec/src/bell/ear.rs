@@ -21,6 +21,8 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::iter;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::sync_channel;
@@ -216,8 +218,13 @@ impl Ear {
     }
 
     fn tell(&self, what: u64) {
-        let nothing = std::iter::empty();
-        let _ = sys::scm::send(self.socket.as_fd(), &what.to_ne_bytes(), nothing);
+        // Full, it has enough to look at. Otherwise what fails has run out for a moment.
+        for _ in 0..3 {
+            let sent = sys::scm::send(self.socket.as_fd(), &what.to_ne_bytes(), iter::empty());
+            if sent.is_ok() {
+                return;
+            }
+        }
     }
 }
 
@@ -237,6 +244,8 @@ struct Listening {
     socket: OwnedFd,
     shared: Arc<Shared>,
     workers: HashMap<u64, Worker>,
+    /// A call waits that this thread could not see to yet.
+    is_late: bool,
 }
 
 /// What was seen of all workers.
@@ -272,15 +281,17 @@ impl Listening {
             socket,
             shared,
             workers: HashMap::new(),
+            is_late: false,
         })
     }
 
     fn serve(&mut self) {
         let mut events = [EpollEvent::empty(); 64];
-        let (mut looked, mut is_late) = (0, false);
+        let mut looked = 0;
         loop {
             let look = self.ring_alarms(looked);
             looked = look.at;
+            let is_late = mem::take(&mut self.is_late);
             let wait = if look.in_a_rush || is_late {
                 // It looks again soon enough, whatever comes.
                 self.shared.next.store(0, Ordering::Relaxed);
@@ -293,14 +304,17 @@ impl Listening {
             };
             let Ok(count) = self.epoll.wait(&mut events, wait) else {
                 // EINTR: nothing else can be wrong with it.
+                self.is_late = is_late;
                 continue;
             };
-            is_late = false;
+            if is_late {
+                self.attend_broken();
+            }
             for event in &events[..count] {
                 match event.data() {
                     END if !self.admit() => return,
                     END => {}
-                    number => is_late |= !self.attend(number, event.events()),
+                    number => self.attend(number, event.events()),
                 }
             }
         }
@@ -344,13 +358,7 @@ impl Listening {
             return false;
         }
         if number == LOOK {
-            for worker in self
-                .workers
-                .values()
-                .filter(|worker| worker.bell.is_broken())
-            {
-                worker.attend();
-            }
+            self.attend_broken();
             return true;
         }
         let bell = self.shared.arriving.lock().remove(&number);
@@ -367,13 +375,21 @@ impl Listening {
         true
     }
 
-    /// `false` when another receives, which may take a moment to get there.
-    fn attend(&mut self, number: u64, what: EpollFlags) -> bool {
+    /// Sees to the workers whose bell is broken.
+    fn attend_broken(&mut self) {
+        for worker in self.workers.values() {
+            if worker.bell.is_broken() {
+                self.is_late |= !worker.attend();
+            }
+        }
+    }
+
+    fn attend(&mut self, number: u64, what: EpollFlags) {
         let Some(worker) = self.workers.get(&number) else {
-            return true;
+            return;
         };
         if what.contains(EpollFlags::EPOLLIN) {
-            return worker.attend();
+            self.is_late |= !worker.attend();
         } else if what.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
             // The worker has ended, and so have its children.
             if let Some(worker) = self.workers.remove(&number) {
@@ -382,7 +398,6 @@ impl Listening {
             }
             self.lose_listener();
         }
-        true
     }
 
     fn lose_listener(&self) {
@@ -391,29 +406,35 @@ impl Listening {
 }
 
 impl Worker {
-    /// Receives a call that no caller does; `false` when one may.
+    /// Receives a call that no caller does; `false` when it is to be tried again.
+    ///
+    /// Another may receive, which may take a moment to get there; and what fails here has
+    /// run out for a moment, since the listener is this thread's own.
     fn attend(&self) -> bool {
         let Some(mut receiver) = self.bell.try_take(&self.listener) else {
             return false;
         };
+        let mut is_done = self.bell.reply_left(&self.listener);
         // Asked now that there is no other receiver: this thread must not wait.
         if self.listener.has_call()
             && let Ok(call) = self.listener.receive()
         {
             if !self.bell.is_trap(call) {
-                self.bell.refuse(&self.listener, call);
+                is_done &= self.bell.refuse(&self.listener, call);
             } else {
                 receiver.held = Some(call.id);
                 if call.argument == TELL {
                     // Its caller has given the bell up.
-                    let _ = receiver.answer(false);
+                    is_done &= receiver.answer(false).is_ok();
                 }
             }
         }
-        // Who cannot use the bell has left it to this thread.
+        // A waker that cannot use the bell has left it to this thread.
         if self.bell.is_broken() && receiver.held.is_some() {
-            let _ = receiver.answer(false);
+            is_done &= receiver.answer(false).is_ok();
         }
-        true
+        // There is no other ear to leave it to.
+        receiver.gives_up = false;
+        is_done
     }
 }

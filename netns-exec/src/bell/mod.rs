@@ -43,6 +43,7 @@
 
 pub(crate) mod ear;
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64 as StdAtomicU64;
 use std::sync::atomic::{AtomicBool as StdAtomicBool, AtomicU32 as StdAtomicU32};
@@ -94,6 +95,18 @@ struct State {
     unpark: Mutex<Option<Unpark>>,
     threads_refused: StdAtomicU32,
     moves_refused: StdAtomicU32,
+    /// Answers to calls that are no traps, which the ear is to send.
+    replies: Mutex<Vec<(u64, Answer)>>,
+}
+
+/// What came of the answer to a call that is no trap.
+#[derive(PartialEq)]
+enum Reply {
+    Sent,
+    /// The call has been given up.
+    TooLate,
+    /// It is among `replies`.
+    Left,
 }
 
 /// The worker's thread has ended without a word, or its bell is broken.
@@ -118,6 +131,7 @@ impl Bell {
             unpark: Mutex::new(None),
             threads_refused: 0.into(),
             moves_refused: 0.into(),
+            replies: Mutex::default(),
         };
         let state = Arc::new(state);
         Bell { state, listener }
@@ -272,15 +286,15 @@ impl State {
             bell: self,
             listener,
             held: (word == HELD).then(|| self.held.load(Ordering::Relaxed)),
+            gives_up: false,
         })
     }
 
     /// Sees to a call that is no trap of the worker's: one that the guard refuses, or a
-    /// child's.
-    fn refuse(&self, listener: &Listener, call: Notified) {
+    /// child's. `false` when the answer is left to the ear.
+    fn refuse(&self, listener: &Listener, call: Notified) -> bool {
         if call.tid != self.worker || call.is(seccomp::TRAP) {
-            let _ = listener.answer(call.id, Answer::GoOn);
-            return;
+            return self.reply(listener, call.id, Answer::GoOn) != Reply::Left;
         }
         // Before the answer, after which the worker looks.
         let count = if call.is(libc::SYS_clone) {
@@ -289,20 +303,39 @@ impl State {
             &self.moves_refused
         };
         count.fetch_add(1, Ordering::Relaxed);
-        if (listener.answer(call.id, Answer::Fail(Errno::EPERM))).is_err() {
-            // Given up meanwhile; it comes again if it is to.
+        let reply = self.reply(listener, call.id, Answer::Fail(Errno::EPERM));
+        if reply == Reply::TooLate {
+            // It comes again if it is to.
             count.fetch_sub(1, Ordering::Relaxed);
         }
+        reply != Reply::Left
+    }
+
+    fn reply(&self, listener: &Listener, id: u64, answer: Answer) -> Reply {
+        loop {
+            match listener.answer(id, answer) {
+                Ok(()) => return Reply::Sent,
+                Err(Errno::ENOENT) => return Reply::TooLate,
+                Err(Errno::EINTR) => {}
+                Err(_) => {
+                    self.replies.lock().push((id, answer));
+                    self.broken.store(true, Ordering::Release);
+                    return Reply::Left;
+                }
+            }
+        }
+    }
+
+    /// Sends what others could not; `false` when this thread cannot just now either.
+    fn reply_left(&self, listener: &Listener) -> bool {
+        let left = mem::take(&mut *self.replies.lock());
+        (left.into_iter()).fold(true, |sent, (id, answer)| {
+            self.reply(listener, id, answer) != Reply::Left && sent
+        })
     }
 
     fn is_trap(&self, call: Notified) -> bool {
         call.tid == self.worker && call.is(seccomp::TRAP) && call.cookie == self.cookie()
-    }
-
-    #[cold]
-    fn give_up(&self) {
-        self.broken.store(true, Ordering::Release);
-        ear::poke();
     }
 }
 
@@ -323,6 +356,8 @@ pub(crate) struct Receiver<'a> {
     listener: &'a Listener,
     /// The call of the worker, which waits for an answer.
     held: Option<u64>,
+    /// It leaves the worker to the ear.
+    gives_up: bool,
 }
 
 impl Receiver<'_> {
@@ -349,11 +384,17 @@ impl Receiver<'_> {
                 Err(Errno::EINTR) => self.held = Some(id),
                 Err(_) => {
                     self.held = Some(id);
-                    self.bell.give_up();
-                    return Err(Lost::Listener);
+                    return Err(self.give_up());
                 }
             }
         }
+    }
+
+    #[cold]
+    fn give_up(&mut self) -> Lost {
+        self.bell.broken.store(true, Ordering::Release);
+        self.gives_up = true;
+        Lost::Listener
     }
 
     /// Sleeps until the worker traps, which is what it wakes its caller by.
@@ -368,11 +409,12 @@ impl Receiver<'_> {
     }
 
     /// The next trap of the worker.
-    fn receive(&self) -> Result<Notified, Lost> {
+    fn receive(&mut self) -> Result<Notified, Lost> {
         loop {
             match self.listener.receive() {
                 Ok(call) if self.bell.is_trap(call) => return Ok(call),
-                Ok(call) => self.bell.refuse(self.listener, call),
+                Ok(call) if self.bell.refuse(self.listener, call) => {}
+                Ok(_) => return Err(self.give_up()),
                 Err(Errno::EINTR) => {}
                 // Given up meanwhile, or there will be none.
                 Err(Errno::ENOENT) => {
@@ -380,26 +422,16 @@ impl Receiver<'_> {
                         return Err(Lost::Worker);
                     }
                 }
-                Err(_) => {
-                    self.bell.give_up();
-                    return Err(Lost::Listener);
-                }
+                Err(_) => return Err(self.give_up()),
             }
         }
     }
-}
 
-impl Drop for Receiver<'_> {
-    fn drop(&mut self) {
+    /// Lets the next one receive, to which it leaves what it holds.
+    fn leave(&mut self) {
         let word = &self.bell.word;
         loop {
-            let next = match self.held {
-                Some(id) => {
-                    self.bell.held.store(id, Ordering::Relaxed);
-                    HELD
-                }
-                None => FREE,
-            };
+            let next = self.put_down();
             // Release: the number. Acquire: what the waker has left for the worker.
             if (word.compare_exchange(TAKEN, next, Ordering::Release, Ordering::Acquire)).is_ok() {
                 return;
@@ -407,12 +439,30 @@ impl Drop for Receiver<'_> {
             // Before the answer, after which there may be the next waker.
             word.store(TAKEN, Ordering::Relaxed);
             if self.answer(false).is_err() {
-                word.store(
-                    if self.held.is_some() { HELD } else { FREE },
-                    Ordering::Release,
-                );
+                word.store(self.put_down(), Ordering::Release);
                 return;
             }
+        }
+    }
+
+    /// Leaves what it holds where the next one finds it; returns the word for that.
+    fn put_down(&self) -> u32 {
+        match self.held {
+            Some(id) => {
+                self.bell.held.store(id, Ordering::Relaxed);
+                HELD
+            }
+            None => FREE,
+        }
+    }
+}
+
+impl Drop for Receiver<'_> {
+    fn drop(&mut self) {
+        self.leave();
+        if self.gives_up {
+            // Not before: the ear could not become the one that receives.
+            ear::poke();
         }
     }
 }
