@@ -229,15 +229,8 @@ impl Apart {
     /// Has the thread told to stop when its namespace loses its last name.
     fn watch_for_deletion(&self, door: &mut Door) -> Option<watch::Subscription> {
         let stop = Arc::clone(&self.stop);
-        let (netns, id) = (&self.netns, self.netns.id());
-        let weak = netns.downgrade();
-        let lost = move || {
-            weak.note_lost_name();
-            stop.set();
-        };
-        let subscribed =
-            (netns.inode()).and_then(|inode| watch::subscribe(inode, id, netns.had_name(), lost));
-        subscribed
+        let id = self.netns.id();
+        watch::on_lost_name(&self.netns, move || stop.set())
             .map_err(|error| {
                 door.report(|| {
                     tracing::warn!(

@@ -359,19 +359,16 @@ impl<'a> Worker<'a> {
             return;
         };
         let group = self.group;
-        let (id, weak, named) = (group.id(), Arc::downgrade(self.registry), netns.downgrade());
+        let (id, weak) = (group.id(), Arc::downgrade(self.registry));
         let retire = move || {
             // Calls that still come have workers that idle, as in a namespace
             // that never had a name.
-            named.note_lost_name();
             if let Some(registry) = weak.upgrade() {
                 registry.retire(id);
             }
         };
         // A job that was quick to end may find its namespace deleted by now.
-        let had_name = netns.had_name();
-        let subscribed =
-            (netns.inode()).and_then(|inode| watch::subscribe(inode, id, had_name, retire));
+        let subscribed = watch::on_lost_name(&netns, retire);
         drop(netns);
         match subscribed {
             Ok(subscription) => drop(group.keep_watched(subscription)),

@@ -37,7 +37,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::error::{Error, Result, copy_of};
 use crate::home::{self, Home};
-use crate::netns::NetnsId;
+use crate::netns::{Netns, NetnsId};
 use crate::sys;
 use crate::sys::mount_table::{MountWaiter, MountWatch, Notification};
 
@@ -128,19 +128,19 @@ impl Newspaper {
 static WATCH: DeletionWatch =
     DeletionWatch::new(&[Notification::MountEvents, Notification::MountInfo]);
 
-/// Calls `on_unmounted` each time the namespace is left without a bind mount in
-/// this process's mount namespace after it had one; not when it never had one.
+/// Calls `on_lost` each time the namespace is left without a bind mount in this
+/// process's mount namespace after it had one, and has noted that for its handles;
+/// not when it never had one.
 ///
-/// With `had_name` it is known that it once had one, so if that is gone already,
-/// the call comes at once.
+/// When it is known to have had one, and that is gone already, the call comes at once.
 ///
 /// While subscribed, the caller holds the namespace (a thread in it will do):
 /// its inode number, which is what the mount table shows, would otherwise come
 /// to mean another one. A call too many is possible when the number was another
-/// namespace's a moment ago, so `on_unmounted` does what is harmless for a
+/// namespace's a moment ago, so `on_lost` does what is harmless for a
 /// namespace in use.
 ///
-/// `on_unmounted` runs on the watch's thread, under no lock of this module; it
+/// `on_lost` runs on the watch's thread, under no lock of this module; it
 /// may subscribe and unsubscribe, and had better not block: others wait for
 /// their call. It may still be running when the subscription has been dropped.
 ///
@@ -148,19 +148,22 @@ static WATCH: DeletionWatch =
 ///
 /// Fails when the watch's thread cannot be started, or neither notification can
 /// be had: no file descriptor left, no /proc.
-pub(crate) fn subscribe(
-    inode: u64,
-    id: NetnsId,
-    had_name: bool,
-    on_unmounted: impl Fn() + Send + Sync + 'static,
+pub(crate) fn on_lost_name(
+    netns: &Netns,
+    on_lost: impl Fn() + Send + Sync + 'static,
 ) -> Result<Subscription> {
-    WATCH.subscribe(inode, id, had_name, Arc::new(on_unmounted))
+    let weak = netns.downgrade();
+    let lost = move || {
+        weak.note_lost_name();
+        on_lost();
+    };
+    WATCH.subscribe(netns.inode()?, netns.id(), netns.had_name(), Arc::new(lost))
 }
 
 /// Waits until the watch's thread has ended, unless a subscription is left.
 ///
 /// For an executor that promises to leave no thread behind. Not to be called by
-/// `on_unmounted`.
+/// what is called on a loss.
 pub(crate) fn join_thread() {
     WATCH.join_thread();
 }
