@@ -110,6 +110,7 @@ mod home;
 mod models;
 pub mod net;
 mod netns;
+mod payload;
 pub mod ports;
 mod process;
 pub mod rootless;

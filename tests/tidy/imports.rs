@@ -49,7 +49,7 @@ const ROWS: &[&[&str]] = &[
     &["home"],
     &["netns::id"],
     &["error", "sync"],
-    &["sys"],
+    &["payload", "sys"],
 ];
 
 /// May look anywhere: the crate's face, and the models of what is beneath it.

@@ -16,10 +16,10 @@ use super::registry::Registry;
 use super::spare;
 use crate::error::{Error, Kind, Result};
 use crate::handoff::job::JobRef;
-use crate::handoff::outcome::{discard, quietly};
 use crate::home::Home;
 use crate::home::aside::Lease;
 use crate::netns::{Netns, NetnsId};
+use crate::payload::{discard, quietly};
 use crate::sync::{Condvar, Mutex, thread};
 
 /// Does what a group has decided that has a worker: the calling thread, for one.

@@ -40,9 +40,10 @@ use super::wakers::Wakers;
 use crate::error::Error;
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::{Claim, Lane};
-use crate::handoff::outcome::{Counters, quietly};
+use crate::handoff::outcome::Counters;
 use crate::netns::watch::Subscription;
 use crate::netns::{Netns, NetnsId};
+use crate::payload::quietly;
 use crate::sync::{AtomicBool, AtomicU32, Condvar, Mutex, Ordering, fence};
 
 /// After so long without a job taken from the queue the log is told.

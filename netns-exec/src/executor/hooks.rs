@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use super::event::Event;
 use crate::error::{Error, Kind, Result, panic_text};
-use crate::handoff::outcome::{Door, Payload, discard};
+use crate::handoff::outcome::Door;
 use crate::home::aside::Lease;
 use crate::netns::Netns;
+use crate::payload::{Payload, discard};
 
 type OnStart = Box<dyn Fn(&Netns) -> io::Result<()> + Send + Sync>;
 type OnStop = Box<dyn Fn(&Netns) + Send + Sync>;

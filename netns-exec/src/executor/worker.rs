@@ -20,10 +20,11 @@ use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::Serving;
-use crate::handoff::outcome::{Counters, Door, discard};
+use crate::handoff::outcome::{Counters, Door};
 use crate::handoff::pace;
 use crate::home::roster;
 use crate::netns::{Netns, watch};
+use crate::payload::discard;
 use crate::sys;
 
 /// A worker that slept for so long is idle, and sees to itself: no caller waits for

@@ -34,9 +34,10 @@ use std::thread::ThreadId;
 
 use super::job::{Header, JobRef, Vtable};
 use super::latch::WakerLatch;
-use super::outcome::{Door, Outcome, Pack, Violation, quietly};
+use super::outcome::{Door, Outcome, Pack, Violation};
 use super::task::{Abortable, CANCELLED, Packet, STARTED, TaskHandle, tell};
 use crate::error::{Error, Kind};
+use crate::payload::quietly;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell};
 
 const READY: u32 = 1;

@@ -16,9 +16,7 @@ use std::task::Poll;
 use crate::bell::ear::Listened;
 use crate::error::{Error, Kind, LeftThread, Refused};
 use crate::guard::{ThreadGuard, ThreadState};
-
-/// What a panic was raised with.
-pub(crate) type Payload = Box<dyn Any + Send>;
+use crate::payload::{Payload, discard};
 
 /// How a job ended.
 pub(crate) enum Outcome<T> {
@@ -386,21 +384,6 @@ crate::sync::local! {
 #[cfg(loom)]
 pub(crate) fn spoil() {
     SPOILED.with(|it| it.set(true));
-}
-
-/// Runs user code on a thread that is no worker: what it panics with is dropped.
-pub(crate) fn quietly(f: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
-        discard(panic);
-    }
-}
-
-/// Drops a panic's payload. If that panics as well, what it panics with is leaked: it
-/// might go on like that for ever.
-pub(crate) fn discard(panic: Payload) {
-    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        mem::forget(next);
-    }
 }
 
 #[cfg(test)]

@@ -24,8 +24,9 @@ use std::time::Instant;
 
 use super::job::{Header, JobRef, Vtable};
 use super::latch::{FIRST_FLAG, WakerLatch};
-use super::outcome::{Door, Outcome, Pack, quietly};
+use super::outcome::{Door, Outcome, Pack};
 use crate::error::{Error, Kind};
+use crate::payload::quietly;
 use crate::sync::UnsafeCell;
 
 pub(super) const STARTED: u32 = FIRST_FLAG;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::{Home, Request, check_may_wait};
+use crate::payload::quietly;
 use crate::sys;
 
 /// Threads of one kind, and what they have to do.
@@ -266,15 +267,5 @@ impl Aside {
                 return;
             }
         }
-    }
-}
-
-/// Runs what may be a user's code: what it panics with is dropped.
-fn quietly(f: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(f))
-        && let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
-    {
-        // It might go on like that for ever.
-        mem::forget(next);
     }
 }

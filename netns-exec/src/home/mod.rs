@@ -57,6 +57,7 @@ use std::thread;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
+use crate::payload::quietly;
 use crate::sys;
 use crate::sys::inherit::{self, Difference};
 
@@ -239,7 +240,7 @@ impl Home {
             };
             // `call` catches the closure's own panics; what is left is a panic
             // while the reply is dropped.
-            let _ = catch_unwind(AssertUnwindSafe(request));
+            quietly(request);
         }
     }
 
