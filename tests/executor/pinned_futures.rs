@@ -215,10 +215,13 @@ fn result_that_no_handle_takes_is_dropped_on_the_worker() {
     let executor = Executor::new().unwrap();
     let netns = fresh();
     let (dropped, drops) = mpsc::channel();
+    // A handle that is dropped after the result is there drops it where it is.
+    let held = Held::new(&executor, &netns);
     drop(executor.spawn_future(&netns, async move {
         turn().await;
         Result(dropped)
     }));
+    held.end();
     assert_eq!(drops.recv().unwrap(), netns.id());
 }
 
