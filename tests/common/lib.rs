@@ -37,7 +37,7 @@ pub use process::{
 };
 pub use refuse::{listen_to, refuse_fanotify, refuse_fstatfs, refuse_mount, refuse_own_mounts};
 pub use signals::SignalLog;
-pub use threads::{Parked, RawThread};
+pub use threads::{Parked, RawThread, strays_in};
 pub use wait::{Gate, Pass, eventually, within};
 
 /// Every guard there is.

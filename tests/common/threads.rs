@@ -6,9 +6,19 @@ use std::io;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use netns_exec::Netns;
+use netns_exec::{Netns, NetnsId, audit};
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
+
+/// The stray threads of an audit that are in these namespaces, which are the caller's own:
+/// other tests of the process leave some on purpose.
+pub fn strays_in(shown: &audit::Process, spaces: impl IntoIterator<Item = NetnsId>) -> Vec<u32> {
+    let spaces: Vec<_> = spaces.into_iter().collect();
+    let is_there =
+        |thread: &&audit::Thread| (thread.netns_id()).is_some_and(|netns| spaces.contains(&netns));
+    let strays = shown.strays().filter(is_there);
+    strays.map(audit::Thread::tid).collect()
+}
 
 /// A thread that stays where it is until this is dropped.
 pub struct Parked {

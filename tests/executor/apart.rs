@@ -8,7 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Guard};
-use netns_exec_tests::{Alone, GUARDS, TempNetns, alone, eventually, fresh, here, tid, within};
+use netns_exec_tests::{
+    Alone, GUARDS, TempNetns, alone, eventually, fresh, here, strays_in, tid, within,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use std::os::fd::AsFd;
@@ -31,7 +33,8 @@ fn thread_is_in_its_namespace_beside_the_workers() {
         assert_ne!(executor.run(&netns, tid).unwrap(), its_tid);
         let stats = executor.stats();
         assert_eq!((stats.threads, stats.workers), (1, 1));
-        assert_eq!(executor.audit().unwrap().strays().count(), 0);
+        let shown = executor.audit().unwrap();
+        assert_eq!(strays_in(&shown, [netns.id()]), [0; 0], "{shown:?}");
         assert!(!server.is_finished());
         server.stop();
         assert_eq!(server.join().unwrap(), 7);

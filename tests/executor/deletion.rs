@@ -5,10 +5,12 @@ use std::fs::{self, File};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::{CommandExt, Executor, Guard, Netns, WeakNetns};
 use netns_exec_tests::{
-    Alone, Gate, TempNetns, alone, eventually, fds_of_this_process, fresh, here, ip, is_alone,
-    path_of, refuse_fanotify, rerun, this_test, threads_of_this_process, tids, unique_name,
+    Alone, Gate, Held, TempNetns, alone, eventually, fds_of_this_process, fresh, here, ip,
+    is_alone, path_of, refuse_fanotify, rerun, this_test, threads_of_this_process, tids,
+    unique_name,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -117,6 +119,29 @@ fn pinned_does_not_keep_a_deleted_namespace() {
         assert!(error.is_not_found(), "{error}");
         let _ = Netns::delete(&name);
     }
+}
+
+/// Whatever hears of it first: others whose worker was busy until then still let go.
+#[test]
+fn everything_that_holds_a_deleted_namespace_lets_it_go() {
+    let netns = TempNetns::new();
+    let first = idling(&netns, Guard::Seal);
+    let busy = Executor::builder().idle_timeout(None).build().unwrap();
+    let held = Held::new(&busy, &netns);
+    let beside = busy.thread(&netns, |stop| stop.wait()).unwrap();
+    let stock = SocketStock::builder()
+        .kinds([SocketKind::Tcp4])
+        .build(&first, &netns)
+        .unwrap();
+    stock.fill().unwrap();
+    let weak = netns.downgrade();
+    netns.delete();
+    eventually("those that idle have let it go", || {
+        first.stats().workers == 0 && stock.on_hand(SocketKind::Tcp4) == 0
+    });
+    beside.join().unwrap();
+    held.end();
+    gone_after(&weak, "the busy one's turn");
 }
 
 #[test]

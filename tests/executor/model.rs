@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, Guard, JoinHandle, Netns, NetnsId, WeakNetns};
-use netns_exec_tests::{TempNetns, eventually, here, require_root};
+use netns_exec_tests::{TempNetns, eventually, here, require_root, strays_in};
 use nix::sys::wait::{WaitStatus, waitpid};
 use proptest::prelude::*;
 
@@ -196,12 +196,14 @@ fn check(guard: Guard, histories: &[Vec<Step>]) {
         names,
         all,
     } = world;
+    let all = all.into_inner().expect("no panic");
     let shown = executor.audit().expect("/proc");
-    assert_eq!(shown.strays().count(), 0, "{shown:?}");
+    let strays = strays_in(&shown, all.iter().map(WeakNetns::id));
+    assert_eq!(strays, [0; 0], "{shown:?}");
     let ended = executor.shutdown(Some(Duration::from_secs(30)));
     ended.expect("nothing is left to do");
     drop(names);
-    for netns in all.into_inner().expect("no panic") {
+    for netns in all {
         eventually("a deleted namespace has gone", || netns.upgrade().is_none());
     }
 }

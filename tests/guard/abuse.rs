@@ -14,7 +14,7 @@ use std::thread;
 use netns_exec::{CommandExt, Executor, Guard, Netns};
 use netns_exec_tests::{
     Alone, GUARDS, Gate, alone, blocked_signals_of, eventually, fresh, here, is_alone, rerun,
-    this_test, tid,
+    strays_in, this_test, tid,
 };
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -297,6 +297,7 @@ fn jobs_of_one_namespace_do_not_inherit_from_each_other_under_fire() {
         });
         assert_next_runs_right(&executor, &netns, &other);
         let audit = executor.audit().unwrap();
-        assert_eq!(audit.strays().count(), 0, "{audit:?}");
+        let strays = strays_in(&audit, [netns.id(), other.id()]);
+        assert_eq!(strays, [0; 0], "{audit:?}");
     }
 }

@@ -230,7 +230,7 @@ impl Apart {
     fn watch_for_deletion(&self, door: &mut Door) -> Option<watch::Subscription> {
         let stop = Arc::clone(&self.stop);
         let id = self.netns.id();
-        watch::on_lost_name(&self.netns, move || stop.set())
+        watch::on_lost_name(&self.netns, self.netns.had_name(), move || stop.set())
             .map_err(|error| {
                 door.report(|| {
                     tracing::warn!(

@@ -157,6 +157,9 @@ impl Runnable {
 struct State {
     /// What new workers enter; here only while there are workers.
     netns: Option<Netns>,
+    /// Whether that had a name then. Others may note for its handles that it has lost it
+    /// before this group's watch begins.
+    had_name: bool,
     /// Retires the group when its namespace loses its last name. Made and dropped
     /// outside the locks: it has some of its own.
     watched: Option<Subscription>,
@@ -236,6 +239,7 @@ impl Group {
             idle_since: AtomicU64::new(0),
             state: Mutex::new(State {
                 netns: None,
+                had_name: false,
                 watched: None,
                 live: Vec::new(),
                 taken: vec![None; lanes],
@@ -461,14 +465,16 @@ impl Group {
     }
 
     /// Asked once in a group's life, before a worker parks: what the deletion watch
-    /// is to be told, if it has not been.
-    pub(crate) fn unwatched(&self) -> Option<Netns> {
+    /// is to be told, if it has not been; and whether the namespace had a name when the
+    /// group got its first worker.
+    pub(crate) fn unwatched(&self) -> Option<(Netns, bool)> {
         if self.watch_asked.load(Ordering::Relaxed)
             || self.watch_asked.swap(true, Ordering::Relaxed)
         {
             return None;
         }
-        self.state.lock().netns.clone()
+        let state = self.state.lock();
+        state.netns.clone().map(|netns| (netns, state.had_name))
     }
 
     /// Keeps the subscription to the deletion watch; gives it back, to be dropped,

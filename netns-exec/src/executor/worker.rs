@@ -306,7 +306,10 @@ impl<'a> Worker<'a> {
             lane.stay_awake();
             return self.leave_lane(lane, Leaving::Told);
         }
-        self.group.note_idle();
+        // Once: being woken for nothing is no use of it.
+        if !mem::replace(&mut idle.is_noted, true) {
+            self.group.note_idle();
+        }
         // What an idle worker does is not done yet: on a CPU that both share, the
         // caller would wait for it.
         let limit = if idle.has_seen_to_itself {
@@ -356,7 +359,7 @@ impl<'a> Worker<'a> {
             // Takes a thread of its own, and is told of by `retire` alone.
             return;
         }
-        let Some(netns) = self.group.unwatched() else {
+        let Some((netns, had_name)) = self.group.unwatched() else {
             return;
         };
         let group = self.group;
@@ -369,7 +372,7 @@ impl<'a> Worker<'a> {
             }
         };
         // A job that was quick to end may find its namespace deleted by now.
-        let subscribed = watch::on_lost_name(&netns, retire);
+        let subscribed = watch::on_lost_name(&netns, had_name, retire);
         drop(netns);
         match subscribed {
             Ok(subscription) => drop(group.keep_watched(subscription)),
@@ -522,6 +525,8 @@ impl<'a> Worker<'a> {
 #[derive(Default)]
 struct Idle {
     since: Option<Instant>,
+    /// The group knows.
+    is_noted: bool,
     /// It has done what an idle worker does.
     has_seen_to_itself: bool,
 }

@@ -636,7 +636,7 @@ impl StockBuilder {
                 shelf.close();
             }
         };
-        let subscription = watch::on_lost_name(netns, close)?;
+        let subscription = watch::on_lost_name(netns, netns.had_name(), close)?;
         let stock = SocketStock {
             inner: Arc::new(Inner {
                 shelf,

@@ -132,7 +132,8 @@ static WATCH: DeletionWatch =
 /// process's mount namespace after it had one, and has noted that for its handles;
 /// not when it never had one.
 ///
-/// When it is known to have had one, and that is gone already, the call comes at once.
+/// With `had_name` it is known that it once had one, so if that is gone already, the
+/// call comes at once.
 ///
 /// While subscribed, the caller holds the namespace (a thread in it will do):
 /// its inode number, which is what the mount table shows, would otherwise come
@@ -150,6 +151,7 @@ static WATCH: DeletionWatch =
 /// be had: no file descriptor left, no /proc.
 pub(crate) fn on_lost_name(
     netns: &Netns,
+    had_name: bool,
     on_lost: impl Fn() + Send + Sync + 'static,
 ) -> Result<Subscription> {
     let weak = netns.downgrade();
@@ -157,7 +159,7 @@ pub(crate) fn on_lost_name(
         weak.note_lost_name();
         on_lost();
     };
-    WATCH.subscribe(netns.inode()?, netns.id(), netns.had_name(), Arc::new(lost))
+    WATCH.subscribe(netns.inode()?, netns.id(), had_name, Arc::new(lost))
 }
 
 /// Waits until the watch's thread has ended, unless a subscription is left.

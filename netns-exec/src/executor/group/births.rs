@@ -40,6 +40,7 @@ impl Group {
     /// handle comes back, and the room is given back, when that is not
     /// [`First::Wanted`] any more.
     pub(crate) fn begin_first(&self, netns: Netns) -> Result<Start, Netns> {
+        let had_name = netns.had_name();
         let mut state = self.state.lock();
         if state.dead || self.is_retiring() || state.has_workers() {
             drop(state);
@@ -47,6 +48,7 @@ impl Group {
             return Err(netns);
         }
         state.netns = Some(netns);
+        state.had_name = had_name;
         Ok(self.begin_start(&mut state, Role::Lane(0), true))
     }
 
