@@ -80,6 +80,16 @@
 //! needs no privilege. [`Netns::check_enter`] tries without running anything, and
 //! [`Netns::can_enter_others`] before there is a namespace to try.
 //!
+//! # Features
+//!
+//! None is on by itself.
+//!
+//! * `tokio`: futures are polled inside of the runtime that they are spawned in.
+//! * `resolve`: `net::resolve`, host names by a namespace's own `resolv.conf`.
+//! * `births-at-home`: `Guard::BirthsAtHome`, which has threads that jobs ask for created at
+//!   home. Defines `pthread_create` in the executable.
+//! * `serde`: ids, [`Stats`] and what [`audit`] finds can be serialized, and ids read back.
+//!
 //! # Limits
 //!
 //! * Linux 5.14 or later, x86-64 and aarch64. Newer kernels are used where they
@@ -113,6 +123,8 @@ mod netns;
 pub mod ports;
 mod process;
 pub mod rootless;
+#[cfg(feature = "serde")]
+mod serialize;
 mod sync;
 mod sys;
 mod unwind;

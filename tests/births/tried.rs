@@ -10,7 +10,10 @@ fn main() -> ExitCode {
         Ok(executor) => {
             let here = Netns::current().expect("own namespace");
             let thread = executor.run(&here, || std::thread::spawn(|| ()).join().is_ok());
-            println!("built: a job gets threads: {}", thread.expect("no privilege is needed"));
+            println!(
+                "built: a job gets threads: {}",
+                thread.expect("no privilege is needed")
+            );
             ExitCode::SUCCESS
         }
         Err(error) if error.is_invalid_input() => {
