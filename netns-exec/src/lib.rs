@@ -88,6 +88,7 @@
 //! * `resolve`: `net::resolve`, host names by a namespace's own `resolv.conf`.
 //! * `births-at-home`: `Guard::BirthsAtHome`, which has threads that jobs ask for created at
 //!   home. Defines `pthread_create` in the executable.
+//! * `metrics`: `Builder::metrics` reports what an executor does to the `metrics` facade.
 //! * `serde`: ids, [`Stats`] and what [`audit`] finds can be serialized, and ids read back.
 //!
 //! # Limits

@@ -312,6 +312,8 @@ impl Builder {
     /// told of its end. What is about a worker whose thread the guard has found unfit, on
     /// which nothing runs any more, is told by a thread at home, soon after.
     ///
+    /// With the feature `metrics` there is one ready: `Builder::metrics`.
+    ///
     /// # Examples
     ///
     /// ```
