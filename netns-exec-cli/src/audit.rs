@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::Netns;
-use netns_exec::audit::{Namespaces, Process, Thread, Unreadable, Verdict, namespaces};
+use netns_exec::audit::{Namespaces, Process, Unreadable, Verdict, namespaces};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -37,7 +37,7 @@ JSON, one document (one for each line with --watch):
     {\"pid\": N, \"name\": \"...\", \"home\": ID|null, \"threads\": [
       {\"tid\": N, \"name\": \"...\", \"netns_id\": ID|null, \"label\": \"...\",
        \"verdict\": \"home\"|\"worker\"|\"stray\"|\"unknown\",
-       \"origin\": \"...\"|null}]}]}
+       \"seems_child_of\": TID|null, \"origin\": \"...\"|null}]}]}
 audited counts processes. Keys may be added; version changes when one changes its
 meaning.
 
@@ -181,43 +181,11 @@ struct Report<'a> {
     audited: usize,
     strays: usize,
     unknown: usize,
-    processes: Vec<ProcessRow<'a>>,
-}
-
-#[derive(Serialize)]
-struct ProcessRow<'a> {
-    pid: u32,
-    name: &'a str,
-    home: Option<u64>,
-    threads: Vec<ThreadRow<'a>>,
-}
-
-#[derive(Serialize)]
-struct ThreadRow<'a> {
-    tid: u32,
-    name: &'a str,
-    netns_id: Option<u64>,
-    label: &'a str,
-    verdict: String,
-    origin: Option<String>,
+    processes: Vec<&'a Process>,
 }
 
 impl<'a> Report<'a> {
     fn of(subject: &Subject, audits: &'a [Process]) -> Report<'a> {
-        let row = |thread: &'a Thread| ThreadRow {
-            tid: thread.tid(),
-            name: thread.name(),
-            netns_id: thread.netns_id().map(u64::from),
-            label: thread.label(),
-            verdict: thread.verdict().to_string(),
-            origin: thread.origin(),
-        };
-        let process = |audit: &'a Process| ProcessRow {
-            pid: audit.pid(),
-            name: audit.name(),
-            home: audit.home_id().map(u64::from),
-            threads: audit.threads().iter().map(row).collect(),
-        };
         Report {
             version: 1,
             audited: audits.len(),
@@ -225,7 +193,6 @@ impl<'a> Report<'a> {
             unknown: count(audits, Verdict::Unknown),
             processes: (audits.iter())
                 .filter(|audit| subject.is_about(audit))
-                .map(process)
                 .collect(),
         }
     }

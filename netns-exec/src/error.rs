@@ -101,7 +101,8 @@ impl Refused {
         const THREADS: &str = "the guard refused this job threads: start pools of the whole \
              process at home with `Builder::prewarm`; a runtime that the job builds gets none: \
              call what blocks in the job itself, and look names up with `net::resolve`, \
-             instead of `spawn_blocking`; or choose `Guard::Detect`";
+             instead of `spawn_blocking`; or have threads created at home (feature \
+             `births-at-home`), or choose `Guard::Detect`";
         const MOVES: &str = "the guard refused this job setns(2) or unshare(2): run what belongs \
              in another namespace there, or choose `Guard::Detect`";
         match self {

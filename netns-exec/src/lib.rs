@@ -80,6 +80,17 @@
 //! needs no privilege. [`Netns::check_enter`] tries without running anything, and
 //! [`Netns::can_enter_others`] before there is a namespace to try.
 //!
+//! # Features
+//!
+//! None is on by itself.
+//!
+//! * `tokio`: futures are polled inside of the runtime that they are spawned in.
+//! * `resolve`: `net::resolve`, host names by a namespace's own `resolv.conf`.
+//! * `births-at-home`: `Guard::BirthsAtHome`, which has threads that jobs ask for created at
+//!   home. Defines `pthread_create` in the executable.
+//! * `metrics`: `Builder::metrics` reports what an executor does to the `metrics` facade.
+//! * `serde`: ids, [`Stats`] and what [`audit`] finds can be serialized, and ids read back.
+//!
 //! # Limits
 //!
 //! * Linux 5.14 or later, x86-64 and aarch64. Newer kernels are used where they
@@ -114,6 +125,8 @@ mod payload;
 pub mod ports;
 mod process;
 pub mod rootless;
+#[cfg(feature = "serde")]
+mod serialize;
 mod sync;
 mod sys;
 mod unwind;

@@ -4,6 +4,7 @@
 mod holders;
 mod outside;
 mod ring;
+mod serialized;
 
 use std::fs::{self, File};
 use std::net::UdpSocket;

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use netns_exec::{Event, Executor, NetnsId};
+use netns_exec::{Event, Executor, Guard, NetnsId};
 use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, here, within};
+use nix::sched::{CloneFlags, unshare};
 use tracing::field::Field;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Level, Metadata, Subscriber};
@@ -108,6 +109,63 @@ fn each_event_is_told_once_with_its_figures() {
             done: 3
         }
     );
+}
+
+#[test]
+fn job_beside_the_pool_is_told_of_when_it_has_ended() {
+    const LONG: Duration = Duration::from_millis(20);
+    let (executor, log) = observed();
+    let netns = fresh();
+    for panics in [false, true] {
+        let handle = executor.thread(&netns, move |_stop| {
+            assert!(thread::Builder::new().spawn(|| ()).is_err());
+            thread::sleep(LONG);
+            assert!(!panics, "as it should");
+        });
+        assert_eq!(handle.unwrap().join().is_err(), panics);
+    }
+    executor.shutdown(None).unwrap();
+    let log = log.lock().unwrap();
+    let [first, second] = &log[..] else {
+        panic!("{log:#?}");
+    };
+    for (job, has_panicked) in [(first, false), (second, true)] {
+        assert!(
+            matches!(
+                *job,
+                Seen::Job { queued: Duration::ZERO, ran, panicked, refused: 1 }
+                    if ran >= LONG && panicked == has_panicked
+            ),
+            "{job:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_about_a_ruined_worker_is_told_at_home_once_to_each_hook() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let mut builder = Executor::builder().guard(Guard::Off);
+    for hook in 0..2 {
+        let told = Arc::clone(&told);
+        builder = builder.on_event(move |event| {
+            let what = match event {
+                Event::JobEnded { label, .. } => format!("job in {label}"),
+                Event::WorkerRetired { label, unfit, .. } => format!("{unfit} in {label}"),
+                _ => return,
+            };
+            told.lock().unwrap().push((hook, here(), what));
+            panic!("which is not the next hook's affair");
+        });
+    }
+    let (executor, netns, home) = (builder.build().unwrap(), fresh(), here());
+    let spawned = executor.spawn(&netns, || unshare(CloneFlags::CLONE_NEWNET));
+    assert!(spawned.unwrap().join().unwrap_err().is_escaped());
+    eventually("all is told", || told.lock().unwrap().len() == 4);
+    executor.shutdown(None).unwrap();
+    let label = netns.label();
+    let expected = [format!("job in {label}"), format!("true in {label}")]
+        .map(|what| [0, 1].map(|hook| (hook, home, what.clone())));
+    assert_eq!(*told.lock().unwrap(), expected.concat());
 }
 
 #[test]

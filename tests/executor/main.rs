@@ -22,6 +22,7 @@ mod panics;
 mod pinned_futures;
 mod retire;
 mod scope;
+mod serialized;
 mod shutdown;
 mod signals;
 mod subscribers;

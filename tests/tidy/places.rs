@@ -25,6 +25,8 @@ const UNSAFE: &[&str] = &[
     "tests/executor/wakes.rs",
     // Stands in for the functions of libc that make system calls.
     "tests/faults/",
+    // Threads as C code asks for them, and a child made by fork(2).
+    "tests/births/",
     // A ring, and what a signal has the main thread do.
     "tests/audit/",
     "benches/src/alloc.rs",

@@ -7,7 +7,8 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use netns_exec::audit::{Hold, Holder, Namespace, Namespaces, namespaces};
+use netns_exec::NetnsId;
+use netns_exec::audit::{Hold, Holder, Namespace, Namespaces, Unreadable, namespaces};
 use serde::Serialize;
 
 use self::net::Link;
@@ -97,19 +98,19 @@ impl Args {
 struct Report<'a> {
     version: u32,
     namespaces: Vec<Row<'a>>,
-    unreadable: Vec<UnreadableRow<'a>>,
+    unreadable: &'a [Unreadable],
 }
 
 #[derive(Serialize)]
 struct Row<'a> {
-    id: Option<u64>,
+    id: Option<NetnsId>,
     inode: u64,
     names: &'a [String],
     processes: Vec<ProcessRow<'a>>,
     #[serde(flatten)]
     counts: Counts,
     #[serde(skip_serializing_if = "Option::is_none")]
-    holders: Option<Vec<HolderRow<'a>>>,
+    holders: Option<&'a [Holder]>,
     /// `None` where nothing was to be looked into, `Some(None)` where it could not be.
     #[serde(skip_serializing_if = "Option::is_none")]
     links: Option<Option<Vec<Link>>>,
@@ -130,42 +131,6 @@ struct Counts {
     mounts: usize,
 }
 
-#[derive(Serialize)]
-struct HolderRow<'a> {
-    pid: u32,
-    process: &'a str,
-    #[serde(flatten)]
-    what: What,
-}
-
-#[derive(Serialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-enum What {
-    Thread {
-        tid: u32,
-    },
-    Fd {
-        fd: u32,
-    },
-    Socket {
-        fd: u32,
-    },
-    Mount {
-        path: String,
-    },
-    /// Of a library newer than this command.
-    Other {
-        text: String,
-    },
-}
-
-#[derive(Serialize)]
-struct UnreadableRow<'a> {
-    pid: u32,
-    process: &'a str,
-    what: &'a str,
-}
-
 impl Counts {
     fn of(holders: &[Holder]) -> Counts {
         let mut counts = Counts::default();
@@ -182,41 +147,17 @@ impl Counts {
     }
 }
 
-impl What {
-    fn of(hold: &Hold) -> What {
-        match hold {
-            Hold::Thread { tid, .. } => What::Thread { tid: *tid },
-            Hold::Fd { fd, .. } => What::Fd { fd: *fd },
-            Hold::Socket { fd, .. } => What::Socket { fd: *fd },
-            Hold::Mount { path, .. } => What::Mount {
-                path: path.display().to_string(),
-            },
-            other => What::Other {
-                text: other.to_string(),
-            },
-        }
-    }
-}
-
 fn row(namespace: &Namespace, holders: bool, links: Option<Option<Vec<Link>>>) -> Row<'_> {
     let processes = namespace.processes().into_iter();
-    let holder = |holder| {
-        let holder: &Holder = holder;
-        HolderRow {
-            pid: holder.pid(),
-            process: holder.process(),
-            what: What::of(holder.hold()),
-        }
-    };
     Row {
-        id: namespace.id().map(u64::from),
+        id: namespace.id(),
         inode: namespace.inode(),
         names: namespace.names(),
         processes: processes
             .map(|(pid, name, threads)| ProcessRow { pid, name, threads })
             .collect(),
         counts: Counts::of(namespace.holders()),
-        holders: holders.then(|| namespace.holders().iter().map(holder).collect()),
+        holders: holders.then(|| namespace.holders()),
         links,
     }
 }
@@ -245,18 +186,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
 fn show_once(args: &Args) -> Result<(), Failure> {
     let found = namespaces()?;
     let mut rows = select(args, &found)?;
-    let unreadable: Vec<_> = (found.unreadable().iter())
-        .map(|process| UnreadableRow {
-            pid: process.pid(),
-            process: process.process(),
-            what: process.what(),
-        })
-        .collect();
     if args.json {
         let report = Report {
             version: 1,
             namespaces: rows.drain(..).map(|(_, row)| row).collect(),
-            unreadable,
+            unreadable: found.unreadable(),
         };
         return match args.watch {
             Some(_) => output::json_line(&report),

@@ -3,6 +3,7 @@
 use std::cmp::{Ordering, Reverse};
 
 use clap::ValueEnum;
+use netns_exec::NetnsId;
 
 use super::Row;
 
@@ -86,7 +87,7 @@ impl Filter {
     pub(super) fn admits(&self, row: &Row<'_>) -> bool {
         let links = || row.links.iter().flatten().flatten();
         let texts: Vec<String> = match self.of {
-            Of::Id => row.id.iter().map(u64::to_string).collect(),
+            Of::Id => row.id.iter().map(NetnsId::to_string).collect(),
             Of::Name => row.names.to_vec(),
             Of::Process => (row.processes.iter())
                 .map(|process| process.name.to_owned())

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::birth::{Notice, spawn_as};
 use super::current;
+use super::event::Event;
 use super::handle::JoinHandle;
 use super::owner::Executor;
 use super::registry::Registry;
@@ -214,10 +215,21 @@ impl Apart {
         } = self;
         notice.tell(Ok(()));
         let stops_in = registry.hooks.netns_to_stop_in(&netns);
+        let (id, label) = (netns.id(), Box::<str>::from(netns.label()));
         // Its thread keeps the namespace.
         drop(netns);
+        let began = Instant::now();
         job.execute(&mut door);
         drop(watched);
+        let ended = Event::JobEnded {
+            netns: id,
+            label: &label,
+            queued: Duration::ZERO,
+            ran: began.elapsed(),
+            panicked: counters.panicked() > 0,
+            refused: door.take_refusals(),
+        };
+        registry.hooks.tell(&ended, &mut door);
         if let Some(netns) = stops_in {
             registry.hooks.run_stop(&netns, &mut door);
         }

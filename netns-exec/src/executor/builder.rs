@@ -309,8 +309,10 @@ impl Builder {
     /// under the guard, between jobs: a hook that takes long keeps the next job waiting, and
     /// one that waits for a job of that namespace can wait for ever. It had better count and
     /// return. Its panic is told in the log. The caller of a job may go on before the hook is
-    /// told of its end. Not told of a worker whose thread the guard has found unfit, on which
-    /// nothing runs any more. [Threads beside the pool](Executor::thread) are not told of.
+    /// told of its end. What is about a worker whose thread the guard has found unfit, on
+    /// which nothing runs any more, is told by a thread at home, soon after.
+    ///
+    /// With the feature `metrics` there is one ready: `Builder::metrics`.
     ///
     /// # Examples
     ///

@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::netns::NetnsId;
 
 /// What has happened in an executor: see [`Builder::on_event`](crate::Builder::on_event).
+///
+/// A [thread beside the pool](crate::Executor::thread) is no worker, and what it runs is a
+/// job: it is told of when that has ended.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -41,7 +44,53 @@ pub enum Event<'a> {
         label: &'a str,
         /// It had nothing to do for as long as the executor allows.
         idle: bool,
+        /// The guard found its thread unfit for anything else.
+        unfit: bool,
         /// How many jobs it has done.
         done: u64,
     },
+}
+
+impl Event<'_> {
+    pub(super) fn label(&self) -> &str {
+        let (Event::WorkerStarted { label, .. }
+        | Event::JobEnded { label, .. }
+        | Event::WorkerRetired { label, .. }) = *self;
+        label
+    }
+
+    /// The same, with this for what people call the namespace: it may be kept for longer.
+    pub(super) fn labelled(self, label: &str) -> Event<'_> {
+        match self {
+            Event::WorkerStarted { netns, .. } => Event::WorkerStarted { netns, label },
+            Event::JobEnded {
+                netns,
+                queued,
+                ran,
+                panicked,
+                refused,
+                ..
+            } => Event::JobEnded {
+                netns,
+                label,
+                queued,
+                ran,
+                panicked,
+                refused,
+            },
+            Event::WorkerRetired {
+                netns,
+                idle,
+                unfit,
+                done,
+                ..
+            } => Event::WorkerRetired {
+                netns,
+                label,
+                idle,
+                unfit,
+                done,
+            },
+        }
+    }
 }

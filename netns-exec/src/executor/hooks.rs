@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result, panic_text};
 use crate::handoff::outcome::Door;
 use crate::home::aside::Lease;
 use crate::netns::Netns;
-use crate::payload::{Payload, discard};
+use crate::payload::{Payload, discard, quietly};
 
 type OnStart = Box<dyn Fn(&Netns) -> io::Result<()> + Send + Sync>;
 type OnStop = Box<dyn Fn(&Netns) + Send + Sync>;
@@ -54,11 +54,15 @@ impl Hooks {
         (self.given.as_ref()).is_some_and(|given| !given.event.is_empty())
     }
 
-    /// Tells of an event, through the door of the worker that it is about.
+    /// Tells of an event, through the door of the thread that it is about; at home where
+    /// nothing may run on that any more.
     pub(super) fn tell(&self, event: &Event<'_>, door: &mut Door) {
-        for hook in self.given.iter().flat_map(|given| &given.event) {
+        let Some(given) = &self.given else {
+            return;
+        };
+        for (before, hook) in given.event.iter().enumerate() {
             if door.is_spoiled() {
-                return;
+                return tell_at_home(given, before, event);
             }
             door.run("event hook", || hook(event));
         }
@@ -142,6 +146,22 @@ impl Hooks {
             door.run("stop hook", || hook(netns));
         }
     }
+}
+
+/// Has a thread at home tell all hooks but the first ones, which know.
+fn tell_at_home(given: &Arc<Given>, first: usize, event: &Event<'_>) {
+    let lease = given.lease.as_ref().expect("an executor's hooks have one");
+    let (given, label) = (Arc::clone(given), Box::<str>::from(event.label()));
+    let event = event.labelled("");
+    lease.run(move || {
+        for hook in &given.event[first..] {
+            let told = catch_unwind(AssertUnwindSafe(|| hook(&event.labelled(&label))));
+            if let Err(panic) = told {
+                discard(panic);
+                quietly(|| tracing::error!(what = "event hook", "panic at home, outside of a job"));
+            }
+        }
+    });
 }
 
 thread_local! {

@@ -14,6 +14,8 @@ mod futures;
 mod group;
 mod handle;
 mod hooks;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod owner;
 mod pinned;
 mod pool;

@@ -167,6 +167,7 @@ impl<'a> Worker<'a> {
             netns,
             label,
             idle: why == Leaving::Idle,
+            unfit: why == Leaving::Spoiled,
             done,
         };
         hooks.tell(&retired, &mut self.door);

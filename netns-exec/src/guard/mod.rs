@@ -7,9 +7,12 @@
 //! thread once it has entered its namespace, and asks it after every job.
 //!
 //! How each is kept is a [`Mechanism`], one a file: [`seal`] (with its [`filter`]
-//! and [`bell`](crate::bell), which counts what it refuses), [`keep_admin`], [`detect`], [`off`]. Another one takes a file, a variant of [`Guard`], and its line in
+//! and [`bell`](crate::bell), which counts what it refuses), [`keep_admin`], [`detect`],
+//! [`off`], and with the feature `births-at-home` its own. Another one takes a file, a variant of [`Guard`], and its line in
 //! `mechanisms!` below.
 
+#[cfg(feature = "births-at-home")]
+mod births_at_home;
 mod check;
 mod detect;
 mod filter;
@@ -222,6 +225,75 @@ pub enum Guard {
     /// into the kernel, trace (ptrace(2)) a thread at home and have it do anything; its
     /// children have the capability too, and may go where they want.
     KeepAdmin,
+    /// Creates no thread in a job's namespace, and refuses none: those that a job asks for
+    /// are created at home. With the cargo feature `births-at-home`.
+    ///
+    /// All that is said of [`Seal`](Guard::Seal) holds, but that `pthread_create` works on a
+    /// worker, and with it [`std::thread::spawn`], rayon, tokio's `spawn_blocking`, smol's
+    /// `unblock` and the threads of C libraries. The *home thread* creates
+    /// the thread, a worker's birth apart, while the job waits for it, some tens of
+    /// microseconds. So the thread is **not in the job's namespace**: it is at home, as if
+    /// main had started it, and may live as long as it likes. Nothing is left
+    /// behind, no pool is broken for the rest of the process, and no `prewarm` is needed.
+    /// The errno of a thread that cannot be had is what `pthread_create` says at home.
+    ///
+    /// # What it means for a pool
+    ///
+    /// What runs on such a thread is at home: **the sockets that it makes are home's**, and
+    /// so are the names that it looks up and the `/proc/thread-self/net` that it reads. A
+    /// `par_iter` in a job computes at home, which is no difference until it opens
+    /// something; a `TcpStream::connect("name:80")` of tokio's looks the name up at home and
+    /// then connects in the namespace. Descriptors that were made in the job stay the
+    /// namespace's on any thread. Code that must be in the namespace on every thread that it
+    /// uses is what this guard gets wrong in silence: there [`Seal`](Guard::Seal), which
+    /// remains the default, says so, and [`Executor::broadcast`](crate::Executor::broadcast)
+    /// or [`workers_per_netns`](crate::Builder::workers_per_netns) have threads there.
+    ///
+    /// A thread at home may submit to the namespace like any other. A job that waits for a
+    /// thread that does so holds the worker that is to serve it: let it wait in
+    /// [`blocking`](crate::blocking).
+    ///
+    /// # What the thread inherits
+    ///
+    /// From the home thread, and so what the main thread had when the library was first
+    /// used: CPUs, priority, capabilities, filters. The signal mask is the main thread's,
+    /// as for any thread of the process, and not a worker's, which blocks all; where the job
+    /// has set a mask of its own, as libraries do that want their thread to have it, that, and
+    /// where the attributes have one, theirs. The attributes are passed on. Its name, until it
+    /// has one, is the main thread's.
+    ///
+    /// # Where it works
+    ///
+    /// In dynamic executables: the feature defines `pthread_create` in the executable, in
+    /// front of libc's, which it calls. On threads that are not workers under this guard it
+    /// does nothing but that. [`Builder::build`](crate::Builder::build) tries it, and fails
+    /// ([`is_invalid_input`](crate::Error::is_invalid_input)) where that definition is not
+    /// what the process uses: in a static executable, where it is left out, in a
+    /// plugin, or behind another library that defines it. A program that defines
+    /// `pthread_create` itself (some builds of jemalloc, AddressSanitizer) cannot have the
+    /// feature.
+    ///
+    /// # What it does not catch
+    ///
+    /// Threads that libc makes for itself: timers with `SIGEV_THREAD`, POSIX aio,
+    /// getaddrinfo_a(3); and whatever calls clone(2) itself. These are refused as with `Seal`.
+    /// In a child that a job makes by fork(2) without exec, threads are the child's own.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Executor, Guard, Netns};
+    ///
+    /// let executor = Executor::builder().guard(Guard::BirthsAtHome).build()?;
+    /// let (job, home) = executor.run(&Netns::open("blue")?, || {
+    ///     let thread = std::thread::spawn(Netns::current);
+    ///     (Netns::current(), thread.join().expect("no panic"))
+    /// })?;
+    /// assert_ne!(job?.id(), home?.id());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
+    #[cfg(feature = "births-at-home")]
+    BirthsAtHome,
     /// Allows both, and reports what has happened when the job is over.
     ///
     /// Threads that end before their job are fine ([`std::thread::scope`]); those
@@ -321,77 +393,77 @@ trait OnThread {
 /// Writes out the choice between the mechanisms, so that no job pays for a call
 /// through a pointer.
 macro_rules! mechanisms {
-    ($($guard:ident => $mechanism:ty,)*) => {
+    ($($(#[$when:meta])* $guard:ident => $mechanism:ty,)*) => {
         enum Prepared {
-            $($guard($mechanism),)*
+            $($(#[$when])* $guard($mechanism),)*
         }
 
         impl Prepared {
             fn new(guard: Guard) -> Result<Prepared> {
                 Ok(match guard {
-                    $(Guard::$guard => Prepared::$guard(Mechanism::prepare()?),)*
+                    $($(#[$when])* Guard::$guard => Prepared::$guard(Mechanism::prepare()?),)*
                 })
             }
 
             fn describe(&self) -> &'static str {
                 match self {
-                    $(Prepared::$guard(mechanism) => mechanism.describe(),)*
+                    $($(#[$when])* Prepared::$guard(mechanism) => mechanism.describe(),)*
                 }
             }
 
             fn install(&self) -> io::Result<Installed> {
                 Ok(match self {
-                    $(Prepared::$guard(mechanism) => Installed::$guard(mechanism.install()?),)*
+                    $($(#[$when])* Prepared::$guard(mechanism) => Installed::$guard(mechanism.install()?),)*
                 })
             }
         }
 
         enum Installed {
-            $($guard(<$mechanism as Mechanism>::OnThread),)*
+            $($(#[$when])* $guard(<$mechanism as Mechanism>::OnThread),)*
         }
 
         impl OnThread for Installed {
             #[inline]
             fn before_job(&mut self, worker: &Registration) {
                 match self {
-                    $(Installed::$guard(guard) => guard.before_job(worker),)*
+                    $($(#[$when])* Installed::$guard(guard) => guard.before_job(worker),)*
                 }
             }
 
             #[inline]
             fn after_job(&mut self, worker: &Registration) -> ThreadState {
                 match self {
-                    $(Installed::$guard(guard) => guard.after_job(worker),)*
+                    $($(#[$when])* Installed::$guard(guard) => guard.after_job(worker),)*
                 }
             }
 
             fn when_idle(&mut self) -> ThreadState {
                 match self {
-                    $(Installed::$guard(guard) => guard.when_idle(),)*
+                    $($(#[$when])* Installed::$guard(guard) => guard.when_idle(),)*
                 }
             }
 
             fn netns_check(&self) -> Option<Rc<NetnsCheck>> {
                 match self {
-                    $(Installed::$guard(guard) => guard.netns_check(),)*
+                    $($(#[$when])* Installed::$guard(guard) => guard.netns_check(),)*
                 }
             }
 
             fn listened(&self) -> Option<&Listened> {
                 match self {
-                    $(Installed::$guard(guard) => guard.listened(),)*
+                    $($(#[$when])* Installed::$guard(guard) => guard.listened(),)*
                 }
             }
 
             fn refused(&self) -> Refused {
                 match self {
-                    $(Installed::$guard(guard) => guard.refused(),)*
+                    $($(#[$when])* Installed::$guard(guard) => guard.refused(),)*
                 }
             }
 
             fn lack(&self) -> Option<&'static str> {
                 match self {
-                    $(Installed::$guard(guard) => guard.lack(),)*
+                    $($(#[$when])* Installed::$guard(guard) => guard.lack(),)*
                 }
             }
         }
@@ -401,6 +473,8 @@ macro_rules! mechanisms {
 mechanisms! {
     Seal => seal::Seal,
     KeepAdmin => keep_admin::KeepAdmin,
+    #[cfg(feature = "births-at-home")]
+    BirthsAtHome => births_at_home::BirthsAtHome,
     Detect => detect::Detect,
     Off => off::Off,
 }

@@ -127,6 +127,12 @@ impl Seal {
         Seal::tried(Admin::Kept)
     }
 
+    /// Seals the calling thread, which is no worker and ends soon.
+    #[cfg(feature = "births-at-home")]
+    pub(super) fn install_to_try(&self) -> io::Result<()> {
+        sys::seccomp::install(&self.programs().plain)
+    }
+
     /// The same where no listener can be had.
     #[cfg(test)]
     pub(super) fn uncounted(self) -> Seal {

@@ -74,6 +74,11 @@ pub(crate) fn adopt_from_main() -> Result<(), Difference> {
 
 /// The main thread's signal mask, for a thread that is to behave as one of the process's.
 pub(crate) fn adopt_mask_of_main() -> io::Result<()> {
+    thread::restore_signals(&mask_of_main()?)
+}
+
+/// The signals that the main thread blocks.
+pub(crate) fn mask_of_main() -> io::Result<SigSet> {
     let status = Status::read(&main_task())?;
     let blocked = status.bits("SigBlk");
     let mut mask = *SigSet::empty().as_ref();
@@ -84,8 +89,15 @@ pub(crate) fn adopt_mask_of_main() -> io::Result<()> {
         unsafe { libc::sigaddset(&raw mut mask, signal) };
     }
     // SAFETY: made from an initialized set by sigaddset(3) alone.
-    let mask = unsafe { SigSet::from_sigset_t_unchecked(mask) };
-    thread::restore_signals(&mask)
+    Ok(unsafe { SigSet::from_sigset_t_unchecked(mask) })
+}
+
+/// What the main thread is called, as `ps -L` shows it.
+#[cfg(feature = "births-at-home")]
+pub(crate) fn name_of_main() -> Option<std::ffi::CString> {
+    let mut name = fs::read(format!("/proc/{}/comm", main_task())).ok()?;
+    name.pop_if(|end| *end == b'\n');
+    std::ffi::CString::new(name).ok()
 }
 
 /// The main thread's folder in `/proc`: `self` has the files of the process.

@@ -2,6 +2,8 @@
 //! [`std::io::Result`]; what was attempted on whose behalf is said above.
 
 pub(crate) mod apart;
+#[cfg(feature = "births-at-home")]
+pub(crate) mod births;
 pub(crate) mod bpf;
 pub(crate) mod caps;
 pub(crate) mod dir;

@@ -41,15 +41,35 @@ pub(crate) const FAULTS: [Signal; 6] = [
     Signal::SIGSYS,
 ];
 
-/// Blocks every signal on the calling thread but the [`FAULTS`], and returns the
-/// mask before.
-pub(crate) fn block_signals() -> io::Result<SigSet> {
+/// All signals but the [`FAULTS`].
+fn all_but_faults() -> SigSet {
     let mut mask = SigSet::all();
     for fault in FAULTS {
         mask.remove(fault);
     }
-    mask.thread_swap_mask(SigmaskHow::SIG_SETMASK)
-        .map_err(io::Error::from)
+    mask
+}
+
+/// Blocks every signal on the calling thread but the [`FAULTS`], and returns the
+/// mask before.
+pub(crate) fn block_signals() -> io::Result<SigSet> {
+    (all_but_faults().thread_swap_mask(SigmaskHow::SIG_SETMASK)).map_err(io::Error::from)
+}
+
+/// The signals that the calling thread blocks.
+#[cfg(feature = "births-at-home")]
+pub(crate) fn signals() -> io::Result<SigSet> {
+    SigSet::thread_get_mask().map_err(io::Error::from)
+}
+
+/// Whether `mask` is as [`block_signals`] leaves it.
+#[cfg(feature = "births-at-home")]
+pub(crate) fn blocks_as_workers_do(mask: &SigSet) -> bool {
+    let workers = all_but_faults();
+    // The kernel blocks these for no thread.
+    let mut known =
+        Signal::iterator().filter(|it| !matches!(it, Signal::SIGKILL | Signal::SIGSTOP));
+    known.all(|signal| mask.contains(signal) == workers.contains(signal))
 }
 
 /// Puts back what [`block_signals`] returned.
