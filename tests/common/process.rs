@@ -202,6 +202,13 @@ pub fn sleeps_soundly(tid: i32) -> bool {
     before.0 && look().is_none_or(|after| after == before)
 }
 
+/// The number of the system call that a thread of this process sleeps in, if it does:
+/// see proc_pid_syscall(5).
+pub fn sleeps_in(tid: i32) -> Option<i64> {
+    let call = fs::read_to_string(format!("/proc/self/task/{tid}/syscall")).ok()?;
+    call.split(' ').next()?.parse().ok()
+}
+
 /// Returns when no other thread of this process has anything to do.
 pub fn settle() {
     let me = tid();

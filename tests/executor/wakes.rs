@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, Netns};
-use netns_exec_tests::{Alone, alone, fresh, within};
+use netns_exec_tests::{
+    Alone, Gate, alone, eventually, fresh, sleeps_in, sleeps_soundly, tid, within,
+};
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
@@ -51,6 +53,18 @@ fn call_in_every_way(executor: &Executor, netns: &Netns) {
             });
         }
     });
+}
+
+/// The call that a worker sleeps in whose caller slept: no kernel has it.
+const TRAP: i64 = 0x2e7e;
+
+/// Has the worker of `netns` sleep in its trap, with nothing to do.
+fn have_it_trapped(executor: &Executor, netns: &Netns) {
+    let worker = executor.run(netns, tid).unwrap();
+    eventually("the worker sleeps", || sleeps_soundly(worker));
+    // The first call may have gone through the queue, as it started the worker.
+    assert_eq!(executor.run(netns, tid).unwrap(), worker);
+    eventually("it sleeps in its trap", || sleeps_in(worker) == Some(TRAP));
 }
 
 #[test]
@@ -102,9 +116,7 @@ fn listener_that_is_closed_behind_our_back_takes_no_call_its_worker() {
     alone!(Alone::AsIs);
     let (executor, netns) = (with_idle(None), fresh());
     within("calls", move || {
-        executor.run(&netns, || ()).unwrap();
-        // In its trap, with nothing to do.
-        thread::sleep(Duration::from_millis(50));
+        have_it_trapped(&executor, &netns);
         take_listeners_away();
         for n in 0..100 {
             assert_eq!(executor.run(&netns, || n).unwrap(), n);
@@ -117,19 +129,23 @@ fn listener_that_is_closed_behind_our_back_takes_no_caller_its_result() {
     alone!(Alone::AsIs);
     let (executor, netns) = (with_idle(None), fresh());
     within("calls", move || {
-        executor.run(&netns, || ()).unwrap();
-        let (begin, has_begun) = mpsc::channel();
+        have_it_trapped(&executor, &netns);
+        let gate = Gate::new();
+        let pass = gate.pass();
+        let (caller, its_tid) = mpsc::channel();
         thread::scope(|scope| {
-            scope.spawn(move || {
-                has_begun.recv().unwrap();
-                // Its caller sleeps by now.
-                thread::sleep(Duration::from_millis(20));
-                take_listeners_away();
-            });
-            let job = || thread::sleep(Duration::from_millis(50));
             let (executor, netns) = (&executor, &netns);
-            scope.spawn(move || executor.run(netns, job).unwrap());
-            begin.send(()).unwrap();
+            scope.spawn(move || {
+                caller.send(tid()).unwrap();
+                executor.run(netns, move || pass.stop()).unwrap();
+            });
+            let caller = its_tid.recv().unwrap();
+            gate.wait_for(1);
+            eventually("the caller waits for a trap", || {
+                sleeps_in(caller) == Some(libc::SYS_ioctl)
+            });
+            take_listeners_away();
+            gate.open();
         });
         for n in 0..100 {
             assert_eq!(executor.run(&netns, || n).unwrap(), n);
@@ -157,11 +173,7 @@ fn take_listeners_away() {
 fn caller_with_descriptors_of_its_own_is_served() {
     alone!(Alone::AsIs);
     let (executor, netns) = (with_idle(None), fresh());
-    for _ in 0..5 {
-        // Called from the lane, so that it parks in its trap, and left there.
-        executor.run(&netns, || ()).unwrap();
-        thread::sleep(Duration::from_millis(1));
-    }
+    have_it_trapped(&executor, &netns);
     within("calls", move || {
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -211,8 +223,8 @@ fn calls_go_on_in_a_process_that_is_stopped_and_goes_on() {
 fn job_that_ends_its_thread_is_an_error_and_no_wait_for_ever() {
     alone!(Alone::AsIs);
     let (executor, netns) = (with_idle(None), fresh());
-    executor.run(&netns, || ()).unwrap();
     within("calls", move || {
+        have_it_trapped(&executor, &netns);
         let ended = executor.run(&netns, || {
             // SAFETY: ends this thread, whose stack nothing else uses.
             unsafe { libc::syscall(libc::SYS_exit, 0) };

@@ -196,7 +196,7 @@ pub enum Guard {
     /// kernel; a process that shares this one's memory (`CLONE_VM` without
     /// `CLONE_THREAD`); a job that ends its thread by the bare exit(2), whose caller
     /// waits for ever where the worker is not [rung](crate::NetnsStats::rung) or the job
-    /// was spawned. And a job can keep its namespace alive by letting a socket out.
+    /// went through the queue, as all that are spawned do. And a job can keep its namespace alive by letting a socket out.
     ///
     /// # A process that confines itself
     ///
