@@ -1,5 +1,7 @@
 //! `netns-exec demo`: the executor at work, with proof.
 
+mod usual_way;
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -16,13 +18,17 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
 
+use self::usual_way::LeftBehind;
 use crate::failure::Failure;
 use crate::output;
 use crate::setting::Setting;
 
 /// Ship closures to threads in many namespaces, and prove that none got lost
 ///
-/// Makes a number of namespaces, each with a sysctl value of its own and a
+/// Shows the fault first: a thread enters a namespace by setns(2), starts another
+/// thread, and goes back. That one stays, and an audit finds it.
+///
+/// Then makes a number of namespaces, each with a sysctl value of its own and a
 /// listener of its own on the one TCP port that all of them have bound. Then
 /// several threads send closures to namespaces picked at random, and every
 /// closure connects to the port and proves where it ran: by the id that the
@@ -45,6 +51,7 @@ JSON: one object with
   namespaces                      for each: id, ttl, jobs, misplaced, call_ns and
                                   hand_over_ns with p50 and p99 (null without a job)
   call_ns, hand_over_ns           the same over all of them
+  left_by_setns                   threads that the usual way has left in a namespace
   misplaced_jobs                  jobs that ran anywhere but where they were sent
   stray_threads                   threads outside the home namespace that are not
                                   workers: the most that were seen at once
@@ -92,6 +99,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let namespaces = (0..args.namespaces)
         .map(|index| DemoNetns::set_up(&executor, index))
         .collect::<Result<Vec<_>, _>>()?;
+    let left_by_setns = show_usual_way(&namespaces[0].ns, !setting.user_namespace, say)?;
     say(format!(
         "{} namespaces, each with a listener of its own on 127.0.0.1:{PORT}; {} closures from {} threads\n",
         namespaces.len(),
@@ -105,12 +113,37 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     executor.shutdown(None)?;
     audits.audit()?;
 
-    let report = Report::new(setting, threads, &namespaces, tallies, &audits, seconds);
+    let mut report = Report::new(setting, threads, &namespaces, tallies, &audits, seconds);
+    report.left_by_setns = left_by_setns;
     match args.json {
         true => output::json(&report)?,
         false => report.show()?,
     }
     Ok(ExitCode::from(u8::from(!report.ok)))
+}
+
+/// Tells how many threads the usual way leaves in `ns`, for as long as that is shown.
+fn show_usual_way(
+    ns: &Netns,
+    owns_home: bool,
+    say: impl Fn(String) -> Result<(), Failure>,
+) -> Result<usize, Failure> {
+    let left = LeftBehind::in_netns(ns, owns_home)?;
+    let found = left.found();
+    left.end();
+    let found = found?;
+    let told = match &found {
+        Some(found) => format!(
+            "The usual way: a thread calls setns(2), does its work, and calls setns(2) to go back.\n\
+             Its work has started a thread of a pool, which stays: {found},\n\
+             and whatever runs on it next is there too. So with netns-exec no thread ever moves:\n"
+        ),
+        None => {
+            "The usual way has left no thread behind, which is not to be expected.\n".to_owned()
+        }
+    };
+    say(told)?;
+    Ok(usize::from(found.is_some()))
 }
 
 /// Two for each CPU, within reason.
@@ -361,6 +394,7 @@ struct Report {
     namespaces: Vec<Row>,
     #[serde(flatten)]
     total: Latency,
+    left_by_setns: usize,
     misplaced_jobs: u64,
     stray_threads: usize,
     #[serde(rename = "looks")]
@@ -422,6 +456,7 @@ impl Report {
             seconds,
             namespaces,
             total: Latency::of(&mut all),
+            left_by_setns: 0,
             misplaced_jobs: all.misplaced,
             stray_threads: audits.strays,
             audits: audits.count,

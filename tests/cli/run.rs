@@ -45,6 +45,7 @@ fn assert_demo_went_well(output: &Output, namespaces: usize, jobs: u64) -> Value
         assert!(0 < at("p50") && at("p50") <= at("p99"));
     }
     assert!(rows.iter().all(|row| row["misplaced"] == 0));
+    assert_eq!(report["left_by_setns"], 1);
     assert_eq!(report["misplaced_jobs"], 0);
     assert_eq!(report["stray_threads"], 0);
     assert!(report["looks"].as_u64() > Some(0));
@@ -112,6 +113,7 @@ fn demo_shows_people_what_was_proven() {
     assert!(output.status.success(), "{shown}");
     for part in [
         "as root",
+        "(pool-worker) is in netns:",
         "2 namespaces",
         "NETNS ID",
         "misplaced jobs  0",
