@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use netns_exec::{Executor, Guard, Netns};
-use netns_exec_tests::{eventually, fresh, here};
+use netns_exec_tests::{Gate, eventually, fresh, here};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Pid, getpid, gettid};
 
@@ -58,6 +58,25 @@ fn descriptor_table_or_working_directory_of_its_own_retires_the_worker() {
     let fs = || unshare(CloneFlags::CLONE_FS).unwrap();
     assert_retired(Guard::Detect, fs, "working directory");
     assert_retired_when_idle(Guard::Off, fs);
+}
+
+#[test]
+fn job_behind_one_that_took_a_descriptor_table_is_served_by_a_successor() {
+    for guard in [Guard::Detect, Guard::Off] {
+        let (executor, netns) = (executor(guard), fresh());
+        let gate = Gate::new();
+        let pass = gate.pass();
+        let leaves = executor.spawn(&netns, move || {
+            pass.stop();
+            unshare(CloneFlags::CLONE_FILES).unwrap();
+        });
+        gate.wait_for(1);
+        // The worker sees to its own successor, for this one.
+        let next = executor.spawn(&netns, here).unwrap();
+        gate.open();
+        assert!(leaves.unwrap().join().unwrap_err().is_escaped());
+        assert_eq!(next.join().unwrap(), netns.id(), "{guard:?}");
+    }
 }
 
 #[test]

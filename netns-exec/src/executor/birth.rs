@@ -124,7 +124,7 @@ fn tell_owners_elsewhere(group: &Arc<Group>, error: &Error) {
         return tell_owners(group, error);
     }
     let theirs = (Arc::clone(group), error.duplicate());
-    let told = Home::get().and_then(|home| {
+    let told = Home::reach().and_then(|home| {
         home.run_hook("netns-orphans", move || {
             let (group, error) = theirs;
             tell_owners(&group, &error);
@@ -216,7 +216,11 @@ fn begin(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, asker: Aske
         asker,
         is_over: AtomicBool::new(false),
     });
-    match Home::get() {
+    let home = match start.is_first {
+        true => Home::get(),
+        false => Home::reach(),
+    };
+    match home {
         Ok(home) => home.post(Box::new(move || birth.begin(start))),
         Err(error) => birth.end(Err(error)),
     }

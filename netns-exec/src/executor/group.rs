@@ -85,6 +85,9 @@ pub(crate) struct Start {
     /// Jobs rely on it: the thread that starts it waits until it is there, and when it
     /// cannot be, gives the jobs up that have no other worker.
     pub(crate) is_needed: bool,
+    /// `netns` is a handle of the thread that asks. Otherwise it is the group's, whose
+    /// descriptor all threads share.
+    pub(crate) is_first: bool,
 }
 
 /// What a group has decided and its caller does, without the group's lock.

@@ -160,6 +160,12 @@ impl Home {
         Ok(home)
     }
 
+    /// As [`get`](Home::get), also for a caller that has a descriptor table of its own:
+    /// for what needs no descriptor of the caller's.
+    pub(crate) fn reach() -> Result<&'static Home> {
+        Home::started().map_or_else(Home::get, Ok)
+    }
+
     /// The home thread if there is one, also for a caller that has a descriptor table of
     /// its own: for what needs no descriptor of the caller's.
     pub(crate) fn started() -> Option<&'static Home> {

@@ -49,7 +49,7 @@ impl Group {
         }
         state.netns = Some(netns);
         state.had_name = had_name;
-        Ok(self.begin_start(&mut state, Role::Lane(0), true))
+        Ok(self.begin_with(&mut state, Role::Lane(0)))
     }
 
     /// Begins, once more, the birth of a worker that jobs in the queue rely on: what it
@@ -63,7 +63,7 @@ impl Group {
         state.netns.get_or_insert(netns);
         self.pool.capacity.reserve_anyway();
         // It takes a lane that has no worker with its first job.
-        Some(self.begin_start(&mut state, Role::Spare, true))
+        Some(self.begin_with(&mut state, Role::Spare))
     }
 
     /// Waits for the end of a birth that another thread has begun.
@@ -93,6 +93,14 @@ impl Group {
             .map(Error::duplicate)
     }
 
+    /// Begins a birth with the handle of the thread that asks for it.
+    fn begin_with(&self, state: &mut State, role: Role) -> Start {
+        Start {
+            is_first: true,
+            ..self.begin_start(state, role, true)
+        }
+    }
+
     pub(super) fn begin_start(&self, state: &mut State, role: Role, is_needed: bool) -> Start {
         let number = self.pool.next_worker_number();
         state.starting += 1;
@@ -107,6 +115,7 @@ impl Group {
             role,
             netns: (state.netns.clone()).expect("here while there are workers"),
             is_needed,
+            is_first: false,
         }
     }
 
