@@ -46,6 +46,26 @@ fn thread_is_in_its_namespace_beside_the_workers() {
 }
 
 #[test]
+fn thread_in_a_namespace_that_has_lost_its_name_is_told_to_stop() {
+    within("threads", || {
+        for has_been_told_of in [false, true] {
+            let (netns, executor) = (TempNetns::new(), Executor::new().unwrap());
+            executor.run(&netns, || ()).unwrap();
+            let kept = netns.netns().clone();
+            netns.delete();
+            if has_been_told_of {
+                eventually("the workers are gone", || executor.stats().workers == 0);
+            }
+            executor
+                .thread(&kept, |stop| stop.wait())
+                .unwrap()
+                .join()
+                .unwrap();
+        }
+    });
+}
+
+#[test]
 fn thread_is_sealed_and_its_verdict_is_its_handles() {
     let executor = Executor::new().unwrap();
     let (netns, elsewhere) = (fresh(), fresh());

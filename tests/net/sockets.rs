@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns, net};
@@ -31,14 +32,17 @@ fn every_kind_is_of_its_namespace_however_it_is_made() {
     let executor = Executor::new().unwrap();
     let pinned = executor.pin(&netns).unwrap();
     fn all(place: impl net::Place + Copy, netns: &Netns, nonblocking: bool) {
+        // An audit by another process may have the last one's listener open for a moment.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("agent\0{}", NEXT.fetch_add(1, Ordering::Relaxed));
         assert_of(&net::tcp_listen(place, LOCAL).unwrap(), netns, nonblocking);
         assert_of(&net::udp_bind(place, LOCAL).unwrap(), netns, nonblocking);
         let v6 = (Ipv6Addr::LOCALHOST, 0);
         assert_of(&net::tcp_listen(place, v6).unwrap(), netns, nonblocking);
         assert_of(&net::udp_bind(place, v6).unwrap(), netns, nonblocking);
-        let listener = net::unix_abstract(place, "agent\0x").unwrap();
+        let listener = net::unix_abstract(place, &name).unwrap();
         assert_of(&listener, netns, nonblocking);
-        let stream = net::unix_abstract_connect(place, "agent\0x").unwrap();
+        let stream = net::unix_abstract_connect(place, &name).unwrap();
         assert_of(&stream, netns, nonblocking);
         for socket in [
             net::raw(place, Ipv4Addr::UNSPECIFIED, libc::IPPROTO_ICMP),

@@ -46,7 +46,8 @@ impl Executor {
     ///
     /// * its [`ThreadHandle::stop`] was called;
     /// * the executor is shut down, or its last handle was dropped;
-    /// * the namespace is [retired](Executor::retire), or has lost its last name.
+    /// * the namespace is [retired](Executor::retire), or has lost its last name,
+    ///   be it before the thread began.
     ///
     /// No thread is ended by force. [`shutdown`](Executor::shutdown) and `retire` wait for
     /// it as for a job, so an `f` that does not look at its `Stop` keeps them for ever, and
@@ -242,6 +243,10 @@ impl Apart {
     fn watch_for_deletion(&self, door: &mut Door) -> Option<watch::Subscription> {
         let stop = Arc::clone(&self.stop);
         let id = self.netns.id();
+        if self.netns.lost_name() {
+            stop.set();
+            return None;
+        }
         watch::on_lost_name(&self.netns, self.netns.had_name(), move || stop.set())
             .map_err(|error| {
                 door.report(|| {

@@ -636,7 +636,11 @@ impl StockBuilder {
                 shelf.close();
             }
         };
-        let subscription = watch::on_lost_name(netns, netns.had_name(), close)?;
+        let subscription = watch::on_lost_name(netns, netns.had_name(), close.clone())?;
+        // Or was told of before, and tells no one again.
+        if netns.lost_name() {
+            close();
+        }
         let stock = SocketStock {
             inner: Arc::new(Inner {
                 shelf,
