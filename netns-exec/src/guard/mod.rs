@@ -152,10 +152,13 @@ pub enum Guard {
     /// with `EPERM`, a timer with `SIGEV_THREAD` with `EAGAIN`. **smol's pool does not**
     /// (`blocking::unblock`, and with it `async-fs`, `smol::fs`, `Unblock`): whatever
     /// the error, it logs that a thread could not be started and leaves the task for a
-    /// thread that will never come, so that a job which waits for it waits for ever.
-    /// Starting it before is no cure, because its threads end after half a second. Do
-    /// such work outside of the job, or call the blocking function itself, which is
-    /// what a worker is for; or choose `Detect`.
+    /// thread that will never come, so that a job which waits for it waits for ever, on a
+    /// busy CPU. **async-io aborts the process** (`block_on`, and with it smol's timers and
+    /// sockets), since it panics in a drop. Starting them before is no cure for the first, whose
+    /// threads end after half a second. Do such work outside of the job, or call the blocking
+    /// function itself, which is what a worker is for; or have threads created at home (feature
+    /// `births-at-home`), or choose `Detect`. `docs/crates.md` in the repository has a table,
+    /// with versions.
     ///
     /// # Privileges
     ///
