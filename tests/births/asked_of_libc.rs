@@ -5,12 +5,14 @@ use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::yield_now;
+use std::time::{Duration, Instant};
 
 use netns_exec::NetnsId;
 use netns_exec_tests::{blocked_signals, fresh, here};
 use nix::libc;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use super::executor;
@@ -206,7 +208,18 @@ fn child_that_a_job_forks_makes_its_threads_itself() {
                 // SAFETY: ends the child without what the parent registered.
                 unsafe { libc::_exit(code) }
             }
-            ForkResult::Parent { child } => waitpid(child, None).expect("our child"),
+            ForkResult::Parent { child } => {
+                let deadline = Instant::now() + Duration::from_secs(30);
+                loop {
+                    match waitpid(child, Some(WaitPidFlag::WNOHANG)).expect("our child") {
+                        WaitStatus::StillAlive if Instant::now() < deadline => yield_now(),
+                        WaitStatus::StillAlive => {
+                            kill(child, Signal::SIGKILL).expect("it is there")
+                        }
+                        status => return status,
+                    }
+                }
+            }
         }
     });
     let status = status.unwrap();

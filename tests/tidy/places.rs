@@ -145,6 +145,11 @@ pub(crate) fn every_file_has_its_place_in_contributing(tree: &[Source]) -> Vec<O
 
 /// The files that a target begins with, as cargo sees them.
 pub(crate) fn targets() -> Vec<PathBuf> {
+    let workspaces = ["Cargo.toml", "tests/crates/Cargo.toml"];
+    workspaces.into_iter().flat_map(targets_of).collect()
+}
+
+fn targets_of(manifest: &str) -> Vec<PathBuf> {
     let output = Command::new(env!("CARGO"))
         .args([
             "metadata",
@@ -152,6 +157,8 @@ pub(crate) fn targets() -> Vec<PathBuf> {
             "--offline",
             "--format-version",
             "1",
+            "--manifest-path",
+            manifest,
         ])
         .current_dir(top())
         .output()

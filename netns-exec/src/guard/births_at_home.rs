@@ -96,7 +96,7 @@ fn attempt(seal: &Seal) -> io::Result<()> {
 /// for a thread that is ending may ask as well.
 fn by_home(birth: Birth) -> c_int {
     let Some(home) = Home::started() else {
-        // Not on a worker.
+        // A child that a job forked has this thread alone.
         return birth.create();
     };
     let answer = Arc::new((Mutex::new(None), Condvar::new()));

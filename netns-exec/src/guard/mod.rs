@@ -57,6 +57,9 @@ use crate::sys::view::Place;
 /// | cost of each job | nothing | a look into `/proc` | some nanoseconds, or a look into `/proc` | a look into `/proc`, and kcmp(2) |
 /// | descriptors for each worker | 1, see [`NetnsStats::rung`](crate::NetnsStats::rung) | 3 | 2 | 2 |
 ///
+/// With the feature `births-at-home` there is one more, `BirthsAtHome`: as `Seal`, but that
+/// the home thread creates the threads that a job asks libc for.
+///
 /// No policy is a sandbox. They stop accidents, in code that means no harm, and
 /// reach no further than the kernel's view of one thread; a job shares its
 /// memory with the whole process and can always ask another thread to act.
@@ -152,10 +155,13 @@ pub enum Guard {
     /// with `EPERM`, a timer with `SIGEV_THREAD` with `EAGAIN`. **smol's pool does not**
     /// (`blocking::unblock`, and with it `async-fs`, `smol::fs`, `Unblock`): whatever
     /// the error, it logs that a thread could not be started and leaves the task for a
-    /// thread that will never come, so that a job which waits for it waits for ever.
-    /// Starting it before is no cure, because its threads end after half a second. Do
-    /// such work outside of the job, or call the blocking function itself, which is
-    /// what a worker is for; or choose `Detect`.
+    /// thread that will never come, so that a job which waits for it waits for ever, on a
+    /// busy CPU. **async-io aborts the process** (`block_on`, and with it smol's timers and
+    /// sockets), since it panics in a drop. Starting them before is no cure for the first, whose
+    /// threads end after half a second. Do such work outside of the job, or call the blocking
+    /// function itself, which is what a worker is for; or have threads created at home (feature
+    /// `births-at-home`), or choose `Detect`. `docs/crates.md` in the repository has a table,
+    /// with versions.
     ///
     /// # Privileges
     ///
@@ -271,7 +277,9 @@ pub enum Guard {
     /// what the process uses: in a static executable, where it is left out, in a
     /// plugin, or behind another library that defines it. A program that defines
     /// `pthread_create` itself (some builds of jemalloc, AddressSanitizer) cannot have the
-    /// feature.
+    /// feature, and of two versions of this library in a program one can. Threads that a
+    /// [start hook](crate::Builder::on_worker_start) starts are not a job's: they are born in
+    /// the namespace.
     ///
     /// # What it does not catch
     ///

@@ -31,7 +31,8 @@ type Start = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 type Create =
     unsafe extern "C" fn(*mut pthread_t, *const pthread_attr_t, Start, *mut c_void) -> c_int;
 
-/// Has a birth done by another thread, waits for that, and returns what it returned.
+/// Has a birth done by another thread, waits for that, and returns what it returned. Does
+/// it itself where there is no other one: in a copy of the process.
 pub(crate) type Forward = fn(Birth) -> c_int;
 
 thread_local! {
@@ -155,8 +156,7 @@ unsafe extern "C" fn pthread_create(
         return libc::ENOSYS;
     };
     match FORWARD.get() {
-        // In a copy of the process there is no other thread to do it.
-        Some(forward) if !super::fork::is_copy() => {
+        Some(forward) => {
             let asked = (thread, attr, start, arg);
             born_elsewhere(create, asked, forward).unwrap_or(libc::EAGAIN)
         }
