@@ -13,7 +13,9 @@ use std::time::Duration;
 use benches::conditions::cpus::Hogs;
 use benches::conditions::machine::Machine;
 use benches::conditions::namespace::{self, Named};
-use benches::peers::{CATALOGUE, CROSSBEAM, FLOODS, Group, OURS, STD_CHANNEL, Setup};
+use benches::peers::{
+    CATALOGUE, CROSSBEAM, Entry, FLOODS, FloodEntry, Group, OURS, STD_CHANNEL, Setup,
+};
 use benches::report::combine::{Run, combine};
 use benches::report::goals::goals;
 use benches::report::{Report, plot};
@@ -207,6 +209,23 @@ fn in_one_namespace(
     executor: &Executor,
     hogs: &Hogs,
 ) -> Result<()> {
+    let counts = |entry: &Entry| {
+        // A floor has nothing to allocate for, and what a command allocates, it
+        // allocates in another process.
+        let may = entry.group != Group::Floor && entry.opens_sockets;
+        may && filter.matches(allocations::SECTION, "call", entry.group, entry.label)
+    };
+    let is_wanted = |entry: &Entry| {
+        latency::is_wanted(entry, filter) || throughput::is_wanted(entry, filter) || counts(entry)
+    };
+    let is_flood_wanted = |entry: &FloodEntry| {
+        ["spawn", allocations::SECTION]
+            .iter()
+            .any(|section| filter.matches(section, "spawn", entry.group, entry.label))
+    };
+    if !CATALOGUE.iter().any(is_wanted) && !FLOODS.iter().any(is_flood_wanted) {
+        return Ok(());
+    }
     let named = Named::new()?;
     let inode = namespace::inode(named.netns())?;
     let setup = Setup {
@@ -215,15 +234,22 @@ fn in_one_namespace(
         executor,
     };
     let mut peers = Vec::new();
-    for entry in CATALOGUE {
+    // What `--only` leaves out is not needed either: it may not be installed.
+    for entry in
+        (CATALOGUE.into_iter()).filter(|entry| entry.group == Group::Floor || is_wanted(entry))
+    {
         let peer = (entry.build)(&setup)?;
         if entry.group != Group::Floor && peer.netns_inode() != Some(inode) {
-            return Err(format!("`{}` is not in the namespace", entry.label).into());
+            return Err(format!(
+                "`{}` does not get into the namespace: install what it needs, or leave it out by --only",
+                entry.label
+            )
+            .into());
         }
         peers.push((entry, peer));
     }
     let mut floods = Vec::new();
-    for entry in FLOODS {
+    for entry in FLOODS.into_iter().filter(is_flood_wanted) {
         floods.push((entry, (entry.build)(&setup)?));
     }
 
@@ -242,10 +268,7 @@ fn in_one_namespace(
     )?;
 
     for (entry, peer) in &peers {
-        // A floor has nothing to allocate for, and what a command allocates, it
-        // allocates in another process.
-        let counts = entry.group != Group::Floor && entry.opens_sockets;
-        if counts && filter.matches(allocations::SECTION, "call", entry.group, entry.label) {
+        if counts(entry) {
             (report.allocations).push(allocations::of_call(entry, peer.as_ref())?);
         }
     }

@@ -7,8 +7,11 @@ use netns_exec_measure::{Extent, apart, back_to_back};
 
 use crate::conditions::regime::{self, Gap, Regime};
 use crate::peers::{Entry, FUTEX, OURS, Peer, SPIN};
-use crate::sections::contest::{Contest, Contestant};
+use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::Work;
+
+/// The section's name.
+pub const SECTION: &str = "latency";
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -21,11 +24,37 @@ pub struct Effort {
     pub long_gaps: u32,
 }
 
-/// The scenes: every regime with an empty closure, and two with a socket.
-pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], effort: Effort) -> Vec<Contest<'a>> {
+/// Whether `filter` asks for `entry` in any scene.
+pub fn is_wanted(entry: &Entry, filter: &Filter) -> bool {
+    scenes().any(|(regime, work)| {
+        takes_part(entry, regime, work)
+            && filter.matches(SECTION, &scene(regime, work), entry.group, entry.label)
+    })
+}
+
+/// Every regime with an empty closure, and two with a socket.
+fn scenes() -> impl Iterator<Item = (Regime, Work)> {
     let empty = regime::ALL.map(|regime| (regime, Work::Empty));
     let socket = [regime::HOT, regime::SLEEP_1MS].map(|regime| (regime, Work::Socket));
-    (empty.into_iter().chain(socket))
+    empty.into_iter().chain(socket)
+}
+
+fn scene(regime: Regime, work: Work) -> String {
+    match work {
+        Work::Empty => regime.name.to_owned(),
+        Work::Socket => format!("{}, socket", regime.name),
+    }
+}
+
+fn takes_part(entry: &Entry, regime: Regime, work: Work) -> bool {
+    // Two threads that spin are no floor for peers that sleep, and with hogs
+    // they only measure the scheduler's time slice.
+    (work == Work::Empty || entry.opens_sockets) && (entry.label != SPIN || regime.gap == Gap::None)
+}
+
+/// The scenes: every regime with an empty closure, and two with a socket.
+pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], effort: Effort) -> Vec<Contest<'a>> {
+    scenes()
         .map(|(regime, work)| contest(peers, regime, work, effort))
         .collect()
 }
@@ -36,18 +65,9 @@ fn contest<'a>(
     work: Work,
     effort: Effort,
 ) -> Contest<'a> {
-    // Two threads that spin are no floor for peers that sleep, and with hogs
-    // they only measure the scheduler's time slice.
-    let takes_part = |entry: &Entry| {
-        (work == Work::Empty || entry.opens_sockets)
-            && (entry.label != SPIN || regime.gap == Gap::None)
-    };
     Contest {
-        section: "latency",
-        scene: match work {
-            Work::Empty => regime.name.to_owned(),
-            Work::Socket => format!("{}, socket", regime.name),
-        },
+        section: SECTION,
+        scene: scene(regime, work),
         hogs: regime.hogs,
         floor: match regime.gap {
             Gap::None => SPIN,
@@ -55,7 +75,7 @@ fn contest<'a>(
         },
         ours: OURS,
         contestants: (peers.iter())
-            .filter(|(entry, _)| takes_part(entry))
+            .filter(|(entry, _)| takes_part(entry, regime, work))
             .map(|(entry, peer)| {
                 let turn = move || turn(peer.as_ref(), regime.gap, work, effort);
                 Contestant::new(entry.label, entry.group, turn)

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peers::{Entry, Flood, FloodEntry, Group, OUR_SPAWN, OURS, Peer};
-use crate::sections::contest::{Contest, Contestant};
+use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::Work;
 
 /// How many callers there are.
@@ -22,19 +22,34 @@ pub fn scene(callers: usize, work: Work) -> String {
     }
 }
 
+/// The section's name.
+pub const SECTION: &str = "throughput";
+
+/// Whether `filter` asks for `entry` in any scene.
+pub fn is_wanted(entry: &Entry, filter: &Filter) -> bool {
+    let wanted =
+        |work, callers| filter.matches(SECTION, &scene(callers, work), entry.group, entry.label);
+    takes_part(entry)
+        && (CALLERS.into_iter()).any(|n| wanted(Work::Empty, n) || wanted(Work::Socket, n))
+}
+
+fn takes_part(entry: &Entry) -> bool {
+    entry.opens_sockets && entry.group != Group::Floor
+}
+
 /// One contest for each number of callers and each kind of work.
 pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], time: Duration) -> Vec<Contest<'a>> {
     let mut contests = Vec::new();
     for work in [Work::Empty, Work::Socket] {
         for callers in CALLERS {
             contests.push(Contest {
-                section: "throughput",
+                section: SECTION,
                 scene: scene(callers, work),
                 hogs: false,
                 floor: "",
                 ours: OURS,
                 contestants: (peers.iter())
-                    .filter(|(entry, _)| entry.opens_sockets && entry.group != Group::Floor)
+                    .filter(|(entry, _)| takes_part(entry))
                     .map(|(entry, peer)| {
                         let turn = move || vec![turn(peer.as_ref(), work, callers, time)];
                         Contestant::new(entry.label, entry.group, turn)
