@@ -21,7 +21,7 @@ use benches::report::goals::goals;
 use benches::report::{Report, plot};
 use benches::sections::contest::{Contest, Filter, Row, hold};
 use benches::sections::latency::{self, Effort};
-use benches::sections::{allocations, fleet, footprint, throughput};
+use benches::sections::{allocations, fleet, footprint, throughput, trips};
 use benches::{Result, alloc};
 use clap::{ArgGroup, Parser};
 use netns_exec::{Executor, Netns};
@@ -185,6 +185,7 @@ fn compare(options: &Options) -> Result<Report> {
     let executor = Executor::new()?;
     in_one_namespace(&mut report, &form, &filter, &executor, &hogs)?;
     in_many_namespaces(&mut report, &form, &filter, &executor, &hogs)?;
+    without_and_around(&mut report, &form, &filter, &hogs)?;
     report.goals = goals(&report);
     Ok(report)
 }
@@ -219,9 +220,9 @@ fn in_one_namespace(
         latency::is_wanted(entry, filter) || throughput::is_wanted(entry, filter) || counts(entry)
     };
     let is_flood_wanted = |entry: &FloodEntry| {
-        ["spawn", allocations::SECTION]
-            .iter()
-            .any(|section| filter.matches(section, "spawn", entry.group, entry.label))
+        let is_asked = |section, scene| filter.matches(section, scene, entry.group, entry.label);
+        (throughput::SPAWNERS.iter()).any(|(_, scene)| is_asked(throughput::SPAWN, scene))
+            || is_asked(allocations::SECTION, "spawn")
     };
     if !CATALOGUE.iter().any(is_wanted) && !FLOODS.iter().any(is_flood_wanted) {
         return Ok(());
@@ -263,7 +264,7 @@ fn in_one_namespace(
         form.other_rounds,
     )?;
     measure(
-        vec![throughput::spawn_contest(&floods, form.spawned)],
+        throughput::spawn_contests(&floods, form.spawned),
         form.other_rounds,
     )?;
 
@@ -308,6 +309,41 @@ fn in_many_namespaces(
     let contests = fleet::contests(&fleets, sizes, form.fleet);
     let rows = run(contests, form.other_rounds, filter, hogs)?;
     report.rows.extend(rows);
+    Ok(())
+}
+
+/// What needs no trip, and trips to everywhere: beside setns in place.
+fn without_and_around(
+    report: &mut Report,
+    form: &Form,
+    filter: &Filter,
+    hogs: &Hogs,
+) -> Result<()> {
+    let visited: Vec<usize> = (form.namespaces.iter().copied())
+        .filter(|&size| size > 1)
+        .filter(|&size| trips::is_wanted(trips::VISITS, &trips::scene(size), filter))
+        .collect();
+    let wanted = [
+        (trips::STOCK, trips::ONE_SOCKET),
+        (trips::CROWD, trips::EIGHT_CALLERS),
+    ];
+    let any = (wanted.iter()).any(|(section, scene)| trips::is_wanted(section, scene, filter));
+    if visited.is_empty() && !any {
+        return Ok(());
+    }
+    let ground = trips::Ground::new()?;
+    let most = visited.iter().copied().max().unwrap_or_default();
+    let namespaces: Vec<Netns> = (0..most).map(|_| Netns::new()).collect::<Result<_, _>>()?;
+    let each = form.spawned as usize / 20;
+    for contests in [
+        vec![ground.stock()],
+        vec![ground.crowd(each)],
+        (visited.iter())
+            .map(|&size| ground.visits(&namespaces[..size]))
+            .collect(),
+    ] {
+        (report.rows).extend(run(contests, form.other_rounds, filter, hogs)?);
+    }
     Ok(())
 }
 

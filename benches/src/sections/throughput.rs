@@ -88,11 +88,36 @@ fn turn(peer: &dyn Peer, work: Work, callers: usize, time: Duration) -> f64 {
     })
 }
 
-/// The contest of jobs that no caller waits for.
-pub fn spawn_contest<'a>(floods: &'a [(FloodEntry, Box<dyn Flood>)], jobs: u32) -> Contest<'a> {
+/// The section of jobs that no caller waits for.
+pub const SPAWN: &str = "spawn";
+
+/// How many threads hand over jobs, and the scene's name.
+pub const SPAWNERS: [(u32, &str); 3] = [
+    (1, "spawn"),
+    (2, "spawn from 2 threads"),
+    (8, "spawn from 8 threads"),
+];
+
+/// The contests of jobs that no caller waits for: `jobs` in a turn, from all threads
+/// together.
+pub fn spawn_contests<'a>(
+    floods: &'a [(FloodEntry, Box<dyn Flood>)],
+    jobs: u32,
+) -> Vec<Contest<'a>> {
+    (SPAWNERS.into_iter())
+        .map(|(spawners, scene)| spawn_contest(floods, jobs / spawners, spawners, scene))
+        .collect()
+}
+
+fn spawn_contest<'a>(
+    floods: &'a [(FloodEntry, Box<dyn Flood>)],
+    each: u32,
+    spawners: u32,
+    scene: &str,
+) -> Contest<'a> {
     Contest {
-        section: "spawn",
-        scene: "spawn".into(),
+        section: SPAWN,
+        scene: scene.into(),
         hogs: false,
         floor: "",
         ours: OUR_SPAWN,
@@ -100,8 +125,8 @@ pub fn spawn_contest<'a>(floods: &'a [(FloodEntry, Box<dyn Flood>)], jobs: u32) 
             .map(|(entry, flood)| {
                 let turn = move || {
                     let start = Instant::now();
-                    flood.flood(jobs);
-                    vec![start.elapsed().as_nanos() as f64 / f64::from(jobs)]
+                    flood.flood(each, spawners);
+                    vec![start.elapsed().as_nanos() as f64 / f64::from(each * spawners)]
                 };
                 Contestant::new(entry.label, entry.group, turn)
             })
