@@ -14,7 +14,7 @@ use benches::conditions::cpus::Hogs;
 use benches::conditions::machine::Machine;
 use benches::conditions::namespace::{self, Named};
 use benches::peers::{
-    CATALOGUE, CROSSBEAM, Entry, FLOODS, FloodEntry, Group, OURS, STD_CHANNEL, Setup,
+    CATALOGUE, CROSSBEAM, Entry, FLOODS, FloodEntry, Group, OURS, STD_CHANNEL, Setup, woken_by,
 };
 use benches::report::combine::{Run, combine};
 use benches::report::goals::goals;
@@ -255,7 +255,9 @@ fn in_one_namespace(
     }
 
     let mut measure = |contests: Vec<Contest<'_>>, rounds| -> Result<()> {
-        report.rows.extend(run(contests, rounds, filter, hogs)?);
+        let mut rows = run(contests, rounds, filter, hogs)?;
+        note_wakes(&mut rows, woken_by(executor).as_ref());
+        report.rows.extend(rows);
         Ok(())
     };
     measure(latency::contests(&peers, form.latency), form.rounds)?;
@@ -307,7 +309,8 @@ fn in_many_namespaces(
     }
     let fleets = fleet::build(&namespaces, executor, sizes, filter)?;
     let contests = fleet::contests(&fleets, sizes, form.fleet);
-    let rows = run(contests, form.other_rounds, filter, hogs)?;
+    let mut rows = run(contests, form.other_rounds, filter, hogs)?;
+    note_wakes(&mut rows, woken_by(executor).as_ref());
     report.rows.extend(rows);
     Ok(())
 }
@@ -342,9 +345,19 @@ fn without_and_around(
             .map(|&size| ground.visits(&namespaces[..size]))
             .collect(),
     ] {
-        (report.rows).extend(run(contests, form.other_rounds, filter, hogs)?);
+        let mut rows = run(contests, form.other_rounds, filter, hogs)?;
+        note_wakes(&mut rows, ground.woken_by().as_ref());
+        report.rows.extend(rows);
     }
     Ok(())
+}
+
+/// Says with our figures what wakes workers, in all scenes but those that keep them awake.
+fn note_wakes(rows: &mut [Row], woken_by: Option<&String>) {
+    let is_ours = |row: &&mut Row| row.group == Group::Ours && !row.scene.starts_with("hot");
+    for row in rows.iter_mut().filter(is_ours) {
+        row.woken_by = woken_by.cloned();
+    }
 }
 
 fn run(

@@ -22,4 +22,5 @@ pub use catalogue::{
     FloodEntry, IN_PLACE, NETNS_RS, OUR_BATCH, OUR_SPAWN, OURS, PINNED, RAYON, RAYON_SPAWN,
     SPAWN_JOIN, SPIN, STD_CHANNEL, STD_SPAWN, THREAD_PER_CALL, TOKIO,
 };
+pub use ours::woken_by;
 pub use peer::{Build, BuildFlood, Flood, Group, Peer, Setup};

@@ -150,10 +150,21 @@ impl Figure for Row {
             p99_to_floor: median_if_any(runs, |row| row.p99_to_floor),
             to_ours: median_if_any(runs, |row| row.to_ours),
             to_others: over_others(runs),
+            woken_by: all_of(runs),
             ns_beyond_ours: median_if_any(runs, |row| row.ns_beyond_ours),
             ..runs[0].clone()
         }
     }
+}
+
+/// What woke the workers, each that there was.
+fn all_of(runs: &[&Row]) -> Option<String> {
+    let mut wakes: Vec<&str> = (runs.iter())
+        .filter_map(|row| row.woken_by.as_deref())
+        .collect();
+    wakes.sort_unstable();
+    wakes.dedup();
+    (!wakes.is_empty()).then(|| wakes.join(" or "))
 }
 
 /// Against those that took part in every run.
@@ -231,6 +242,7 @@ mod tests {
             p99_to_floor: Some(Spread::exactly(figure)),
             to_ours: None,
             to_others: BTreeMap::new(),
+            woken_by: None,
             ns_beyond_ours: None,
         }
     }

@@ -113,7 +113,7 @@ const fn allocations(scene: &'static str, label: &'static str) -> Source {
 }
 
 /// What is measured, in words; what it has to be; and where it stands.
-const GOALS: [(&str, Bound, Source); 42] = [
+const GOALS: [(&str, Bound, Source); 43] = [
     (
         "hot `run`, small closure, to a spin ping-pong",
         AtMost(1.15),
@@ -123,6 +123,11 @@ const GOALS: [(&str, Bound, Source); 42] = [
         "hot `run`, borrowed capture, to a spin ping-pong",
         AtMost(1.5),
         to_floor("hot", BORROWED),
+    ),
+    (
+        "hot `run`, caller bound to a CPU, to a spin ping-pong",
+        AtMost(1.3),
+        to_floor("hot, caller bound", OURS),
     ),
     (
         "parked `run`, sleep 100us, to a futex on one CPU",
@@ -424,6 +429,7 @@ mod tests {
             p99_to_floor: Some(Spread::exactly(1.0)),
             to_ours: Some(Spread::exactly(to_ours)),
             to_others: Default::default(),
+            woken_by: None,
             ns_beyond_ours: Some(Spread::exactly(-4.0)),
         }
     }

@@ -149,6 +149,7 @@ impl Report {
             "times the floor",
             "p99",
             "times ours",
+            "woken by",
         ];
         let rows = self.rows.iter().filter(|row| row.section == "latency");
         let cells = rows.map(|row| {
@@ -160,6 +161,7 @@ impl Report {
                 spread(row.to_floor),
                 spread(row.p99_to_floor),
                 spread(row.to_ours),
+                row.woken_by.clone().unwrap_or_default(),
             ]
         });
         table(&header, 2, cells)
@@ -175,9 +177,17 @@ impl Report {
                 time(row.ns.median),
                 spread(row.to_ours),
                 spread(row.to_floor),
+                row.woken_by.clone().unwrap_or_default(),
             ]
         });
-        let header = ["scene", "who", "median", "times ours", "times the floor"];
+        let header = [
+            "scene",
+            "who",
+            "median",
+            "times ours",
+            "times the floor",
+            "woken by",
+        ];
         table(&header, 2, cells)
     }
 
@@ -309,6 +319,7 @@ mod tests {
             p99_to_floor: None,
             to_ours: None,
             to_others: Default::default(),
+            woken_by: None,
             ns_beyond_ours: None,
         }
     }

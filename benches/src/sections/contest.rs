@@ -135,6 +135,7 @@ impl Contest<'_> {
                             .and_then(|floor| Some(Spread::exactly(rounds.p99()? / floor.p99()?))),
                         to_ours: ours.and_then(|ours| rounds.ratio_to(ours)),
                         to_others: self.to_others(label, rounds),
+                        woken_by: None,
                         ns_beyond_ours: ours.and_then(|ours| rounds.difference_to(ours)),
                     })
                 },
@@ -178,6 +179,9 @@ pub struct Row {
     pub to_ours: Option<Spread>,
     /// How many times each other contestant, by label: what targets are held against.
     pub to_others: BTreeMap<String, Against>,
+    /// What wakes our workers where they sleep: `bell` or `futex`, see
+    /// [`NetnsStats::rung`](netns_exec::NetnsStats::rung).
+    pub woken_by: Option<String>,
     /// Nanoseconds more than our figure, by round.
     pub ns_beyond_ours: Option<Spread>,
 }

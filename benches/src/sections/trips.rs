@@ -12,7 +12,7 @@ use netns_exec::{Builder, Executor, Netns};
 
 use crate::Result;
 use crate::conditions::namespace::enter;
-use crate::peers::{Group, IN_PLACE, OURS};
+use crate::peers::{Group, IN_PLACE, OURS, woken_by};
 use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::open_socket;
 
@@ -91,6 +91,11 @@ impl Ground {
             full,
             empty,
         })
+    }
+
+    /// What wakes the workers of the namespaces visited.
+    pub fn woken_by(&self) -> Option<String> {
+        woken_by(&self.executor)
     }
 
     /// Sockets one by one: in place, by a trip, and from the stock.
