@@ -13,13 +13,15 @@ use std::time::Duration;
 use benches::conditions::cpus::Hogs;
 use benches::conditions::machine::Machine;
 use benches::conditions::namespace::{self, Named};
-use benches::peers::{CATALOGUE, CROSSBEAM, FLOODS, Group, OURS, STD_CHANNEL, Setup};
+use benches::peers::{
+    CATALOGUE, CROSSBEAM, Entry, FLOODS, FloodEntry, Group, OURS, STD_CHANNEL, Setup, woken_by,
+};
 use benches::report::combine::{Run, combine};
 use benches::report::goals::goals;
 use benches::report::{Report, plot};
 use benches::sections::contest::{Contest, Filter, Row, hold};
 use benches::sections::latency::{self, Effort};
-use benches::sections::{allocations, fleet, footprint, throughput};
+use benches::sections::{allocations, fleet, footprint, throughput, trips};
 use benches::{Result, alloc};
 use clap::{ArgGroup, Parser};
 use netns_exec::{Executor, Netns};
@@ -183,6 +185,7 @@ fn compare(options: &Options) -> Result<Report> {
     let executor = Executor::new()?;
     in_one_namespace(&mut report, &form, &filter, &executor, &hogs)?;
     in_many_namespaces(&mut report, &form, &filter, &executor, &hogs)?;
+    without_and_around(&mut report, &form, &filter, &hogs)?;
     report.goals = goals(&report);
     Ok(report)
 }
@@ -207,6 +210,23 @@ fn in_one_namespace(
     executor: &Executor,
     hogs: &Hogs,
 ) -> Result<()> {
+    let counts = |entry: &Entry| {
+        // A floor has nothing to allocate for, and what a command allocates, it
+        // allocates in another process.
+        let may = entry.group != Group::Floor && entry.opens_sockets;
+        may && filter.matches(allocations::SECTION, "call", entry.group, entry.label)
+    };
+    let is_wanted = |entry: &Entry| {
+        latency::is_wanted(entry, filter) || throughput::is_wanted(entry, filter) || counts(entry)
+    };
+    let is_flood_wanted = |entry: &FloodEntry| {
+        let is_asked = |section, scene| filter.matches(section, scene, entry.group, entry.label);
+        (throughput::SPAWNERS.iter()).any(|(_, scene)| is_asked(throughput::SPAWN, scene))
+            || is_asked(allocations::SECTION, "spawn")
+    };
+    if !CATALOGUE.iter().any(is_wanted) && !FLOODS.iter().any(is_flood_wanted) {
+        return Ok(());
+    }
     let named = Named::new()?;
     let inode = namespace::inode(named.netns())?;
     let setup = Setup {
@@ -215,20 +235,29 @@ fn in_one_namespace(
         executor,
     };
     let mut peers = Vec::new();
-    for entry in CATALOGUE {
+    // What `--only` leaves out is not needed either: it may not be installed.
+    for entry in
+        (CATALOGUE.into_iter()).filter(|entry| entry.group == Group::Floor || is_wanted(entry))
+    {
         let peer = (entry.build)(&setup)?;
         if entry.group != Group::Floor && peer.netns_inode() != Some(inode) {
-            return Err(format!("`{}` is not in the namespace", entry.label).into());
+            return Err(format!(
+                "`{}` does not get into the namespace: install what it needs, or leave it out by --only",
+                entry.label
+            )
+            .into());
         }
         peers.push((entry, peer));
     }
     let mut floods = Vec::new();
-    for entry in FLOODS {
+    for entry in FLOODS.into_iter().filter(is_flood_wanted) {
         floods.push((entry, (entry.build)(&setup)?));
     }
 
     let mut measure = |contests: Vec<Contest<'_>>, rounds| -> Result<()> {
-        report.rows.extend(run(contests, rounds, filter, hogs)?);
+        let mut rows = run(contests, rounds, filter, hogs)?;
+        note_wakes(&mut rows, woken_by(executor).as_ref());
+        report.rows.extend(rows);
         Ok(())
     };
     measure(latency::contests(&peers, form.latency), form.rounds)?;
@@ -237,15 +266,12 @@ fn in_one_namespace(
         form.other_rounds,
     )?;
     measure(
-        vec![throughput::spawn_contest(&floods, form.spawned)],
+        throughput::spawn_contests(&floods, form.spawned),
         form.other_rounds,
     )?;
 
     for (entry, peer) in &peers {
-        // A floor has nothing to allocate for, and what a command allocates, it
-        // allocates in another process.
-        let counts = entry.group != Group::Floor && entry.opens_sockets;
-        if counts && filter.matches(allocations::SECTION, "call", entry.group, entry.label) {
+        if counts(entry) {
             (report.allocations).push(allocations::of_call(entry, peer.as_ref())?);
         }
     }
@@ -283,9 +309,55 @@ fn in_many_namespaces(
     }
     let fleets = fleet::build(&namespaces, executor, sizes, filter)?;
     let contests = fleet::contests(&fleets, sizes, form.fleet);
-    let rows = run(contests, form.other_rounds, filter, hogs)?;
+    let mut rows = run(contests, form.other_rounds, filter, hogs)?;
+    note_wakes(&mut rows, woken_by(executor).as_ref());
     report.rows.extend(rows);
     Ok(())
+}
+
+/// What needs no trip, and trips to everywhere: beside setns in place.
+fn without_and_around(
+    report: &mut Report,
+    form: &Form,
+    filter: &Filter,
+    hogs: &Hogs,
+) -> Result<()> {
+    let visited: Vec<usize> = (form.namespaces.iter().copied())
+        .filter(|&size| size > 1)
+        .filter(|&size| trips::is_wanted(trips::VISITS, &trips::scene(size), filter))
+        .collect();
+    let wanted = [
+        (trips::STOCK, trips::ONE_SOCKET),
+        (trips::CROWD, trips::EIGHT_CALLERS),
+    ];
+    let any = (wanted.iter()).any(|(section, scene)| trips::is_wanted(section, scene, filter));
+    if visited.is_empty() && !any {
+        return Ok(());
+    }
+    let ground = trips::Ground::new()?;
+    let most = visited.iter().copied().max().unwrap_or_default();
+    let namespaces: Vec<Netns> = (0..most).map(|_| Netns::new()).collect::<Result<_, _>>()?;
+    let each = form.spawned as usize / 20;
+    for contests in [
+        vec![ground.stock()],
+        vec![ground.crowd(each)],
+        (visited.iter())
+            .map(|&size| ground.visits(&namespaces[..size]))
+            .collect(),
+    ] {
+        let mut rows = run(contests, form.other_rounds, filter, hogs)?;
+        note_wakes(&mut rows, ground.woken_by().as_ref());
+        report.rows.extend(rows);
+    }
+    Ok(())
+}
+
+/// Says with our figures what wakes workers, in all scenes but those that keep them awake.
+fn note_wakes(rows: &mut [Row], woken_by: Option<&String>) {
+    let is_ours = |row: &&mut Row| row.group == Group::Ours && !row.scene.starts_with("hot");
+    for row in rows.iter_mut().filter(is_ours) {
+        row.woken_by = woken_by.cloned();
+    }
 }
 
 fn run(

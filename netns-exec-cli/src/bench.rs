@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::netns_arg::NetnsArg;
 use crate::output;
 use crate::setting::Setting;
-use turn::{Method, Regime, Setup};
+use turn::{Method, Regime, Setup, WokenBy};
 
 /// Time calls into a namespace, against setns and against a thread per call
 ///
@@ -42,14 +42,15 @@ Examples:
 
 JSON, one document:
   {\"version\": 1, \"kernel\": \"...\", \"uid\": N, \"user_namespace\": BOOL, \"cpus\": N,
-   \"optimized\": BOOL, \"netns\": {\"name\": \"...\"|null, \"id\": N}, \"rounds\": N, \"seconds\": N,
+   \"optimized\": BOOL, \"woken_by\": \"bell\"|\"futex\", \"netns\": {\"name\": \"...\"|null, \"id\": N}, \"rounds\": N, \"seconds\": N,
    \"regimes\": [
     {\"regime\": \"hot\"|\"parked\",
      \"ways\": [
       {\"way\": \"pinned_run\"|\"executor_run\"|\"setns_in_place\"|\"thread_per_call\",
        \"samples\": N, \"p50_ns\": N, \"p99_ns\": N, \"to_setns\": N, \"to_thread\": N}]}]}
 user_namespace tells whether one was entered for the privilege; optimized, how
-netns-exec was built. name is null without NS. to_setns and to_thread: how many
+netns-exec was built; woken_by, whether seccomp user notification wakes the worker
+where it sleeps, or a futex. name is null without NS. to_setns and to_thread: how many
 times as long as setns in place, or as a thread per call, it took; the median of
 the rounds. A hot sample is the mean of as many calls as take 4 µs, a parked one
 is one call. Keys may be added; version changes when one changes its meaning.
@@ -131,6 +132,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let began = Instant::now();
     let measured = measure(&setup, plan)?;
     let seconds = began.elapsed().as_secs_f64();
+    let woken_by = setup.woken_by();
     setup.close()?;
 
     let report = Report {
@@ -138,6 +140,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         setting,
         cpus: thread::available_parallelism().map_or(1, usize::from),
         optimized: !cfg!(debug_assertions),
+        woken_by,
         netns: NetnsRow { name, id },
         rounds: plan.rounds,
         seconds,
@@ -196,6 +199,7 @@ struct Report {
     setting: Setting,
     cpus: usize,
     optimized: bool,
+    woken_by: WokenBy,
     netns: NetnsRow,
     rounds: u32,
     seconds: f64,
@@ -272,8 +276,12 @@ impl Report {
             None => "a new netns".to_owned(),
         };
         output::line(format_args!(
-            "an empty closure in {netns}, {} rounds in {:.1} s\n",
+            "an empty closure in {netns}, {} rounds in {:.1} s",
             self.rounds, self.seconds
+        ))?;
+        output::line(format_args!(
+            "a parked worker is woken by {}\n",
+            self.woken_by.label()
         ))?;
 
         let mut table =

@@ -46,6 +46,8 @@ fn assert_complete(output: &Output) -> Value {
     for key in ["cpus", "rounds", "seconds"] {
         assert!(report[key].as_f64() > Some(0.0), "{key}");
     }
+    let woken_by = report["woken_by"].as_str().expect("a word");
+    assert!(["bell", "futex"].contains(&woken_by), "{woken_by}");
     report
 }
 

@@ -25,6 +25,8 @@ pub struct Entry {
 pub const SPIN: &str = "spin ping-pong";
 /// The floor of every other regime.
 pub const FUTEX: &str = "futex ping-pong";
+/// What no hand-over to a thread that sleeps can beat by much: two context switches.
+pub const FUTEX_ONE_CPU: &str = "futex ping-pong, one CPU";
 /// The shortest program with this library, and what all others are held against.
 pub const OURS: &str = "Executor::run";
 /// Ours with the look-up done beforehand.
@@ -70,7 +72,10 @@ const fn floor(label: &'static str, build: Build) -> Entry {
 pub const CATALOGUE: [Entry; 16] = [
     floor(SPIN, spin_floor::call),
     floor(FUTEX, futex_floor::call),
-    floor("futex ping-pong, one CPU", futex_floor::on_one_cpu),
+    Entry {
+        scales: true,
+        ..floor(FUTEX_ONE_CPU, futex_floor::on_one_cpu)
+    },
     entry(OURS, Group::Ours, ours::executor),
     entry(PINNED, Group::Ours, ours::pinned),
     Entry {
@@ -124,6 +129,12 @@ pub const OUR_BATCH: &str = "Executor::spawn_batch, 64";
 /// What most daemons use for it.
 pub const STD_SPAWN: &str = "sync_channel + Box";
 
+/// The same with the faster channel.
+pub const CROSSBEAM_SPAWN: &str = "crossbeam + Box";
+
+/// A pool that was born in the namespace.
+pub const RAYON_SPAWN: &str = "rayon spawn_fifo";
+
 const fn flood(label: &'static str, group: Group, build: BuildFlood) -> FloodEntry {
     FloodEntry {
         label,
@@ -137,7 +148,7 @@ pub const FLOODS: [FloodEntry; 6] = [
     flood(OUR_SPAWN, Group::Ours, ours::flood),
     flood(OUR_BATCH, Group::Ours, ours::batches),
     flood(STD_SPAWN, Group::Peer, std_channel::flood),
-    flood("crossbeam + Box", Group::Peer, crossbeam_channel::flood),
-    flood("rayon spawn_fifo", Group::Peer, rayon::flood),
+    flood(CROSSBEAM_SPAWN, Group::Peer, crossbeam_channel::flood),
+    flood(RAYON_SPAWN, Group::Peer, rayon::flood),
     flood(TOKIO, Group::Peer, tokio::flood),
 ];

@@ -18,8 +18,9 @@ mod thread_per_call;
 mod tokio;
 
 pub use catalogue::{
-    BORROWED, CATALOGUE, CROSSBEAM, Entry, FLOODS, FUTEX, FloodEntry, IN_PLACE, NETNS_RS,
-    OUR_BATCH, OUR_SPAWN, OURS, PINNED, RAYON, SPAWN_JOIN, SPIN, STD_CHANNEL, STD_SPAWN,
-    THREAD_PER_CALL, TOKIO,
+    BORROWED, CATALOGUE, CROSSBEAM, CROSSBEAM_SPAWN, Entry, FLOODS, FUTEX, FUTEX_ONE_CPU,
+    FloodEntry, IN_PLACE, NETNS_RS, OUR_BATCH, OUR_SPAWN, OURS, PINNED, RAYON, RAYON_SPAWN,
+    SPAWN_JOIN, SPIN, STD_CHANNEL, STD_SPAWN, THREAD_PER_CALL, TOKIO,
 };
+pub use ours::woken_by;
 pub use peer::{Build, BuildFlood, Flood, Group, Peer, Setup};

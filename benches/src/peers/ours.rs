@@ -7,6 +7,20 @@ use super::ship::{Post, Poster, Ship, Shipper};
 use crate::Result;
 use crate::work::{Work, open_socket, own_netns_inode};
 
+/// What wakes the workers of `executor` where they sleep: `bell`, `futex`, or so many
+/// of them by the bell.
+pub fn woken_by(executor: &Executor) -> Option<String> {
+    let stats = executor.stats();
+    let workers: usize = stats.per_netns.iter().map(|netns| netns.workers).sum();
+    let rung: usize = stats.per_netns.iter().map(|netns| netns.rung).sum();
+    match rung {
+        _ if workers == 0 => None,
+        0 => Some("futex".into()),
+        _ if rung == workers => Some("bell".into()),
+        _ => Some(format!("bell ({rung} of {workers})")),
+    }
+}
+
 const REFUSED: &str = "a worker was started when the bench was set up";
 
 /// By namespace: each call finds the worker through the handle.

@@ -46,8 +46,9 @@ pub trait Peer: Send + Sync {
 
 /// A peer that takes jobs without waiting for them.
 pub trait Flood: Send + Sync {
-    /// Hands over `jobs` jobs and returns when all of them have run.
-    fn flood(&self, jobs: u32);
+    /// Hands over `jobs` jobs from each of `spawners` threads and returns when all of
+    /// them have run. One spawner is the calling thread.
+    fn flood(&self, jobs: u32, spawners: u32);
 }
 
 /// What peers are built from.

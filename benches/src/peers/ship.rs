@@ -51,19 +51,27 @@ pub(super) trait Post: Send + Sync {
 pub(super) struct Poster<P>(pub(super) P);
 
 impl<P: Post> Flood for Poster<P> {
-    fn flood(&self, jobs: u32) {
+    fn flood(&self, jobs: u32, spawners: u32) {
         // Only one flood is under way at a time: they take turns.
         static RAN: AtomicU32 = AtomicU32::new(0);
         RAN.store(0, Ordering::Relaxed);
-        self.0.post_all((0..jobs).map(|job| {
-            // It captures something, as closures do: to box nothing is free.
-            let job = black_box(job);
-            move || {
-                black_box(job);
-                RAN.fetch_add(1, Ordering::Release);
+        let post = || {
+            self.0.post_all((0..jobs).map(|job| {
+                // It captures something, as closures do: to box nothing is free.
+                let job = black_box(job);
+                move || {
+                    black_box(job);
+                    RAN.fetch_add(1, Ordering::Release);
+                }
+            }));
+        };
+        thread::scope(|scope| {
+            for _ in 1..spawners {
+                scope.spawn(post);
             }
-        }));
-        while RAN.load(Ordering::Acquire) != jobs {
+            post();
+        });
+        while RAN.load(Ordering::Acquire) != jobs * spawners {
             thread::yield_now();
         }
     }

@@ -4,6 +4,7 @@
 //! rounds of a run alike. So what is published is the median over runs of each
 //! run's median, with the smallest and the largest run beside it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use super::goals::goals;
 use crate::Result;
 use crate::conditions::machine::Machine;
 use crate::sections::allocations::{self, Allocations};
-use crate::sections::contest::{self, Row};
+use crate::sections::contest::{self, Against, Row};
 use crate::sections::fleet;
 use crate::sections::footprint::{self, Footprint};
 use netns_exec_measure::Spread;
@@ -148,10 +149,35 @@ impl Figure for Row {
             to_floor: median_if_any(runs, |row| row.to_floor),
             p99_to_floor: median_if_any(runs, |row| row.p99_to_floor),
             to_ours: median_if_any(runs, |row| row.to_ours),
+            to_others: over_others(runs),
+            woken_by: all_of(runs),
             ns_beyond_ours: median_if_any(runs, |row| row.ns_beyond_ours),
             ..runs[0].clone()
         }
     }
+}
+
+/// What woke the workers, each that there was.
+fn all_of(runs: &[&Row]) -> Option<String> {
+    let mut wakes: Vec<&str> = (runs.iter())
+        .filter_map(|row| row.woken_by.as_deref())
+        .collect();
+    wakes.sort_unstable();
+    wakes.dedup();
+    (!wakes.is_empty()).then(|| wakes.join(" or "))
+}
+
+/// Against those that took part in every run.
+fn over_others(runs: &[&Row]) -> BTreeMap<String, Against> {
+    (runs[0].to_others.keys())
+        .filter_map(|other| {
+            let against = Against {
+                p50: median_if_any(runs, |row| Some(row.to_others.get(other)?.p50))?,
+                p99: median_if_any(runs, |row| Some(row.to_others.get(other)?.p99))?,
+            };
+            Some((other.clone(), against))
+        })
+        .collect()
 }
 
 impl Figure for Allocations {
@@ -215,6 +241,8 @@ mod tests {
             to_floor: Some(spread(figure)),
             p99_to_floor: Some(Spread::exactly(figure)),
             to_ours: None,
+            to_others: BTreeMap::new(),
+            woken_by: None,
             ns_beyond_ours: None,
         }
     }

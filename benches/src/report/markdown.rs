@@ -41,8 +41,23 @@ impl Report {
         );
         part(
             "Many namespaces",
-            "Calls back to back from one caller, each to a namespace drawn by lot.",
+            "Calls from one caller, each to a namespace drawn by lot; the floor has as many threads.",
             self.means("namespaces"),
+        );
+        part(
+            "All namespaces",
+            "A socket in each, time divided by namespaces.",
+            self.means("visits"),
+        );
+        part(
+            "A socket of another namespace",
+            "Each timed by itself, and closed outside of the time.",
+            self.means("stock"),
+        );
+        part(
+            "Eight callers that open sockets in one namespace",
+            "Time divided by sockets, all callers together.",
+            self.means("crowd"),
         );
         part(
             "Allocations",
@@ -134,6 +149,7 @@ impl Report {
             "times the floor",
             "p99",
             "times ours",
+            "woken by",
         ];
         let rows = self.rows.iter().filter(|row| row.section == "latency");
         let cells = rows.map(|row| {
@@ -145,6 +161,7 @@ impl Report {
                 spread(row.to_floor),
                 spread(row.p99_to_floor),
                 spread(row.to_ours),
+                row.woken_by.clone().unwrap_or_default(),
             ]
         });
         table(&header, 2, cells)
@@ -159,9 +176,19 @@ impl Report {
                 row.label.clone(),
                 time(row.ns.median),
                 spread(row.to_ours),
+                spread(row.to_floor),
+                row.woken_by.clone().unwrap_or_default(),
             ]
         });
-        table(&["scene", "who", "median", "times ours"], 2, cells)
+        let header = [
+            "scene",
+            "who",
+            "median",
+            "times ours",
+            "times the floor",
+            "woken by",
+        ];
+        table(&header, 2, cells)
     }
 
     fn allocation_table(&self) -> Option<Table> {
@@ -291,6 +318,8 @@ mod tests {
             }),
             p99_to_floor: None,
             to_ours: None,
+            to_others: Default::default(),
+            woken_by: None,
             ns_beyond_ours: None,
         }
     }

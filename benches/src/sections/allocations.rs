@@ -49,7 +49,7 @@ pub fn of_spawn(entry: &FloodEntry, flood: &dyn Flood) -> Result<Allocations> {
         scene: "spawn".into(),
         label: entry.label.into(),
         group: entry.group,
-        each: each(|jobs| flood.flood(jobs))?,
+        each: each(|jobs| flood.flood(jobs, 1))?,
     })
 }
 

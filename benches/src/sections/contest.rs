@@ -5,6 +5,7 @@
 //! within a contest is shuffled anew each time, so that a drift of the machine
 //! or the wake of one contestant falls on all alike.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
 use rand::seq::SliceRandom;
@@ -96,6 +97,20 @@ impl Contest<'_> {
         Some(&contestant.rounds)
     }
 
+    /// Holds `rounds` against those of all others than `label`.
+    fn to_others(&self, label: &str, rounds: &Rounds) -> BTreeMap<String, Against> {
+        (self.contestants.iter())
+            .filter(|other| other.label != label)
+            .filter_map(|other| {
+                let against = Against {
+                    p50: rounds.ratio_to(&other.rounds)?,
+                    p99: Spread::exactly(rounds.p99()? / other.rounds.p99()?),
+                };
+                Some((other.label.clone(), against))
+            })
+            .collect()
+    }
+
     /// Sums up what was measured.
     pub fn rows(&self) -> Vec<Row> {
         let floor = self.rounds_of(self.floor);
@@ -119,12 +134,23 @@ impl Contest<'_> {
                         p99_to_floor: floor
                             .and_then(|floor| Some(Spread::exactly(rounds.p99()? / floor.p99()?))),
                         to_ours: ours.and_then(|ours| rounds.ratio_to(ours)),
+                        to_others: self.to_others(label, rounds),
+                        woken_by: None,
                         ns_beyond_ours: ours.and_then(|ours| rounds.difference_to(ours)),
                     })
                 },
             )
             .collect()
     }
+}
+
+/// How many times another contestant one is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Against {
+    /// By round.
+    pub p50: Spread,
+    /// At the 99th percentile over all rounds.
+    pub p99: Spread,
 }
 
 /// What one contestant showed in one contest. Lower is better throughout.
@@ -151,6 +177,11 @@ pub struct Row {
     pub p99_to_floor: Option<Spread>,
     /// How many times our figure, by round.
     pub to_ours: Option<Spread>,
+    /// How many times each other contestant, by label: what targets are held against.
+    pub to_others: BTreeMap<String, Against>,
+    /// What wakes our workers where they sleep: `bell` or `futex`, see
+    /// [`NetnsStats::rung`](netns_exec::NetnsStats::rung).
+    pub woken_by: Option<String>,
     /// Nanoseconds more than our figure, by round.
     pub ns_beyond_ours: Option<Spread>,
 }
@@ -240,6 +271,9 @@ mod tests {
         assert_eq!(rows[1].to_floor.unwrap().median, 1.1);
         assert_eq!(rows[2].to_ours.unwrap().median, 10.0);
         assert_eq!(rows[2].p99_to_floor.unwrap().median, 11.0);
+        assert_eq!(rows[2].to_others["run"].p50.median, 10.0);
+        assert_eq!(rows[2].to_others["spin"].p99.median, 11.0);
+        assert!(!rows[2].to_others.contains_key("channel"));
         assert_eq!(rows[1].ns_beyond_ours.unwrap().median, 0.0);
     }
 

@@ -6,3 +6,4 @@ pub mod fleet;
 pub mod footprint;
 pub mod latency;
 pub mod throughput;
+pub mod trips;

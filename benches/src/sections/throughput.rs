@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peers::{Entry, Flood, FloodEntry, Group, OUR_SPAWN, OURS, Peer};
-use crate::sections::contest::{Contest, Contestant};
+use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::Work;
 
 /// How many callers there are.
@@ -22,19 +22,34 @@ pub fn scene(callers: usize, work: Work) -> String {
     }
 }
 
+/// The section's name.
+pub const SECTION: &str = "throughput";
+
+/// Whether `filter` asks for `entry` in any scene.
+pub fn is_wanted(entry: &Entry, filter: &Filter) -> bool {
+    let wanted =
+        |work, callers| filter.matches(SECTION, &scene(callers, work), entry.group, entry.label);
+    takes_part(entry)
+        && (CALLERS.into_iter()).any(|n| wanted(Work::Empty, n) || wanted(Work::Socket, n))
+}
+
+fn takes_part(entry: &Entry) -> bool {
+    entry.opens_sockets && entry.group != Group::Floor
+}
+
 /// One contest for each number of callers and each kind of work.
 pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], time: Duration) -> Vec<Contest<'a>> {
     let mut contests = Vec::new();
     for work in [Work::Empty, Work::Socket] {
         for callers in CALLERS {
             contests.push(Contest {
-                section: "throughput",
+                section: SECTION,
                 scene: scene(callers, work),
                 hogs: false,
                 floor: "",
                 ours: OURS,
                 contestants: (peers.iter())
-                    .filter(|(entry, _)| entry.opens_sockets && entry.group != Group::Floor)
+                    .filter(|(entry, _)| takes_part(entry))
                     .map(|(entry, peer)| {
                         let turn = move || vec![turn(peer.as_ref(), work, callers, time)];
                         Contestant::new(entry.label, entry.group, turn)
@@ -73,11 +88,36 @@ fn turn(peer: &dyn Peer, work: Work, callers: usize, time: Duration) -> f64 {
     })
 }
 
-/// The contest of jobs that no caller waits for.
-pub fn spawn_contest<'a>(floods: &'a [(FloodEntry, Box<dyn Flood>)], jobs: u32) -> Contest<'a> {
+/// The section of jobs that no caller waits for.
+pub const SPAWN: &str = "spawn";
+
+/// How many threads hand over jobs, and the scene's name.
+pub const SPAWNERS: [(u32, &str); 3] = [
+    (1, "spawn"),
+    (2, "spawn from 2 threads"),
+    (8, "spawn from 8 threads"),
+];
+
+/// The contests of jobs that no caller waits for: `jobs` in a turn, from all threads
+/// together.
+pub fn spawn_contests<'a>(
+    floods: &'a [(FloodEntry, Box<dyn Flood>)],
+    jobs: u32,
+) -> Vec<Contest<'a>> {
+    (SPAWNERS.into_iter())
+        .map(|(spawners, scene)| spawn_contest(floods, jobs / spawners, spawners, scene))
+        .collect()
+}
+
+fn spawn_contest<'a>(
+    floods: &'a [(FloodEntry, Box<dyn Flood>)],
+    each: u32,
+    spawners: u32,
+    scene: &str,
+) -> Contest<'a> {
     Contest {
-        section: "spawn",
-        scene: "spawn".into(),
+        section: SPAWN,
+        scene: scene.into(),
         hogs: false,
         floor: "",
         ours: OUR_SPAWN,
@@ -85,8 +125,8 @@ pub fn spawn_contest<'a>(floods: &'a [(FloodEntry, Box<dyn Flood>)], jobs: u32) 
             .map(|(entry, flood)| {
                 let turn = move || {
                     let start = Instant::now();
-                    flood.flood(jobs);
-                    vec![start.elapsed().as_nanos() as f64 / f64::from(jobs)]
+                    flood.flood(each, spawners);
+                    vec![start.elapsed().as_nanos() as f64 / f64::from(each * spawners)]
                 };
                 Contestant::new(entry.label, entry.group, turn)
             })

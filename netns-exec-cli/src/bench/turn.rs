@@ -70,6 +70,25 @@ impl Regime {
     }
 }
 
+/// What wakes the worker where it sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum WokenBy {
+    /// An answer to its seccomp user notification.
+    Bell,
+    /// A futex, where the kernel or a limit allows nothing better.
+    Futex,
+}
+
+impl WokenBy {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            WokenBy::Bell => "the bell (seccomp user notification)",
+            WokenBy::Futex => "a futex",
+        }
+    }
+}
+
 /// Between two calls of [`Regime::Parked`], and before each turn: time for a
 /// worker that still spins after its last turn to fall asleep.
 const GAP: Duration = Duration::from_millis(1);
@@ -133,6 +152,15 @@ impl Setup {
                 ),
             }
         })
+    }
+
+    /// What wakes the worker.
+    pub(super) fn woken_by(&self) -> WokenBy {
+        let stats = self.executor.stats();
+        match stats.per_netns.iter().any(|netns| netns.rung > 0) {
+            true => WokenBy::Bell,
+            false => WokenBy::Futex,
+        }
     }
 
     /// Ends the worker and waits for it.
