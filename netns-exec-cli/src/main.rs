@@ -27,6 +27,11 @@ mod pids;
 mod seconds;
 mod setting;
 mod shell;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "has threads of its own, and jobs that try to move theirs"
+)]
+mod soak;
 mod stdio;
 mod sys;
 mod table;
@@ -78,6 +83,7 @@ enum Command {
     Audit(audit::Args),
     Lease(lease::Args),
     Bench(bench::Args),
+    Soak(soak::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -97,6 +103,7 @@ impl Command {
             Command::Audit(args) => audit::run(args),
             Command::Lease(args) => lease::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Soak(args) => soak::run(args),
             Command::Completions(args) => completions::run(args),
             Command::Man(args) => man::run(args, Cli::command()),
         }

@@ -160,6 +160,15 @@ pub(crate) fn close_all_but(kept: i32) {
     range(kept + 1, i32::MAX);
 }
 
+/// Has the allocator give back to the kernel what it keeps for later.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number, and nothing that is in use goes.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 #[cfg(test)]
 mod tests {
     // Of all unit tests of the command. Here, because it stands for unsafe code.

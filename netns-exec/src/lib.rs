@@ -114,6 +114,9 @@ pub mod audit;
 mod bell;
 mod error;
 mod executor;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 mod handoff;
 mod home;

@@ -17,6 +17,7 @@ mod names;
 mod pages;
 mod run;
 mod shell;
+mod soak;
 mod tables;
 mod view;
 

@@ -209,6 +209,8 @@ pub(crate) fn every_file_is_compiled(tree: &[Source], targets: &[PathBuf]) -> Ve
     let missed = tree.iter().filter(|source| source.path.ends_with(".rs"));
     let missed =
         missed.filter(|source| !reached.contains(source.path.as_str()) && !is_shown(&source.path));
+    // A workspace of its own, for a nightly toolchain: `ci/fuzz` compiles it.
+    let missed = missed.filter(|source| !source.path.starts_with("fuzz/fuzz_targets/"));
     missed
         .map(|source| {
             source.offence(

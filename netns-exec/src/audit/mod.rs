@@ -44,4 +44,10 @@ mod process;
 mod spaces;
 
 pub use holders::{Hold, Holder, Holders, Namespace, Namespaces, Unreadable, holders, namespaces};
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(crate) fn fuzz_status(text: &str) {
+    proc::fuzz(text);
+}
+
 pub use process::{Process, Thread, Verdict};

@@ -182,6 +182,23 @@ impl Status {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(super) fn fuzz(text: &str) {
+    let status = Status::parse(text);
+    let written = format!(
+        "Tgid:\t{}\nNSpid:\t9\t{}\nKthread:\t{}\n",
+        status.tgid,
+        status.own_tid,
+        u8::from(status.is_kernel_thread)
+    );
+    let again = Status::parse(&written);
+    assert_eq!(
+        (again.tgid, again.own_tid, again.is_kernel_thread),
+        (status.tgid, status.own_tid, status.is_kernel_thread)
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

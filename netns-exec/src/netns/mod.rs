@@ -25,6 +25,12 @@ use std::io;
 
 use crate::home::Home;
 
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(crate) fn fuzz_name(name: &std::ffi::OsStr) {
+    named::fuzz(name);
+}
+
 pub use handle::Netns;
 use handle::{Inner, Origin};
 pub use id::NetnsId;

@@ -365,6 +365,15 @@ fn path_of(name: &OsStr, attempt: &str) -> Result<PathBuf> {
     Err(Error::new(Kind::Invalid, attempt.to_owned()).hint(reason))
 }
 
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(super) fn fuzz(name: &OsStr) {
+    if let Ok(path) = path_of(name, "fuzz") {
+        assert_eq!(path.parent(), Some(Path::new(FOLDER)));
+        assert_eq!(path.file_name(), Some(name));
+    }
+}
+
 /// The path for threads that may have another working directory, and what is attempted.
 fn absolute(path: &Path, what: &str) -> Result<(PathBuf, String)> {
     let attempt = format!("cannot {what} netns at `{}`", path.display());

@@ -127,6 +127,24 @@ fn parse_list(text: &str) -> impl Iterator<Item = RangeInclusive<u16>> {
     })
 }
 
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(crate) fn fuzz(text: &str) {
+    if let Some(range) = parse_range(text) {
+        assert!(!range.is_empty() && *range.start() > 0);
+        let written = format!("{}\t{}\n", range.start(), range.end());
+        assert_eq!(parse_range(&written), Some(range));
+    }
+    let list: Vec<_> = parse_list(text).collect();
+    assert!(list.len() <= text.len());
+    let written: Vec<_> = (list.iter())
+        .map(|range| format!("{}-{}", range.start(), range.end()))
+        .collect();
+    let again: Vec<_> = parse_list(&written.join(",")).collect();
+    assert_eq!(again, list);
+    has_tentative(text, Ipv6Addr::LOCALHOST);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -87,6 +87,21 @@ mod socket;
 mod table;
 mod walk;
 
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(crate) fn fuzz_request(bytes: &[u8]) {
+    broker::fuzz::request(bytes);
+}
+
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(crate) fn fuzz_reply(bytes: &[u8]) {
+    broker::fuzz::reply(bytes);
+}
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use dynamic::fuzz as fuzz_settings;
+
 pub use acquire::Acquire;
 pub(crate) use allocator::fill_and_empty_table;
 pub use allocator::{Allocator, Leased};

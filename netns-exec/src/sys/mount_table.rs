@@ -546,6 +546,29 @@ fn statmount_netns(mount: u64) -> io::Result<Option<u64>> {
     Ok(root.and_then(|root| netns_inode(root.to_bytes())))
 }
 
+#[cfg(any(test, fuzzing))]
+/// For `crate::fuzz`.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use std::os::unix::ffi::OsStrExt;
+
+    let mounts = parse(bytes).expect("a slice can be read");
+    assert!(mounts.len() <= bytes.split(|&byte| byte == b'\n').count());
+    for mount in mounts {
+        let target = mount.target.as_os_str().as_bytes();
+        assert!(target.len() <= bytes.len());
+        // As the kernel writes it.
+        let mut line = format!("1 1 0:4 net:[{}] ", mount.inode).into_bytes();
+        for &byte in target {
+            match byte {
+                b' ' | b'\t' | b'\n' | b'\\' => line.extend(format!("\\{byte:03o}").bytes()),
+                _ => line.push(byte),
+            }
+        }
+        line.extend(b" rw - nsfs nsfs rw\n");
+        assert_eq!(parse(&line[..]).expect("a slice can be read"), [mount]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};

@@ -27,6 +27,9 @@ mod policy;
 mod server;
 mod wire;
 
+#[cfg(any(test, fuzzing))]
+pub(super) use wire::fuzz;
+
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;

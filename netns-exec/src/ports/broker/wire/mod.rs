@@ -12,6 +12,8 @@
 //! socket, and free when all copies are closed.
 
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(in crate::ports) mod fuzz;
 mod reply;
 mod request;
 #[cfg(test)]

@@ -1,0 +1,4 @@
+//! See `netns_exec::fuzz::task_status`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| netns_exec::fuzz::task_status(bytes));
