@@ -5,8 +5,8 @@ use std::thread;
 
 use netns_exec::{Error, Executor, Guard, Netns, TrySpawnError};
 use netns_exec_tests::{
-    Alone, Gate, Held, alone, eventually, fresh, handed_over, here, settle, tids, to_hand_over,
-    within,
+    Alone, Gate, Held, TempNetns, alone, eventually, fresh, handed_over, here, settle, tids,
+    to_hand_over, within,
 };
 use nix::libc::{EAGAIN, EMFILE, EPERM};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -227,6 +227,32 @@ fn limit_of_files_is_an_error_with_errno() {
     }
     assert_eq!(executor.run(&b, here).unwrap(), b.id());
     executor.shutdown(None).unwrap();
+}
+
+/// It has to be opened again, for which there is no descriptor: it is not gone.
+#[test]
+fn namespace_that_cannot_be_opened_again_is_not_told_to_be_gone() {
+    alone!(Alone::AsIs);
+    let netns = TempNetns::new();
+    let executor = Executor::new().unwrap();
+    let pinned = executor.pin(&netns).unwrap();
+    executor.retire(&netns).unwrap();
+    let id = netns.id();
+    let name = netns.name().to_owned();
+    netns.keep_name();
+    let limit = Limit::fds();
+    let errors = [
+        pinned.run(here).unwrap_err(),
+        pinned.spawn(here).unwrap_err(),
+        pollster::block_on(pinned.spawn_async(here)).unwrap_err(),
+        pinned.spawn_future(async { here() }).join().unwrap_err(),
+    ];
+    drop(limit);
+    for error in errors {
+        assert_eq!(error.raw_os_error(), Some(EMFILE), "{error}");
+    }
+    assert_eq!(pinned.run(here).unwrap(), id);
+    netns_exec::Netns::delete(&name).unwrap();
 }
 
 #[test]

@@ -147,7 +147,10 @@ impl<D: Destination> Served<D> {
                 Ok(Poll::Ready(None))
             }
             First::Wanted => {
-                let handle = self.netns.netns()?;
+                let handle = match self.netns.netns() {
+                    Ok(handle) => handle,
+                    Err(error) => return self.after_failure(error).map(|()| Poll::Ready(None)),
+                };
                 // Before room is taken, which is given back with the worker only.
                 let lease = Lease::new().map_err(no_lease)?;
                 if self.reserve(cx)?.is_pending() {

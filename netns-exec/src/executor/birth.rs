@@ -65,7 +65,7 @@ fn carry_out_and(
             // on the namespace's end, before this thread goes on.
             let netns = start.netns.downgrade();
             let how = self::start(registry, group, start);
-            settle_and(registry, group, || netns.upgrade_kept(), how, tell);
+            settle_and(registry, group, || netns.reopen().ok().flatten(), how, tell);
             Vec::new()
         }
     }

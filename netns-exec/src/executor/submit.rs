@@ -50,12 +50,13 @@ impl Destination for WeakNetns {
     }
 
     fn netns(&self) -> Result<Netns> {
-        self.upgrade_kept().ok_or_else(|| {
-            let label = self.label();
-            Error::new(
-                Kind::NotFound,
-                format!("netns `{label}` does not exist any more"),
-            )
+        let label = self.label();
+        let reopened = self.reopen();
+        let netns = reopened
+            .map_err(|cause| Error::kernel(format!("cannot open netns `{label}` again"), cause))?;
+        netns.ok_or_else(|| {
+            let gone = format!("netns `{label}` does not exist any more");
+            Error::new(Kind::NotFound, gone)
         })
     }
 }
@@ -290,7 +291,13 @@ pub(crate) fn first_worker(
             First::Dead => return Ok(false),
             First::Coming => group.wait_first(),
             First::Wanted => {
-                let handle = netns.netns()?;
+                let handle = match netns.netns() {
+                    Err(error) if !tried && birth::make_room(registry, &error) => {
+                        tried = true;
+                        continue;
+                    }
+                    opened => opened?,
+                };
                 let is_wanted = || matches!(group.first(), First::Wanted);
                 if !registry.reserve(netns.id(), room, is_wanted)? {
                     netns.give_back(handle);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -88,30 +89,36 @@ impl WeakNetns {
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
     pub fn upgrade(&self) -> Option<Netns> {
-        self.upgrade_kept().map(Netns::for_user)
+        self.reopen().ok().flatten().map(Netns::for_user)
     }
 
-    /// As [`upgrade`](WeakNetns::upgrade), for the library itself: see
-    /// [`Netns::kept`].
-    pub(crate) fn upgrade_kept(&self) -> Option<Netns> {
+    /// As [`upgrade`](WeakNetns::upgrade), for the library itself (see [`Netns::kept`]),
+    /// and tells a namespace that is gone from one for which there is no descriptor.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`, `ENFILE` or `ENOMEM`.
+    pub(crate) fn reopen(&self) -> io::Result<Option<Netns>> {
         if let Some(inner) = self.inner.upgrade() {
-            return Some(Netns::of_inner(inner));
+            return Ok(Some(Netns::of_inner(inner)));
         }
-        let handle = self.handle?;
+        let Some(handle) = self.handle else {
+            return Ok(None);
+        };
         // A namespace that died has no file any more (ESTALE), even where its
         // inode number belongs to another one by now. But the kernel says the
         // same of one that lives, to a thread that lacks the privilege.
-        let fd = match handle.open() {
+        let fd = handle.open().or_else(|error| match Home::get() {
+            Ok(home) if !has_run_out(&error) => home.call(move || handle.open()),
+            _ => Err(error),
+        });
+        let fd = match fd {
             Ok(fd) => fd,
-            Err(_) => Home::get().ok()?.call(move || handle.open()).ok()?,
+            Err(error) if has_run_out(&error) => return Err(error),
+            Err(_) => return Ok(None),
         };
-        let id = id_of(fd.as_fd()).ok().filter(|id| *id == self.id)?;
-        Some(Netns::from_parts(
-            fd,
-            id,
-            Arc::clone(&self.label),
-            self.origin,
-        ))
+        let id = id_of(fd.as_fd()).ok().filter(|id| *id == self.id);
+        Ok(id.map(|id| Netns::from_parts(fd, id, Arc::clone(&self.label), self.origin)))
     }
 
     /// Notes, for handles that exist now, that the namespace has no name any more.
@@ -149,6 +156,12 @@ impl WeakNetns {
     pub fn label(&self) -> &str {
         &self.label
     }
+}
+
+/// Whether there is no descriptor, or no memory for one, at this moment.
+fn has_run_out(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    matches!(errno, Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 impl fmt::Display for WeakNetns {

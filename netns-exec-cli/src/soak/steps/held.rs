@@ -9,7 +9,6 @@ use netns_exec::{NetnsId, WeakNetns};
 
 use crate::soak::arena::{Arena, Target};
 use crate::soak::dice::Dice;
-use crate::soak::faults::Since;
 use crate::soak::held::Held;
 use crate::soak::tally::{Token, count};
 
@@ -70,19 +69,14 @@ pub(super) fn pin(arena: &Arena, dice: &mut Dice, held: &mut Held) {
         let (token, runs) = Token::new(&arena.tally, *inode);
         let since = arena.faults.since();
         match pinned.run(|| token.begin()) {
-            Err(error) if error.is_not_found() => expect_gone(arena, "a pin", since, weak, &runs),
+            Err(error) if error.is_not_found() => expect_gone(arena, "a pin", weak, &runs),
             other => drop(arena.expect_ran("run on a pin", since, other, &runs)),
         }
     }
 }
 
-/// A call that says that its namespace is gone says the truth, or had no descriptor to find
-/// it with.
-fn expect_gone(arena: &Arena, what: &str, since: Since, weak: &WeakNetns, runs: &AtomicU32) {
-    if arena.faults.explain(since, Some(libc::EMFILE)) {
-        count(&arena.tally.counts.failed_over_faults);
-        return;
-    }
+/// A call that says that its namespace is gone says the truth.
+fn expect_gone(arena: &Arena, what: &str, weak: &WeakNetns, runs: &AtomicU32) {
     let right = weak.upgrade().is_none() && runs.load(Ordering::Relaxed) == 0;
     (arena.tally).check(right, || {
         format!("{what} says that {weak} is gone, and it is there")
@@ -126,7 +120,7 @@ pub(super) fn stock(arena: &Arena, dice: &mut Dice, held: &mut Held) {
         let since = arena.faults.since();
         let taken = stock.take(*dice.pick(&KINDS));
         if (taken.as_ref()).is_err_and(netns_exec::Error::is_not_found) {
-            expect_gone(arena, "a stock", since, weak, &AtomicU32::new(0));
+            expect_gone(arena, "a stock", weak, &AtomicU32::new(0));
             continue;
         }
         let Some(socket) = arena.expect("a socket from a stock", since, taken) else {
