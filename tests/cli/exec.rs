@@ -153,7 +153,8 @@ fn signal_is_heard_while_the_reader_stalls_and_ends_exec_when_no_command_is_left
     let (blue, red) = (TempNetns::new(), TempNetns::new());
     let log = Log::new();
     let script = format!(
-        "trap 'echo heard >> {}; exit 0' TERM; (while :; do echo x; done) & wait",
+        "trap 'echo heard >> {0}; exit 0' TERM; echo ready >> {0}; \
+         (while :; do echo x; done) & wait",
         log.path()
     );
     let (_reader, writer, probe) = stalled();
@@ -162,10 +163,11 @@ fn signal_is_heard_while_the_reader_stalls_and_ends_exec_when_no_command_is_left
             .stdout(writer)
             .stderr(Stdio::null()),
     );
+    eventually("both commands can hear", || log.lines().len() == 2);
     eventually("the pipe is full", || is_full(&probe));
     send(&child, Signal::SIGTERM);
     let began = Instant::now();
-    eventually("both commands have heard", || log.lines().len() == 2);
+    eventually("both commands have heard", || log.lines().len() == 4);
     let heard = began.elapsed();
     assert!(heard < Duration::from_secs(2), "only after {heard:?}");
     // What is left to write keeps exec, but not from hearing.
