@@ -82,7 +82,11 @@
 //!
 //! # Features
 //!
-//! None is on by itself.
+//! On by default, and each a module that can be left out: `audit`, `macros` (the
+//! attribute [`in_netns`]), `net`, `ports`, and `rootless`, which has `ports` with it.
+//! With `default-features = false` there are namespaces, executors, children and views.
+//!
+//! Off by default:
 //!
 //! * `tokio`: futures are polled inside of the runtime that they are spawned in.
 //! * `resolve`: `net::resolve`, host names by a namespace's own `resolv.conf`.
@@ -105,16 +109,28 @@
 //! * In a child made by fork(2) without exec the crate cannot be used if the
 //!   parent has used it.
 #![cfg(target_os = "linux")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Features leave whole modules out, and sys/ serves them all.
+#![cfg_attr(
+    not(all(
+        feature = "audit",
+        feature = "net",
+        feature = "ports",
+        feature = "rootless"
+    )),
+    allow(dead_code, unused_imports)
+)]
 // The models leave the kernel out.
 #![cfg_attr(loom, allow(dead_code))]
 // Tests make threads, and move them, to see what comes of it.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+#[cfg(feature = "audit")]
 pub mod audit;
 mod bell;
 mod error;
 mod executor;
-#[cfg(any(test, fuzzing))]
+#[cfg(all(any(test, fuzzing), feature = "audit", feature = "ports"))]
 #[doc(hidden)]
 pub mod fuzz;
 mod guard;
@@ -122,11 +138,14 @@ mod handoff;
 mod home;
 #[cfg(all(test, loom))]
 mod models;
+#[cfg(feature = "net")]
 pub mod net;
 mod netns;
 mod payload;
+#[cfg(feature = "ports")]
 pub mod ports;
 mod process;
+#[cfg(feature = "rootless")]
 pub mod rootless;
 #[cfg(feature = "serde")]
 mod serialize;
@@ -146,6 +165,7 @@ pub use executor::{
 };
 pub use guard::Guard;
 pub use netns::{Netns, NetnsId, OwnedNetns, WeakNetns};
+#[cfg(feature = "macros")]
 pub use netns_exec_macros::in_netns;
 pub use process::{CommandExt, ViewedCommand};
 pub use view::View;

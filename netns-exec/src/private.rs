@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::marker::PhantomData;
+#[cfg(feature = "ports")]
 use std::ops::RangeInclusive;
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::executor::{Executor, JoinHandle};
 use crate::netns::{Netns, NetnsId};
+#[cfg(feature = "ports")]
 use crate::ports;
 
 pub use crate::error::reason;
@@ -179,6 +181,7 @@ impl<T> PanicWithFailure<T> for &Failure<T> {
 
 /// For a benchmark: leases every port of a range in the logical table of an
 /// allocator, without any socket, and gives all of them back.
+#[cfg(feature = "ports")]
 pub fn fill_and_empty_port_table(netns: NetnsId, range: RangeInclusive<u16>) {
     ports::fill_and_empty_table(netns, range);
 }

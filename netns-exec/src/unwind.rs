@@ -15,11 +15,15 @@
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
+use crate::error;
 use crate::executor::{
     AbortHandle, AbortOnDrop, Builder, Executor, JoinHandle, Pinned, Scope, ScopedJoinHandle, Stop,
     ThreadHandle,
 };
-use crate::{error, net, ports};
+#[cfg(feature = "net")]
+use crate::net;
+#[cfg(feature = "ports")]
+use crate::ports;
 
 macro_rules! safe {
     ($($handle:ty $(where [$($generics:tt)+])?,)+) => {$(
@@ -40,9 +44,17 @@ safe! {
     Stop,
     ThreadHandle<T> where [T],
     Scope<'_, '_>,
+}
+
+#[cfg(feature = "net")]
+safe! {
     net::ProcNet,
     net::SocketStock,
     net::StockBuilder,
+}
+
+#[cfg(feature = "ports")]
+safe! {
     ports::Acquire,
     ports::Allocator,
     ports::Broker,
@@ -77,14 +89,29 @@ mod tests {
         check::<Netns>();
         check::<WeakNetns>();
         check::<NetnsId>();
+    }
+
+    #[test]
+    #[cfg(feature = "audit")]
+    fn what_an_audit_finds_may_cross_catch_unwind() {
         check::<audit::Process>();
         check::<audit::Thread>();
         check::<audit::Holders>();
         check::<audit::Namespaces>();
+    }
+
+    #[test]
+    #[cfg(feature = "net")]
+    fn stocks_of_sockets_may_cross_catch_unwind() {
         check::<net::ProcNet>();
         check::<net::SocketKind>();
         check::<net::SocketStock>();
         check::<net::StockBuilder>();
+    }
+
+    #[test]
+    #[cfg(feature = "ports")]
+    fn what_holds_ports_may_cross_catch_unwind() {
         check::<ports::Allocator>();
         check::<ports::Acquire>();
         check::<ports::Broker>();

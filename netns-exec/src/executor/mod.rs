@@ -52,6 +52,7 @@ pub use scope::Scope;
 pub use stats::{NetnsStats, Stats};
 pub use submit::TrySpawnError;
 
+#[cfg(feature = "audit")]
 use crate::audit;
 use crate::error::{Error, Kind, Result};
 use crate::guard::Guard;
@@ -586,6 +587,7 @@ impl Executor {
     /// assert_eq!(executor.audit()?.strays().count(), 0);
     /// # Ok::<(), netns_exec::Error>(())
     /// ```
+    #[cfg(feature = "audit")]
     pub fn audit(&self) -> Result<audit::Process> {
         audit::Process::this()
     }

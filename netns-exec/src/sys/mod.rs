@@ -24,5 +24,6 @@ pub(crate) mod task;
 pub(crate) mod text;
 pub(crate) mod thread;
 pub(crate) mod time;
+#[cfg(feature = "rootless")]
 pub(crate) mod userns;
 pub(crate) mod view;
