@@ -25,7 +25,7 @@ use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
 
-use super::{Bell, State, TELL};
+use super::{Bell, State, TELL, TRY};
 use crate::home::{Home, roster};
 use crate::sync::Listener;
 use crate::sys;
@@ -54,13 +54,19 @@ struct Ear {
 
 /// What both sides see.
 struct Shared {
-    /// The bells whose listeners are on their way, by the number that is sent along.
-    /// Locked for a moment only.
-    arriving: Mutex<HashMap<u64, Arc<State>>>,
+    /// By the number that is sent along. Locked for a moment only.
+    arriving: Mutex<HashMap<u64, Arriving>>,
     /// Listeners that are open, or on their way.
     listeners: AtomicUsize,
     /// When the thread will look next, at the latest.
     next: AtomicU64,
+}
+
+/// A bell whose listener is on its way.
+struct Arriving {
+    bell: Arc<State>,
+    /// Where its worker is told that it has come.
+    has_come: SyncSender<()>,
 }
 
 /// A worker's side: it is listened to until this is dropped.
@@ -206,13 +212,24 @@ impl Ear {
             ..
         } = &*self.shared;
         listeners.fetch_add(1, Ordering::Relaxed);
-        arriving.lock().insert(number, Arc::clone(&bell.state));
+        let (has_come, here) = sync_channel(1);
+        let arrives = Arriving {
+            bell: Arc::clone(&bell.state),
+            has_come,
+        };
+        arriving.lock().insert(number, arrives);
         let message = number.to_ne_bytes();
         let sent = sys::scm::send(self.socket.as_fd(), &message, [copy.as_fd()].into_iter());
         if let Err(error) = sent {
             arriving.lock().remove(&number);
             listeners.fetch_sub(1, Ordering::Relaxed);
             return Err(error);
+        }
+        drop(copy);
+        // Without an ear that has it no trap of the worker's would be answered.
+        here.recv().map_err(io::Error::other)?;
+        if bell.listener.is_some() {
+            bell.try_out();
         }
         Ok(Listened { bell, ear: self })
     }
@@ -255,6 +272,8 @@ struct Look {
     next: u64,
     /// Whether one has parked since the look before.
     in_a_rush: bool,
+    /// Whether one is new, and about to trap.
+    has_new: bool,
 }
 
 fn timeout_until(next: u64) -> EpollTimeout {
@@ -292,7 +311,7 @@ impl Listening {
             let look = self.ring_alarms(looked);
             looked = look.at;
             let is_late = mem::take(&mut self.is_late);
-            let wait = if look.in_a_rush || is_late {
+            let wait = if (look.in_a_rush || is_late) && !look.has_new {
                 // It looks again soon enough, whatever comes.
                 self.shared.next.store(0, Ordering::Relaxed);
                 // But at once when it is told of something.
@@ -329,9 +348,11 @@ impl Listening {
             at: now(),
             next: NEVER,
             in_a_rush: false,
+            has_new: false,
         };
         for Worker { bell, listener } in self.workers.values() {
             look.in_a_rush |= bell.parked_at.load(Ordering::Relaxed) > before;
+            look.has_new |= !bell.is_tried.load(Ordering::Relaxed);
             let alarm = bell.alarm.load(Ordering::Relaxed);
             if alarm > look.at {
                 look.next = look.next.min(alarm);
@@ -366,9 +387,12 @@ impl Listening {
         // then fails with ENOSYS.
         let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
         match (bell, listener.pop()) {
-            (Some(bell), Some(listener)) if self.epoll.add(&listener, event).is_ok() => {
+            (Some(Arriving { bell, has_come }), Some(listener))
+                if self.epoll.add(&listener, event).is_ok() =>
+            {
                 let listener = Listener::from(listener);
                 self.workers.insert(number, Worker { listener, bell });
+                let _ = has_come.send(());
             }
             _ => self.lose_listener(),
         }
@@ -423,8 +447,8 @@ impl Worker {
                 is_done &= self.bell.refuse(&self.listener, call);
             } else {
                 receiver.held = Some(call.id);
-                if call.argument == TELL {
-                    // Its caller has given the bell up.
+                if call.argument == TRY || call.argument == TELL {
+                    // It is new, or its caller has given the bell up.
                     is_done &= receiver.answer(false).is_ok();
                 }
             }

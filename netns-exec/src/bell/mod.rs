@@ -3,7 +3,7 @@
 //! Between two threads that hand work to each other and sleep in between, nothing is
 //! faster than one CPU that goes from one to the other. Of all that wakes a thread, only
 //! seccomp user notification in its synchronous mode does that (seccomp_unotify(2),
-//! Linux 6.6). So a worker parks in a system call of no kernel ([`TRAP`](seccomp::TRAP)),
+//! Linux 6.6). So a worker parks in a system call that means nothing ([`TRAP`](crate::sys::seccomp::TRAP)),
 //! which its filter hands to a listener: that is its *bell*. Who wakes it answers the
 //! call; a caller then waits for the next one, by which the worker says that the
 //! result is there. Three system calls a round trip, and two context switches.
@@ -12,6 +12,10 @@
 //! |--------|----------------------------------------------|--------------------------|
 //! | `PARK` | the worker has nothing to do                  | by who wakes it          |
 //! | `TELL` | it has more to do, but its caller waits       | by that caller, at once  |
+//! | `TRY`  | it is new                                     | by the [`ear`]           |
+//!
+//! The first is a trial: where another filter refuses the call, as that of a container may,
+//! no worker goes into a trap and no caller waits for one.
 //!
 //! A listener gives each call to one of those who receive, and receiving cannot be
 //! ended from outside. So there is one receiver at a time, by a word:
@@ -53,7 +57,7 @@ use parking_lot::Mutex;
 
 use crate::error::Refused;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Listener, Ordering, yield_now};
-use crate::sys::seccomp::{self, Answer, Notified};
+use crate::sys::seccomp::{Answer, Notified};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -63,6 +67,7 @@ const WANTED: u32 = 3;
 /// What a worker traps for.
 const PARK: u64 = 0;
 const TELL: u64 = 1;
+const TRY: u64 = 2;
 
 /// See the module.
 pub(crate) struct Bell {
@@ -91,6 +96,8 @@ struct State {
     alarm: StdAtomicU64,
     /// The ear has had the worker woken.
     rang: StdAtomicBool,
+    /// It is known whether the worker can trap.
+    is_tried: StdAtomicBool,
     /// Makes the calling thread the one that wakes the worker.
     unpark: Mutex<Option<Unpark>>,
     threads_refused: StdAtomicU32,
@@ -128,6 +135,7 @@ impl Bell {
             parked_at: 0.into(),
             alarm: u64::MAX.into(),
             rang: false.into(),
+            is_tried: listener.is_none().into(),
             unpark: Mutex::new(None),
             threads_refused: 0.into(),
             moves_refused: 0.into(),
@@ -161,6 +169,12 @@ impl Bell {
     }
 
     // The worker's side.
+
+    /// Traps once, before there is a caller: whether that can be done. The ear answers.
+    fn try_out(&self) {
+        self.trap(TRY);
+        self.state.is_tried.store(true, Ordering::Release);
+    }
 
     /// Sleeps until the waker has answered.
     pub(crate) fn park(&self) {
@@ -293,7 +307,7 @@ impl State {
     /// Sees to a call that is no trap of the worker's: one that the guard refuses, or a
     /// child's. `false` when the answer is left to the ear.
     fn refuse(&self, listener: &Listener, call: Notified) -> bool {
-        if call.tid != self.worker || call.is(seccomp::TRAP) {
+        if call.tid != self.worker || call.is_trap() {
             return self.reply(listener, call.id, Answer::GoOn) != Reply::Left;
         }
         // Before the answer, after which the worker looks.
@@ -335,7 +349,7 @@ impl State {
     }
 
     fn is_trap(&self, call: Notified) -> bool {
-        call.tid == self.worker && call.is(seccomp::TRAP) && call.cookie == self.cookie()
+        call.tid == self.worker && call.is_trap() && call.cookie == self.cookie()
     }
 }
 

@@ -166,8 +166,13 @@ pub(super) fn program(
     }
     answer_in(objects, no_such_call, &mut body);
     if refusal == Refusal::Notify {
-        targets.push((TRAP, body.len()));
-        body.push(ret(libc::SECCOMP_RET_USER_NOTIF));
+        targets.push((libc::SYS_prctl, body.len()));
+        body.extend([
+            load(arg_low(0)),
+            jump(libc::BPF_JEQ, TRAP, 0, 1),
+            ret(libc::SECCOMP_RET_USER_NOTIF),
+            ret(libc::SECCOMP_RET_ALLOW),
+        ]);
     }
 
     let mut program = vec![

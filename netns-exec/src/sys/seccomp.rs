@@ -81,8 +81,9 @@ pub(crate) struct Notified {
     pub(crate) tid: u32,
     nr: libc::c_long,
     /// The call's first argument.
+    option: u64,
+    /// And what a [trap](trap) was made with.
     pub(crate) argument: u64,
-    /// And its second.
     pub(crate) cookie: u64,
 }
 
@@ -93,7 +94,8 @@ impl Notified {
         Notified {
             id,
             tid: 0,
-            nr: TRAP,
+            nr: libc::SYS_prctl,
+            option: TRAP.into(),
             argument,
             cookie,
         }
@@ -103,21 +105,28 @@ impl Notified {
     pub(crate) fn is(&self, call: libc::c_long) -> bool {
         self.nr & !X32_BIT == call & !X32_BIT
     }
+
+    pub(crate) fn is_trap(&self) -> bool {
+        self.is(libc::SYS_prctl) && self.option == u64::from(TRAP)
+    }
 }
 
-/// A system call that no kernel has and no program makes: for a filter to hand to its
-/// listener.
-pub(crate) const TRAP: libc::c_long = 0x2e7e;
+/// An operation of prctl(2) that no kernel has and no program asks for: for a filter to
+/// hand to its listener. A call that no kernel has would not do: what a container's
+/// filter does not know it refuses, or kills for, and its answer comes before ours.
+pub(crate) const TRAP: u32 = 0x2e7e_2e7e;
 
 /// Makes the call [`TRAP`], and waits until the listener has answered it with
 /// [`Answer::Return`].
 ///
 /// # Errors
 ///
-/// `ENOSYS` when nothing listens, `EINTR` when a signal was handled.
+/// `ENOSYS` when nothing listens, `EINTR` when a signal was handled, another one when
+/// another filter refuses it.
 pub(crate) fn trap(argument: u64, cookie: u64) -> Result<(), Errno> {
-    // SAFETY: integers are passed; there is no such call to do anything with them.
-    let rc = unsafe { libc::syscall(TRAP, argument, cookie) };
+    let option = libc::c_ulong::from(TRAP);
+    // SAFETY: integers are passed; there is no such operation to do anything with them.
+    let rc = unsafe { libc::syscall(libc::SYS_prctl, option, argument, cookie, 0, 0) };
     Errno::result(rc).map(drop)
 }
 
@@ -190,8 +199,9 @@ pub(crate) fn receive(listener: BorrowedFd<'_>) -> Result<Notified, Errno> {
         id: heard.id,
         tid: heard.pid,
         nr: heard.data.nr.into(),
-        argument: heard.data.args[0],
-        cookie: heard.data.args[1],
+        option: heard.data.args[0],
+        argument: heard.data.args[1],
+        cookie: heard.data.args[2],
     })
 }
 
