@@ -1,9 +1,10 @@
 # What this repository's scripts need beside Rust, and the Debian packages it is in.
-# Sourced, not run, by demo, tests/run and .ci/run:
+# Sourced, not run, by demo, tests/run, .ci/run and ci/deb:
 #
 #   . tools/needs.sh
 #   need build          a linker, and certificates for cargo
 #   need build tests    also what the tests compare with and act upon
+#   need build deb      also what a Debian package is made with
 #   own_target          have cargo build where this user may write
 #
 # What is there costs a fraction of a second. As root the rest is installed where there
@@ -31,6 +32,9 @@ tests util-linux command -v unshare
 tests util-linux command -v nsenter
 tests util-linux command -v prlimit
 tests util-linux command -v setpriv
+deb dpkg-dev command -v dpkg-shlibdeps
+deb systemd command -v systemd-analyze
+deb python3-minimal command -v python3
 NEEDS
 }
 
