@@ -273,7 +273,9 @@ impl Registry {
                 return Ok(true);
             }
             if room == Room::Now {
-                self.ask_for_later();
+                if self.reserve_or_ask() {
+                    return Ok(true);
+                }
                 return Err(Error::new(
                     Kind::Full,
                     "cannot start a worker: the limit of workers is reached",
@@ -319,12 +321,19 @@ impl Registry {
     }
 
     /// Asks an idle worker to end, for a caller that does not wait for that and may
-    /// try again; not one more as long as one is on its way.
-    fn ask_for_later(&self) {
+    /// try again; not one more as long as one is on its way, nor when that one has just
+    /// left, whose room is then reserved.
+    fn reserve_or_ask(&self) -> bool {
         let groups: Vec<_> = self.groups.read().values().cloned().collect();
-        if !groups.iter().any(|group| group.is_asked()) {
-            self.ask(1).stand();
+        if groups.iter().any(|group| group.is_asked()) {
+            return false;
         }
+        // Its room is there before it is asked no more.
+        if self.pool.capacity.try_reserve() {
+            return true;
+        }
+        self.ask(1).stand();
+        false
     }
 
     /// Takes the calling worker, whose lane is closed, off its group; `None` when

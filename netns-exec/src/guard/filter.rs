@@ -167,12 +167,7 @@ pub(super) fn program(
     answer_in(objects, no_such_call, &mut body);
     if refusal == Refusal::Notify {
         targets.push((libc::SYS_prctl, body.len()));
-        body.extend([
-            load(arg_low(0)),
-            jump(libc::BPF_JEQ, TRAP, 0, 1),
-            ret(libc::SECCOMP_RET_USER_NOTIF),
-            ret(libc::SECCOMP_RET_ALLOW),
-        ]);
+        body.extend(trap());
     }
 
     let mut program = vec![
@@ -195,6 +190,16 @@ pub(super) fn program(
     program.push(ret(libc::SECCOMP_RET_ALLOW));
     program.append(&mut body);
     program
+}
+
+/// Hands the trap over, and lets all else that prctl(2) does pass.
+fn trap() -> [sock_filter; 4] {
+    [
+        load(arg_low(0)),
+        jump(libc::BPF_JEQ, TRAP, 0, 1),
+        ret(libc::SECCOMP_RET_USER_NOTIF),
+        ret(libc::SECCOMP_RET_ALLOW),
+    ]
 }
 
 /// Appends: return `answer` if the instruction pointer is in one of `ranges`,
