@@ -40,7 +40,7 @@ fn never_blocks<P, F: Future<Output = ()>>(
     scenario: impl Fn(P) -> F,
 ) {
     let mut worst = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..32 {
         let prepared = prepare();
         let late = current_thread().block_on(async {
             LATE_BY.set(Duration::ZERO);
