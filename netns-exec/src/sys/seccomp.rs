@@ -82,7 +82,7 @@ pub(crate) struct Notified {
     nr: libc::c_long,
     /// The call's first argument.
     option: u64,
-    /// And what a [trap](trap) was made with.
+    /// And what a [trap] was made with.
     pub(crate) argument: u64,
     pub(crate) cookie: u64,
 }
