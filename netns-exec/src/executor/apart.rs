@@ -243,10 +243,6 @@ impl Apart {
     fn watch_for_deletion(&self, door: &mut Door) -> Option<watch::Subscription> {
         let stop = Arc::clone(&self.stop);
         let id = self.netns.id();
-        if self.netns.lost_name() {
-            stop.set();
-            return None;
-        }
         watch::on_lost_name(&self.netns, self.netns.had_name(), move || stop.set())
             .map_err(|error| {
                 door.report(|| {

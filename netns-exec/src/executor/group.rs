@@ -160,9 +160,9 @@ impl Runnable {
 struct State {
     /// What new workers enter; here only while there are workers.
     netns: Option<Netns>,
-    /// Whether that had a name then. Others may note for its handles that it has lost it
-    /// before this group's watch begins.
-    had_name: bool,
+    /// Whether that was known then to have lost its name: such a group idles as where there
+    /// never was one. Others may note it before this group's watch begins.
+    came_late: bool,
     /// Retires the group when its namespace loses its last name. Made and dropped
     /// outside the locks: it has some of its own.
     watched: Option<Subscription>,
@@ -242,7 +242,7 @@ impl Group {
             idle_since: AtomicU64::new(0),
             state: Mutex::new(State {
                 netns: None,
-                had_name: false,
+                came_late: false,
                 watched: None,
                 live: Vec::new(),
                 taken: vec![None; lanes],
@@ -468,8 +468,8 @@ impl Group {
     }
 
     /// Asked once in a group's life, before a worker parks: what the deletion watch
-    /// is to be told, if it has not been; and whether the namespace had a name when the
-    /// group got its first worker.
+    /// is to be told, if it has not been; and whether the namespace was known to have lost
+    /// its name when the group got its first worker.
     pub(crate) fn unwatched(&self) -> Option<(Netns, bool)> {
         if self.watch_asked.load(Ordering::Relaxed)
             || self.watch_asked.swap(true, Ordering::Relaxed)
@@ -477,7 +477,7 @@ impl Group {
             return None;
         }
         let state = self.state.lock();
-        state.netns.clone().map(|netns| (netns, state.had_name))
+        state.netns.clone().map(|netns| (netns, state.came_late))
     }
 
     /// Keeps the subscription to the deletion watch; gives it back, to be dropped,

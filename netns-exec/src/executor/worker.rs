@@ -360,7 +360,7 @@ impl<'a> Worker<'a> {
             // Takes a thread of its own, and is told of by `retire` alone.
             return;
         }
-        let Some((netns, had_name)) = self.group.unwatched() else {
+        let Some((netns, came_late)) = self.group.unwatched() else {
             return;
         };
         let group = self.group;
@@ -373,6 +373,7 @@ impl<'a> Worker<'a> {
             }
         };
         // A job that was quick to end may find its namespace deleted by now.
+        let had_name = !came_late && netns.had_name();
         let subscribed = watch::on_lost_name(&netns, had_name, retire);
         drop(netns);
         match subscribed {

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::executor::{Executor, Pinned, current, spare};
 use crate::netns::watch::{self, Subscription};
 use crate::netns::{Netns, NetnsId};
-use crate::sys;
+use crate::sys::{self, has_run_out};
 
 /// A kind of socket that a [`SocketStock`] has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -336,14 +336,6 @@ impl SocketStock {
     }
 }
 
-fn has_run_out(cause: &io::Error) -> bool {
-    let errno = cause.raw_os_error();
-    matches!(
-        errno,
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
-}
-
 impl Inner {
     /// Has the worker make more sockets, if it is time for that.
     fn refill(self: &Arc<Self>, index: usize) {
@@ -636,11 +628,7 @@ impl StockBuilder {
                 shelf.close();
             }
         };
-        let subscription = watch::on_lost_name(netns, netns.had_name(), close.clone())?;
-        // Or was told of before, and tells no one again.
-        if netns.lost_name() {
-            close();
-        }
+        let subscription = watch::on_lost_name(netns, netns.had_name(), close)?;
         let stock = SocketStock {
             inner: Arc::new(Inner {
                 shelf,

@@ -119,11 +119,12 @@ impl Netns {
     }
 
     /// Tells whether it is known that the namespace had a name, whether or not it
-    /// still has: this process named it, or it was opened by a name that is gone.
-    /// `false` when its loss was noted before.
+    /// still has: this process named it, it was opened by a name that is gone, or the
+    /// loss was noted.
     pub(crate) fn had_name(&self) -> bool {
-        !self.inner.lost_name.load(Ordering::Relaxed)
-            && (self.inner.origin == Origin::Named || sys::netns::is_detached(self.as_fd()))
+        self.lost_name()
+            || self.inner.origin == Origin::Named
+            || sys::netns::is_detached(self.as_fd())
     }
 
     /// Tells whether the deletion watch has seen the namespace lose its last name.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use super::identify::id_of;
 use super::{Inner, Netns, NetnsId, Origin};
 use crate::home::Home;
+use crate::sys::has_run_out;
 use crate::sys::netns::FileHandle;
 
 /// Names a network namespace without keeping it alive.
@@ -156,12 +157,6 @@ impl WeakNetns {
     pub fn label(&self) -> &str {
         &self.label
     }
-}
-
-/// Whether there is no descriptor, or no memory for one, at this moment.
-fn has_run_out(error: &io::Error) -> bool {
-    let errno = error.raw_os_error();
-    matches!(errno, Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 impl fmt::Display for WeakNetns {

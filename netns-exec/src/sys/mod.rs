@@ -27,3 +27,12 @@ pub(crate) mod time;
 #[cfg(feature = "rootless")]
 pub(crate) mod userns;
 pub(crate) mod view;
+
+/// Whether there is no descriptor, or no memory for one, at this moment.
+pub(crate) fn has_run_out(error: &std::io::Error) -> bool {
+    let errno = error.raw_os_error();
+    matches!(
+        errno,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}

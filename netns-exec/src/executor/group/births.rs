@@ -40,15 +40,14 @@ impl Group {
     /// handle comes back, and the room is given back, when that is not
     /// [`First::Wanted`] any more.
     pub(crate) fn begin_first(&self, netns: Netns) -> Result<Start, Netns> {
-        let had_name = netns.had_name();
         let mut state = self.state.lock();
         if state.dead || self.is_retiring() || state.has_workers() {
             drop(state);
             self.pool.capacity.release();
             return Err(netns);
         }
+        state.came_late = netns.lost_name();
         state.netns = Some(netns);
-        state.had_name = had_name;
         Ok(self.begin_with(&mut state, Role::Lane(0)))
     }
 
