@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use netns_exec::Netns;
 
-use crate::{as_ordinary_user, listen_to};
+use crate::{as_ordinary_user, listen_to, refuse_traps};
 
 /// What the process of its own is like.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,8 @@ pub enum Alone {
     AsIs,
     /// Under a seccomp filter that another program listens to.
     Listened,
+    /// Under one that refuses workers their traps.
+    WithoutTraps,
     /// In a mount namespace of its own with an empty `/run`.
     FreshRun,
     /// Root of a user namespace of its own, and of nothing outside it; with an
@@ -113,6 +115,11 @@ pub fn run_alone(test: &str, how: Alone, note: &str, stdin: Stdio) {
         Alone::Listened => {
             let mut command = Command::new(&binary.path);
             listen_to(&mut command);
+            command
+        }
+        Alone::WithoutTraps => {
+            let mut command = Command::new(&binary.path);
+            refuse_traps(&mut command);
             command
         }
         Alone::FreshRun

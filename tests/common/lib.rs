@@ -35,7 +35,9 @@ pub use process::{
     next_bpf_program, on_a_thread, path_of, resident, settle, sleeps_in, sleeps_soundly, status_of,
     threads_of_this_process, tid, tids, wait_for_exit,
 };
-pub use refuse::{listen_to, refuse_fanotify, refuse_fstatfs, refuse_mount, refuse_own_mounts};
+pub use refuse::{
+    listen_to, refuse_fanotify, refuse_fstatfs, refuse_mount, refuse_own_mounts, refuse_traps,
+};
 pub use signals::SignalLog;
 pub use threads::{Parked, RawThread, strays_in};
 pub use wait::{Gate, Pass, eventually, within};

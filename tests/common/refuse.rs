@@ -21,7 +21,8 @@ pub fn refuse_fanotify(command: &mut Command) {
 /// Has the children of a command get EPERM where they unshare(2) the mounts, as from the
 /// filters of container runtimes, which go further.
 pub fn refuse_own_mounts(command: &mut Command) {
-    refuse(command, libc::SYS_unshare, Some(libc::CLONE_NEWNS as u32));
+    let own_mounts = (libc::BPF_JSET, libc::CLONE_NEWNS as u32);
+    refuse(command, libc::SYS_unshare, Some(own_mounts));
 }
 
 /// Has the children of a command get EPERM from mount(2), as from the filters of
@@ -30,14 +31,18 @@ pub fn refuse_mount(command: &mut Command) {
     refuse(command, libc::SYS_mount, None);
 }
 
+/// Has the children of a command get EPERM from prctl(2) with the operation by which workers
+/// park: as from the filter of a container that knows all operations.
+pub fn refuse_traps(command: &mut Command) {
+    refuse(command, libc::SYS_prctl, Some((libc::BPF_JEQ, 0x2e7e_2e7e)));
+}
+
+/// Where there is a test, only where the first argument passes it.
 #[allow(unsafe_code)]
-fn refuse(command: &mut Command, call: libc::c_long, only_with: Option<u32>) {
+fn refuse(command: &mut Command, call: libc::c_long, only_if: Option<(u32, u32)>) {
     /// Where the low half of the first argument is in seccomp_data.
     const ARGUMENT: u32 = 16;
-    let (is_meant, flags) = match only_with {
-        Some(flags) => (libc::BPF_JSET, flags),
-        None => (libc::BPF_JGE, 0),
-    };
+    let (is_meant, value) = only_if.unwrap_or((libc::BPF_JGE, 0));
     let statement = |code: u32, k: u32, jf: u8| libc::sock_filter {
         code: code as u16,
         jt: 0,
@@ -49,7 +54,7 @@ fn refuse(command: &mut Command, call: libc::c_long, only_with: Option<u32>) {
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
         statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32, 3),
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ARGUMENT, 0),
-        statement(libc::BPF_JMP | is_meant | libc::BPF_K, flags, 1),
+        statement(libc::BPF_JMP | is_meant | libc::BPF_K, value, 1),
         statement(
             libc::BPF_RET | libc::BPF_K,
             libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,

@@ -92,50 +92,11 @@ fn workers_of_a_process_that_is_listened_to_are_woken_by_futex() {
 /// As a container's filter does to calls that it does not know, and may to any other.
 #[test]
 fn workers_whose_trap_is_refused_by_another_filter_are_woken_by_futex() {
-    alone!(Alone::AsIs);
-    refuse_traps();
+    alone!(Alone::WithoutTraps);
     let (executor, netns) = (with_idle(None), fresh());
     let (calls, of) = (executor.clone(), netns.clone());
     within("calls", move || call_in_every_way(&calls, &of));
     assert_eq!(rung(&executor), (0, 1));
-}
-
-/// Has all threads of this process, and those to come, refused prctl(2) with an operation
-/// that no kernel has.
-fn refuse_traps() {
-    const OPERATION: u32 = 0x2e7e_2e7e;
-    let instruction = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    let load = |k| instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, k);
-    let unless = |k, jf| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, jf, k);
-    let answer = |k| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, k);
-    let mut program = [
-        load(0),
-        unless(libc::SYS_prctl as u32, 3),
-        load(16),
-        unless(OPERATION, 1),
-        answer(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-        answer(libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_mut_ptr(),
-    };
-    let flags = libc::SECCOMP_FILTER_FLAG_TSYNC;
-    // SAFETY: `program` points at `len` instructions that are borrowed for the whole call.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            flags,
-            &program,
-        )
-    };
-    assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
 }
 
 #[test]
