@@ -113,8 +113,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     executor.shutdown(None)?;
     audits.audit()?;
 
-    let mut report = Report::new(setting, threads, &namespaces, tallies, &audits, seconds);
-    report.left_by_setns = left_by_setns;
+    let report = Report::new(
+        setting,
+        threads,
+        &namespaces,
+        left_by_setns,
+        tallies,
+        &audits,
+        seconds,
+    );
     match args.json {
         true => output::json(&report)?,
         false => report.show()?,
@@ -432,6 +439,7 @@ impl Report {
         setting: Setting,
         threads: u16,
         namespaces: &[DemoNetns],
+        left_by_setns: usize,
         tallies: Vec<Tally>,
         audits: &ThreadAudits,
         seconds: f64,
@@ -456,7 +464,7 @@ impl Report {
             seconds,
             namespaces,
             total: Latency::of(&mut all),
-            left_by_setns: 0,
+            left_by_setns,
             misplaced_jobs: all.misplaced,
             stray_threads: audits.strays,
             audits: audits.count,
@@ -590,6 +598,7 @@ mod tests {
                 setting,
                 1,
                 &[],
+                1,
                 Vec::new(),
                 &ThreadAudits { count: 1, strays },
                 1.0,

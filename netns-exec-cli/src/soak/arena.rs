@@ -13,7 +13,7 @@ use nix::sys::stat::fstat;
 
 use super::dice::Dice;
 use super::faults::{Faults, Since};
-use super::held::Held;
+use super::held::{Held, Spawned};
 use super::tally::{Tally, Token, count, inode_here};
 
 /// What is begun ends long before; a wait that is longer has no end.
@@ -218,6 +218,15 @@ impl Arena {
                 None
             }
         }
+    }
+
+    /// Spawns one job in `target`.
+    pub(super) fn spawn(&self, executor: &Executor, target: &Target) -> Option<Spawned> {
+        let (token, runs) = self.token(target);
+        let since = self.faults.since();
+        let spawned = executor.spawn(target, move || token.begin());
+        let handle = self.expect("spawn", since, spawned)?;
+        Some((handle, since, runs))
     }
 
     pub(super) fn token(&self, target: &Target) -> (Token, Arc<AtomicU32>) {

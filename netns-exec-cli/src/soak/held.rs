@@ -9,10 +9,12 @@ use netns_exec::{JoinHandle, Pinned, ThreadHandle, WeakNetns};
 
 use super::faults::Since;
 
+/// A job that is not joined yet, since when, and its runs, which are counted.
+pub(super) type Spawned = (JoinHandle<()>, Since, Arc<AtomicU32>);
+
 #[derive(Default)]
 pub(super) struct Held {
-    /// Not joined yet; with the runs that are counted.
-    pub(super) spawned: Vec<(JoinHandle<()>, Since, Arc<AtomicU32>)>,
+    pub(super) spawned: Vec<Spawned>,
     /// With the inode of the namespace.
     pub(super) pins: Vec<(Pinned, WeakNetns, u64)>,
     pub(super) threads: Vec<(ThreadHandle<()>, Since, Arc<AtomicU32>)>,

@@ -50,12 +50,7 @@ pub(super) fn spawn_many(arena: &Arena, dice: &mut Dice, held: &mut Held) {
     };
     let executor = arena.any_executor(dice);
     for _ in 0..=dice.roll(16) {
-        let (token, runs) = arena.token(&target);
-        let since = arena.faults.since();
-        let spawned = executor.spawn(&target, move || token.begin());
-        if let Some(handle) = arena.expect("spawn", since, spawned) {
-            held.spawned.push((handle, since, runs));
-        }
+        held.spawned.extend(arena.spawn(executor, &target));
     }
     // Some are joined by a later step, when their namespace may be gone.
     if dice.roll(4) > 0 {
@@ -188,12 +183,8 @@ pub(super) fn cancel(arena: &Arena, dice: &mut Dice, _: &mut Held) {
     let Some(target) = arena.target(dice) else {
         return;
     };
-    let (token, runs) = arena.token(&target);
-    let since = arena.faults.since();
-    let spawned = arena
-        .any_executor(dice)
-        .spawn(&target, move || token.begin());
-    let Some(handle) = arena.expect("spawn", since, spawned) else {
+    let executor = arena.any_executor(dice);
+    let Some((handle, since, runs)) = arena.spawn(executor, &target) else {
         return;
     };
     let cancelled = handle.cancel();

@@ -96,13 +96,7 @@ pub(super) fn abort(arena: &Arena, dice: &mut Dice, _: &mut Held) {
         return;
     };
     let executor = arena.any_executor(dice);
-    let (token, runs) = arena.token(&target);
-    let since = arena.faults.since();
-    let Some(handle) = arena.expect(
-        "spawn",
-        since,
-        executor.spawn(&target, move || token.begin()),
-    ) else {
+    let Some((handle, since, runs)) = arena.spawn(executor, &target) else {
         return;
     };
     let abort = handle.abort_handle();
@@ -121,12 +115,8 @@ pub(super) fn abort_on_drop(arena: &Arena, dice: &mut Dice, _: &mut Held) {
     let Some(target) = arena.target(dice) else {
         return;
     };
-    let (token, runs) = arena.token(&target);
-    let since = arena.faults.since();
-    let spawned = arena
-        .any_executor(dice)
-        .spawn(&target, move || token.begin());
-    if let Some(handle) = arena.expect("spawn", since, spawned) {
+    let executor = arena.any_executor(dice);
+    if let Some((handle, _, runs)) = arena.spawn(executor, &target) {
         drop(handle.abort_on_drop());
         // That its closure was dropped is what the count of those alive says in the end.
         arena.tally.check(runs.load(Ordering::Relaxed) < 2, || {
