@@ -30,12 +30,16 @@ pub const EIGHT_CALLERS: &str = "8 callers, socket";
 
 /// A stock that has what is taken from it.
 pub const FULL_STOCK: &str = "SocketStock, full";
+/// A stock that is refilled while it is taken from as fast as that goes.
+pub const BUSY_STOCK: &str = "SocketStock, busy";
 /// A stock that makes a socket when it is asked for one.
 pub const EMPTY_STOCK: &str = "SocketStock, empty";
 /// All namespaces by one call.
 pub const BROADCAST: &str = "Executor::broadcast";
 /// All namespaces by a job each, all started before the first is waited for.
 pub const SCOPE: &str = "Executor::scope";
+/// A stock of many callers.
+pub const SHARED_STOCK: &str = "SocketStock, shared";
 /// A worker for each CPU.
 pub const ALL_CPUS: &str = "Executor::run, ALL_CPUS";
 
@@ -47,9 +51,9 @@ pub fn scene(namespaces: usize) -> String {
 /// Whether `filter` asks for any contestant of `section` in `scene`.
 pub fn is_wanted(section: &str, scene: &str, filter: &Filter) -> bool {
     let labels: &[&str] = match section {
-        STOCK => &[OURS, FULL_STOCK, EMPTY_STOCK],
+        STOCK => &[OURS, FULL_STOCK, BUSY_STOCK, EMPTY_STOCK],
         VISITS => &[OURS, SCOPE, BROADCAST],
-        _ => &[OURS, ALL_CPUS],
+        _ => &[OURS, ALL_CPUS, SHARED_STOCK],
     };
     let is_asked = |group, label| filter.matches(section, scene, group, label);
     is_asked(Group::Peer, IN_PLACE) || labels.iter().any(|label| is_asked(Group::Ours, label))
@@ -62,7 +66,9 @@ pub struct Ground {
     netns: Netns,
     home: OwnedFd,
     full: SocketStock,
+    busy: SocketStock,
     empty: SocketStock,
+    shared: SocketStock,
 }
 
 impl Ground {
@@ -78,18 +84,23 @@ impl Ground {
             .workers_per_netns(Builder::ALL_CPUS)
             .build()?;
         let netns = Netns::new()?;
-        let stock = |low, high| {
+        let stock = |executor, low, high| {
             let builder = SocketStock::builder().kinds([SocketKind::Udp4]);
-            builder.marks(low, high).build(&executor, &netns)
+            builder.marks(low, high).build(executor, &netns)
         };
-        let (full, empty) = (stock(16, 512)?, stock(0, 1)?);
+        let full = stock(&executor, 16, 512)?;
+        let busy = stock(&executor, 64, 128)?;
+        let empty = stock(&executor, 0, 1)?;
+        let shared = stock(&all_cpus, 256, 1024)?;
         Ok(Ground {
             home: home()?,
             executor,
             all_cpus,
             netns,
             full,
+            busy,
             empty,
+            shared,
         })
     }
 
@@ -100,7 +111,6 @@ impl Ground {
 
     /// Sockets one by one: in place, by a trip, and from the stock.
     pub fn stock(&self) -> Contest<'_> {
-        let take = |stock: &SocketStock| stock.take(SocketKind::Udp4).expect("it can be made");
         let contestants = vec![
             Contestant::new(IN_PLACE, Group::Peer, || {
                 one_by_one(|| in_place(&self.netns, &self.home))
@@ -111,6 +121,9 @@ impl Ground {
             Contestant::new(FULL_STOCK, Group::Ours, move || {
                 self.full.fill().expect("it can be filled");
                 one_by_one(|| take(&self.full))
+            }),
+            Contestant::new(BUSY_STOCK, Group::Ours, move || {
+                one_by_one(|| take(&self.busy))
             }),
             Contestant::new(EMPTY_STOCK, Group::Ours, move || {
                 // Nothing is made ahead, so that each socket is made when it is asked for.
@@ -134,6 +147,9 @@ impl Ground {
             }),
             Contestant::new(ALL_CPUS, Group::Ours, move || {
                 at_once(each, |_| run(&self.all_cpus, &self.netns))
+            }),
+            Contestant::new(SHARED_STOCK, Group::Ours, move || {
+                at_once(each, |_| take(&self.shared))
             }),
         ];
         contest(CROWD, EIGHT_CALLERS.into(), contestants)
@@ -199,6 +215,10 @@ fn run(executor: &Executor, netns: &Netns) -> OwnedFd {
     executor
         .run(netns, open_socket)
         .expect("the worker is there")
+}
+
+fn take(stock: &SocketStock) -> OwnedFd {
+    stock.take(SocketKind::Udp4).expect("it can be made")
 }
 
 fn in_place(netns: &Netns, home: &OwnedFd) -> OwnedFd {
