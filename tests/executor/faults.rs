@@ -11,7 +11,7 @@ use netns_exec_tests::{
 use nix::libc::{EAGAIN, EMFILE, EPERM};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::with_queue;
+use super::{use_until_idle, with_queue};
 
 /// Lowers a limit of this process until it is dropped.
 struct Limit {
@@ -272,7 +272,7 @@ fn idle_workers_are_given_up_for_others_at_the_limit_of_threads() {
     let (a, b, c) = (fresh(), fresh(), fresh());
     let executor = Executor::new().unwrap();
     for netns in [&a, &b] {
-        executor.run(netns, || ()).unwrap();
+        use_until_idle(&executor, netns);
     }
     let held = Held::new(&executor, &b);
     // A thread that still ends would make room.
@@ -303,7 +303,7 @@ fn idle_workers_are_given_up_for_others_at_the_limit_of_files() {
     let (a, b) = (fresh(), fresh());
     // Each worker takes two descriptors.
     let executor = Executor::builder().guard(Guard::Off).build().unwrap();
-    executor.run(&a, || ()).unwrap();
+    use_until_idle(&executor, &a);
     // The next number that is free, which the limit is to be.
     let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
     let limit = Limit::new(Resource::RLIMIT_NOFILE, next.try_into().unwrap());

@@ -34,7 +34,8 @@ mod workers;
 
 use std::time::Duration;
 
-use netns_exec::Executor;
+use netns_exec::{Executor, Netns};
+use netns_exec_tests::{eventually, sleeps_soundly, tid};
 
 netns_exec::rootless::test_harness!(own_net);
 
@@ -49,4 +50,11 @@ fn with_queue(depth: usize) -> Executor {
 fn with_workers(per_netns: usize) -> Executor {
     let builder = Executor::builder().workers_per_netns(per_netns);
     builder.build().unwrap()
+}
+
+/// The thread of the worker, which has nothing to do any more.
+fn use_until_idle(executor: &Executor, netns: &Netns) -> i32 {
+    let tid = executor.run(netns, tid).unwrap();
+    eventually("the worker sleeps", || sleeps_soundly(tid));
+    tid
 }

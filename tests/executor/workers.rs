@@ -9,11 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Builder, Executor, Netns, TrySpawnError};
-use netns_exec_tests::{
-    Gate, Held, TempNetns, eventually, fresh, here, sleeps_soundly, tid, within,
-};
+use netns_exec_tests::{Gate, Held, TempNetns, eventually, fresh, here, tid, within};
 
-use super::with_workers;
+use super::{use_until_idle, with_workers};
 
 // workers_per_netns
 
@@ -114,8 +112,6 @@ fn all_cpus_stands_for_as_many_workers_as_there_are_cpus() {
         builder.build().unwrap()
     });
     let netns = fresh();
-    executor.run(&netns, || ()).unwrap();
-    assert_eq!(executor.stats().workers, 1, "others start when calls queue");
     let held: Vec<_> = (0..cpus).map(|_| Held::new(&executor, &netns)).collect();
     let queued = executor.spawn(&netns, || ()).unwrap();
     assert_eq!(executor.stats().workers, cpus);
@@ -159,12 +155,6 @@ fn least_recently_used_idle_worker_makes_room() {
 
 /// Calls the only worker of `netns`, and returns when it has settled down to sleep: its
 /// thread.
-fn use_until_idle(executor: &Executor, netns: &Netns) -> i32 {
-    let tid = executor.run(netns, tid).unwrap();
-    eventually("the worker sleeps", || sleeps_soundly(tid));
-    tid
-}
-
 #[test]
 fn caller_waits_when_all_workers_are_busy() {
     within("a call at the limit of workers", || {

@@ -3,10 +3,12 @@
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use netns_exec::{Executor, Netns, NetnsId, in_netns};
 use netns_exec_tests::{TempNetns, eventually, fresh, here, panic_text};
 use pollster::block_on;
@@ -183,7 +185,7 @@ async fn rstest_above_the_attribute_passes_its_cases(
 }
 
 #[in_netns(ns = ns)]
-async fn hangs(ns: Netns, tells: Tells, began: Sender<()>) {
+async fn hangs(ns: Netns, tells: Tells, began: tokio::sync::oneshot::Sender<()>) {
     let _tells = tells;
     began.send(()).expect("awaited by the test");
     pending().await
@@ -193,15 +195,16 @@ async fn hangs(ns: Netns, tells: Tells, began: Sender<()>) {
 fn body_is_dropped_in_the_namespace_when_its_caller_stops_waiting() {
     let ns = fresh();
     let (dropped, drops) = channel();
-    let (began, begins) = channel();
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_time().build().unwrap();
-    runtime.block_on(async {
-        let call = hangs(ns.clone(), Tells(dropped), began);
-        let late = tokio::time::timeout(Duration::from_millis(20), call).await;
-        assert!(late.is_err());
+    let (began, begins) = tokio::sync::oneshot::channel();
+    block_on(async {
+        let call = pin!(hangs(ns.clone(), Tells(dropped), began));
+        let begins = pin!(begins);
+        // The caller stops waiting when the body has begun.
+        let Either::Right((begun, _call)) = select(call, begins).await else {
+            panic!("the body has no end");
+        };
+        begun.expect("the body began");
     });
-    begins.recv().expect("the body began");
     assert_eq!(drops.recv(), Ok(ns.id()));
 }
 

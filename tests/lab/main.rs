@@ -2,9 +2,9 @@
 
 mod faults;
 mod gone;
+mod many;
 mod peer;
 mod shape;
-mod timing;
 mod topologies;
 
 use std::io::{Read, Write};
