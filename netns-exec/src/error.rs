@@ -92,6 +92,27 @@ impl Sub for Refused {
 }
 
 impl Refused {
+    pub(crate) const THREAD: Refused = Refused {
+        threads: 1,
+        moves: 0,
+    };
+    pub(crate) const MOVE: Refused = Refused {
+        threads: 0,
+        moves: 1,
+    };
+
+    pub(crate) fn total(self) -> u64 {
+        u64::from(self.threads) + u64::from(self.moves)
+    }
+
+    /// What was refused, if it is one thing.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Refused { moves: 0, .. } => "a thread",
+            _ => "a change of its namespaces or files",
+        }
+    }
+
     pub(crate) fn is_none(self) -> bool {
         self == Refused::default()
     }

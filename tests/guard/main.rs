@@ -2,6 +2,7 @@
 
 mod abuse;
 mod escapes;
+mod heard;
 mod keep_admin;
 mod rayon;
 mod refusals;

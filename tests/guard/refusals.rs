@@ -1,23 +1,18 @@
 //! What a job is told of what the seal refused to it, and what it is not told: the
 //! refusals are counted, and no text is read.
 
-use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::net::UdpSocket;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Mutex;
 use std::thread;
 
 use netns_exec::{CommandExt, Error, Executor, Guard, Netns};
 use netns_exec_tests::{Alone, alone, eventually, fresh};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use tracing::field::Field;
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
 
 const CURE: &str = "Builder::prewarm";
 
@@ -154,7 +149,8 @@ fn sealed_job_keeps_the_processs_files_and_working_directory() {
     assert!(status.unwrap().unwrap().success());
 }
 
-fn threads_named(name: &str) -> usize {
+/// Threads of this process of that name.
+pub(crate) fn threads_named(name: &str) -> usize {
     let tasks = fs::read_dir("/proc/self/task").expect("procfs");
     let comm =
         |task: io::Result<fs::DirEntry>| fs::read_to_string(task.ok()?.path().join("comm")).ok();
@@ -191,77 +187,6 @@ fn refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker() {
         other.shutdown(None).unwrap();
         eventually("the thread ends", || threads_named("netns-guard") == 0);
         assert_eq!(listeners(), 0, "they go with their workers");
-    }
-}
-
-/// Writes down the fields of each event at the level of a warning.
-struct Warnings;
-
-static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-impl Subscriber for Warnings {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() == Level::WARN
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut line = String::new();
-        event.record(&mut |field: &Field, value: &dyn Debug| {
-            line += &format!("{field}={value:?} ");
-        });
-        WARNINGS.lock().unwrap().push(line);
-    }
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
-}
-
-#[test]
-fn log_tells_what_was_refused_to_a_job_that_panicked_and_the_cure() {
-    alone!(Alone::AsIs);
-    tracing::subscriber::set_global_default(Warnings).unwrap();
-    let (executor, netns) = (sealed(), fresh());
-    let job = || {
-        for _ in 0..2 {
-            assert!(thread::Builder::new().spawn(|| ()).is_err());
-        }
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-    };
-    let ran = catch_unwind(AssertUnwindSafe(|| executor.run(&netns, job)));
-    assert!(ran.is_err());
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        executor.run(&netns, || panic!("EPERM"))
-    }));
-    assert!(ran.is_err());
-    // One that lives with it is heard all the same.
-    let lives = || thread::Builder::new().spawn(|| ()).is_err();
-    assert!(executor.run(&netns, lives).unwrap());
-    executor.run(&netns, || ()).unwrap();
-    // The event comes before the worker's next job.
-    let warnings = WARNINGS.lock().unwrap();
-    let [line, silent] = &warnings[..] else {
-        panic!("a warning of the first job, and one of the third: {warnings:#?}");
-    };
-    for word in [
-        "job panicked",
-        "threads=2",
-        "moves=1",
-        CURE,
-        "Guard::Detect",
-    ] {
-        assert!(line.contains(word), "no {word} in: {line}");
-    }
-    for word in ["job was refused", "threads=1", "moves=0", CURE] {
-        assert!(silent.contains(word), "no {word} in: {silent}");
     }
 }
 

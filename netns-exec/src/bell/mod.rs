@@ -46,15 +46,17 @@
 //! worker goes on with futexes.
 
 pub(crate) mod ear;
+pub(crate) mod refusals;
 
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool as StdAtomicBool;
 use std::sync::atomic::AtomicU64 as StdAtomicU64;
-use std::sync::atomic::{AtomicBool as StdAtomicBool, AtomicU32 as StdAtomicU32};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
+use self::refusals::{Place, Refusals};
 use crate::error::Refused;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Listener, Ordering, yield_now};
 use crate::sys::seccomp::{Answer, Notified};
@@ -100,8 +102,7 @@ struct State {
     is_tried: StdAtomicBool,
     /// Makes the calling thread the one that wakes the worker.
     unpark: Mutex<Option<Unpark>>,
-    threads_refused: StdAtomicU32,
-    moves_refused: StdAtomicU32,
+    refusals: Refusals,
     /// Answers to calls that are no traps, which the ear is to send.
     replies: Mutex<Vec<(u64, Answer)>>,
 }
@@ -137,8 +138,7 @@ impl Bell {
             rang: false.into(),
             is_tried: listener.is_none().into(),
             unpark: Mutex::new(None),
-            threads_refused: 0.into(),
-            moves_refused: 0.into(),
+            refusals: Refusals::default(),
             replies: Mutex::default(),
         };
         let state = Arc::new(state);
@@ -162,10 +162,17 @@ impl Bell {
 
     /// What the worker was refused since it was born.
     pub(crate) fn refused(&self) -> Refused {
-        Refused {
-            threads: self.state.threads_refused.load(Ordering::Relaxed),
-            moves: self.state.moves_refused.load(Ordering::Relaxed),
-        }
+        self.state.refusals.count()
+    }
+
+    /// Says where the worker is: what it is refused is told of from then on.
+    pub(crate) fn belong_to(&self, place: Place) {
+        self.state.refusals.belong_to(place);
+    }
+
+    /// Has the log told of what is refused next: the job that it knows of has ended.
+    pub(crate) fn tell_of_refusals_anew(&self) {
+        self.state.refusals.tell_anew();
     }
 
     // The worker's side.
@@ -310,17 +317,16 @@ impl State {
         if call.tid != self.worker || call.is_trap() {
             return self.reply(listener, call.id, Answer::GoOn) != Reply::Left;
         }
-        // Before the answer, after which the worker looks.
-        let count = if call.is(libc::SYS_clone) {
-            &self.threads_refused
+        let what = if call.is(libc::SYS_clone) {
+            Refused::THREAD
         } else {
-            &self.moves_refused
+            Refused::MOVE
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        // Before the answer, after which the worker looks.
+        self.refusals.note(what);
         let reply = self.reply(listener, call.id, Answer::Fail(Errno::EPERM));
         if reply == Reply::TooLate {
-            // It comes again if it is to.
-            count.fetch_sub(1, Ordering::Relaxed);
+            self.refusals.take_back(what);
         }
         reply != Reply::Left
     }

@@ -200,7 +200,7 @@ impl Apart {
             Err(error) => return self.fail(error),
         };
         current::begin_apart(&self.registry);
-        let counters = Arc::new(Counters::sharing(&self.registry.pool().refused));
+        let counters = Arc::new(Counters::default());
         let mut door = Door::new(guard, Arc::clone(&counters));
         let watched = self.watch_for_deletion(&mut door);
         let job = self

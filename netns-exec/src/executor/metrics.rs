@@ -25,7 +25,7 @@ impl Builder {
     /// | `netns_exec_job_queued_seconds` | histogram | how long a job waited in the queue; zero for a call that found a free worker |
     /// | `netns_exec_job_ran_seconds` | histogram | how long it ran; its count is the number of jobs |
     /// | `netns_exec_jobs_panicked_total` | counter | jobs that have panicked |
-    /// | `netns_exec_refusals_total` | counter | what the guard has refused to jobs |
+    /// | `netns_exec_refusals_total` | counter | what the guard has refused to jobs that have ended; what it refuses to one that never does is in [`Stats::refused`](crate::Stats::refused) |
     /// | `netns_exec_workers` | gauge | workers that serve |
     /// | `netns_exec_workers_started_total` | counter | workers that have started |
     /// | `netns_exec_workers_retired_total` | counter | those that have left, with the label `why`: `idle`, `told` (retirement, room for others, shutdown) or `unfit` |

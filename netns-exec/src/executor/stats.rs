@@ -26,9 +26,9 @@ pub struct Stats {
     /// Jobs that have panicked.
     pub panicked: u64,
     /// How often the [`Guard`](crate::Guard) has refused jobs a thread, or a change of their
-    /// namespaces or files, as far as that is counted (see [`Guard::Seal`]). Each is told in
-    /// the log, with the cure, when its job has ended; what that job made of the error is its
-    /// own affair.
+    /// namespaces or files, as far as that is counted (see [`Guard::Seal`]): at the moment at
+    /// which it happens, also in a job that never ends. The log is told too, once for each
+    /// job, with the cure.
     ///
     /// [`Guard::Seal`]: crate::Guard::Seal
     pub refused: u64,

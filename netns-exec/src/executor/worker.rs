@@ -16,6 +16,7 @@ use super::current;
 use super::event::Event;
 use super::group::{Group, Leaving, Member, Role, Start};
 use super::registry::{Registry, Report};
+use crate::bell::refusals::Place;
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
 use crate::handoff::job::JobRef;
@@ -48,7 +49,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
     // The group has a handle of its own, for as long as it has workers.
     drop(netns);
     current::begin(registry, group, guard.netns_check());
-    let counters = Arc::new(Counters::sharing(&registry.pool().refused));
+    let counters = Arc::new(Counters::default());
     let member = Arc::new(Member {
         number,
         is_rung: guard
@@ -95,6 +96,13 @@ fn enter(netns: &Netns, registry: &Registry) -> Result<ThreadGuard> {
     if view.is_some() {
         (guard.keep_place())
             .map_err(|cause| Error::kernel("cannot tell where a worker is", cause))?;
+    }
+    if let Some(listened) = guard.listened() {
+        listened.bell().belong_to(Place {
+            netns: netns.id(),
+            label: netns.label().into(),
+            total: Arc::clone(&pool.refused),
+        });
     }
     Ok(guard)
 }

@@ -131,6 +131,19 @@ pub enum Guard {
     /// filter refuses the same by itself, and nothing is claimed; the `Debug` of an
     /// executor tells which (`mechanism`).
     ///
+    /// # How a refusal is heard
+    ///
+    /// At the moment at which it happens, also where the job never ends: it is in
+    /// [`Stats::refused`](crate::Stats::refused) before the job sees the error, and in the log
+    /// (`tracing`, a warning, `refused by the guard`, with `netns`, `netns_id`, `what` and the
+    /// `cure`) soon after. That is told by a thread at home, `netns-log`, which is there when
+    /// there is something to tell: not by the job's thread, which waits for the answer, so a
+    /// subscriber may wait, panic or use executors. It is told **once for each job**, of the
+    /// first thing that the job was refused, and not again at its end. A subscriber that falls
+    /// behind by 256 jobs misses the next ones; their number comes with the line
+    /// after (`left_out`). A process that ends right after the refusal, be it by the abort that
+    /// it leads to, may end before the log is told.
+    ///
     /// # Pools
     ///
     /// A pool that is first touched in a sealed job fails to start, and some

@@ -118,19 +118,9 @@ pub(crate) struct Counters {
     started: AtomicU64,
     done: AtomicU64,
     panicked: AtomicU64,
-    /// What the guard refused to jobs, on all workers of the executor.
-    refused: Arc<AtomicU64>,
 }
 
 impl Counters {
-    /// Of a worker of the executor that counts refusals in `refused`.
-    pub(crate) fn sharing(refused: &Arc<AtomicU64>) -> Counters {
-        Counters {
-            refused: Arc::clone(refused),
-            ..Counters::default()
-        }
-    }
-
     pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -224,13 +214,8 @@ impl Door {
         let finding = match verdict {
             ThreadState::Clean => {
                 return match result {
-                    Ok(value) => {
-                        if !self.refused.is_none() {
-                            self.tell_of_refusal("job was refused something");
-                        }
-                        Outcome::Returned(value)
-                    }
-                    Err(panic) => Outcome::Panicked(panic, self.refused()),
+                    Ok(value) => Outcome::Returned(value),
+                    Err(panic) => Outcome::Panicked(panic, self.refused),
                 };
             }
             ThreadState::Escaped => Finding::Escaped,
@@ -240,26 +225,6 @@ impl Door {
         };
         self.spoiled = true;
         Outcome::violated(finding, result)
-    }
-
-    /// What the guard refused to the job that has just panicked; the log tells of it.
-    #[cold]
-    fn refused(&mut self) -> Refused {
-        let refused = self.refused;
-        if !refused.is_none() {
-            self.tell_of_refusal("job panicked that was refused something");
-        }
-        refused
-    }
-
-    #[cold]
-    fn tell_of_refusal(&mut self, what: &'static str) {
-        let refused = self.refused;
-        let Refused { threads, moves } = refused;
-        self.report(|| {
-            let cure = refused.hint();
-            tracing::warn!(threads, moves, %cure, "{what}");
-        });
     }
 
     /// Runs what is no job's closure, such as a drop or a waker: `what` says which.
@@ -309,10 +274,10 @@ impl Door {
         let verdict = self.guard.after_job();
         self.refused = self.guard.refused();
         if !self.refused.is_none() {
-            let Refused { threads, moves } = self.refused;
-            let count = u64::from(threads) + u64::from(moves);
-            self.counters.refused.fetch_add(count, Ordering::Relaxed);
-            self.refusals += count;
+            self.refusals += self.refused.total();
+            if let Some(listened) = self.guard.listened() {
+                listened.bell().tell_of_refusals_anew();
+            }
         }
         verdict
     }

@@ -3,7 +3,8 @@
 //! the watch's, a worker outside of its door) leave wakers and what is to be dropped.
 //!
 //! They start when there is something to do and end when there has been nothing for a
-//! while. Wakers have a thread of their own, which no chore keeps busy.
+//! while. Wakers have a thread of their own, which no chore keeps busy, and so has what
+//! is told to the log: a subscriber may wait for what it likes.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -64,6 +65,12 @@ static CHORES: Aside = Aside::new("netns-aside", 4);
 
 /// Wakers, and values that are dropped: short, and user code.
 static WAKES: Aside = Aside::new("netns-wake", 1);
+
+/// Subscribers of tracing's.
+static LOG: Aside = Aside::new("netns-log", 1);
+
+/// How much may wait for the log: one that is told nothing any more must not fill memory.
+const MOST_UNTOLD: usize = 256;
 
 /// How long a thread stays that has nothing to do.
 const STAYS: Duration = Duration::from_secs(5);
@@ -207,6 +214,38 @@ impl Drop for Lease {
 /// Has a waker called soon, for which there is a [`Lease`].
 pub(crate) fn wake(waker: Waker) {
     WAKES.queue(Box::new(move || waker.wake()));
+}
+
+/// Has `f`, which tells the log of something, run soon. Waits for nothing, also not for
+/// the thread, which the home thread starts meanwhile; without one to be had `f` is run
+/// with the next that is told.
+///
+/// `false` when too much waits already: `f` is dropped.
+pub(crate) fn tell_log(f: impl FnOnce() + Send + 'static) -> bool {
+    let Some(home) = Home::started() else {
+        return false;
+    };
+    let mut pending = LOG.pending.lock();
+    if pending.queue.len() >= MOST_UNTOLD {
+        return false;
+    }
+    pending.queue.push_back(Box::new(f));
+    let is_there = pending.threads > 0;
+    // Counted before it can count itself out.
+    pending.threads = 1;
+    drop(pending);
+    if is_there {
+        LOG.work.notify_one();
+        return true;
+    }
+    home.post(Box::new(move || {
+        let serve = || LOG.serve();
+        // With a whole stack, as other threads that log have.
+        if home.spawn_thread(LOG.name.to_owned(), None, serve).is_err() {
+            LOG.pending.lock().threads = 0;
+        }
+    }));
+    true
 }
 
 impl Aside {
