@@ -161,7 +161,8 @@ use parse::{Args, Function};
 /// - The body of an `async fn` can take along what it owns, and nothing borrowed: its
 ///   caller may stop waiting. Then the body is cancelled, and dropped in the namespace a
 ///   little later. A reference that the body does not mention, such as `&self` where
-///   only `ns = self.ns` does, is fine. What the body hands to the runtime
+///   only `ns = self.ns` does, is fine. A `fresh` namespace is made while the caller
+///   awaits it: no thread of its runtime waits. What the body hands to the runtime
 ///   (`tokio::spawn`, `spawn_blocking`) runs on the runtime's threads, at home; see
 ///   `Executor::spawn_future`.
 /// - The part of an argument that a pattern leaves out (`(a, _): (A, B)`) is

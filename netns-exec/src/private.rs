@@ -56,7 +56,12 @@ pub fn run<T: Send>(
 
 /// Runs `body` in a namespace made for it, with the loopback up.
 pub fn run_fresh<T: Send>(executor: &Executor, body: impl FnOnce() -> T + Send) -> Result<T> {
-    let fresh = Fresh::new(executor, Waits::Yes)?;
+    let fresh = Fresh {
+        ns: Netns::new()?,
+        executor,
+        waits: Waits::Yes,
+    };
+    fresh.ns.set_loopback_up()?;
     executor.run(&fresh.ns, body)
 }
 
@@ -72,18 +77,6 @@ struct Fresh<'a> {
 enum Waits {
     Yes,
     No,
-}
-
-impl<'a> Fresh<'a> {
-    fn new(executor: &'a Executor, waits: Waits) -> Result<Fresh<'a>> {
-        let fresh = Fresh {
-            ns: Netns::new()?,
-            executor,
-            waits,
-        };
-        fresh.ns.set_loopback_up()?;
-        Ok(fresh)
-    }
 }
 
 impl Drop for Fresh<'_> {
@@ -120,13 +113,18 @@ where
     }
 }
 
-/// As [`run_fresh`], for the body of an `async fn`.
+/// As [`run_fresh`], for the body of an `async fn`: the namespace is awaited too.
 pub async fn run_future_fresh<F>(executor: &Executor, body: F) -> Result<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let fresh = Fresh::new(executor, Waits::No)?;
+    let fresh = Fresh {
+        ns: Netns::new_async().await?,
+        executor,
+        waits: Waits::No,
+    };
+    fresh.ns.set_loopback_up_async().await?;
     run_future(executor, Ok(fresh.ns.clone()), body).await
 }
 

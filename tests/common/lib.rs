@@ -33,7 +33,7 @@ pub use process::{
     blocked_signals, blocked_signals_of, drop_all_capabilities, drop_sys_admin,
     fds_of_this_process, is_cloexec, netns_cookie_of, netns_link_of, netns_link_of_this_thread,
     next_bpf_program, on_a_thread, path_of, resident, settle, sleeps_in, sleeps_soundly, status_of,
-    threads_of_this_process, tid, tids, wait_for_exit,
+    threads_named, threads_of_this_process, tid, tids, wait_for_exit,
 };
 pub use refuse::{
     listen_to, refuse_fanotify, refuse_fstatfs, refuse_mount, refuse_own_mounts, refuse_traps,

@@ -117,6 +117,13 @@ pub fn threads_of_this_process() -> usize {
     tids().len()
 }
 
+/// How many threads of this process have that name.
+pub fn threads_named(name: &str) -> usize {
+    let comm = |tid| std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).ok();
+    let names = tids().into_iter().filter_map(comm);
+    names.filter(|comm| comm.trim_end() == name).count()
+}
+
 /// Tells whether a descriptor is closed by exec.
 pub fn is_cloexec(fd: BorrowedFd<'_>) -> bool {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};

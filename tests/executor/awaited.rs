@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Held, TempName, alone, eventually, fresh, here, tid, tids, within,
+    Alone, Gate, Held, TempName, alone, eventually, fresh, here, threads_named, tid, tids, within,
 };
 
 use super::{with_queue, with_workers};
@@ -588,13 +588,7 @@ fn shutdown_async_runs_what_was_accepted_and_joins() {
 #[test]
 fn helper_threads_are_at_home_and_end_when_there_is_nothing_to_do() {
     alone!(Alone::AsIs);
-    let helpers = || {
-        let name = |tid| std::fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
-        let names = tids().into_iter().filter_map(|tid| name(tid).ok());
-        names
-            .filter(|name| ["netns-wake", "netns-aside"].contains(&name.trim_end()))
-            .count()
-    };
+    let helpers = || threads_named("netns-wake") + threads_named("netns-aside");
     let executor = Executor::new().unwrap();
     let netns = pollster::block_on(Netns::new_async()).unwrap();
     let handle = pollster::block_on(executor.spawn_async(&netns, here)).unwrap();

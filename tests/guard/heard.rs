@@ -7,14 +7,13 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 
 use netns_exec::{Executor, Guard, JoinHandle, Netns, Stop};
-use netns_exec_tests::{Alone, Gate, Pass, alone, eventually, fresh, within};
+use netns_exec_tests::{Alone, Gate, Pass, alone, eventually, fresh, threads_named, within};
 use nix::sched::{CloneFlags, unshare};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::executor;
-use crate::refusals::threads_named;
 
 /// What the log was told of one refusal.
 #[derive(Clone, Debug, Default)]

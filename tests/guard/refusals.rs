@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread;
 
 use netns_exec::{CommandExt, Error, Executor, Guard, Netns};
-use netns_exec_tests::{Alone, alone, eventually, fresh};
+use netns_exec_tests::{Alone, alone, eventually, fresh, threads_named};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
@@ -147,17 +147,6 @@ fn sealed_job_keeps_the_processs_files_and_working_directory() {
         Command::new("unshare").args(["--mount", "true"]).status()
     });
     assert!(status.unwrap().unwrap().success());
-}
-
-/// Threads of this process of that name.
-pub(crate) fn threads_named(name: &str) -> usize {
-    let tasks = fs::read_dir("/proc/self/task").expect("procfs");
-    let comm =
-        |task: io::Result<fs::DirEntry>| fs::read_to_string(task.ok()?.path().join("comm")).ok();
-    tasks
-        .filter_map(comm)
-        .filter(|comm| comm.trim_end() == name)
-        .count()
 }
 
 /// The listeners in this process's descriptor table.

@@ -1,16 +1,20 @@
 //! `#[in_netns]` on an `async fn`.
 
+use std::cell::Cell;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use netns_exec::{Executor, Netns, NetnsId, in_netns};
-use netns_exec_tests::{TempNetns, eventually, fresh, here, panic_text};
+use netns_exec_tests::{
+    Alone, Gate, Pass, TempNetns, alone, eventually, fresh, here, panic_text, threads_named,
+};
 use pollster::block_on;
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -217,4 +221,59 @@ async fn downgrade() -> netns_exec::WeakNetns {
 fn fresh_namespace_of_an_async_fn_is_gone_soon_afterwards() {
     let weak = block_on(downgrade());
     eventually("the namespace is gone", || weak.upgrade().is_none());
+}
+
+#[in_netns(fresh)]
+async fn begin(has_begun: Arc<AtomicBool>) -> NetnsId {
+    has_begun.store(true, Ordering::SeqCst);
+    here()
+}
+
+/// Keeps a thread in its end.
+struct Lingers(Pass);
+
+impl Drop for Lingers {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+thread_local! {
+    static LINGERS: Cell<Option<Lingers>> = const { Cell::new(None) };
+}
+
+#[test]
+fn runtime_goes_on_while_a_fresh_namespace_is_made() {
+    alone!(Alone::AsIs);
+    const MAKERS: usize = 4;
+    let gate = Gate::new();
+    let executor = Executor::new().unwrap();
+    let ends: Vec<_> = (0..MAKERS)
+        .map(|_| {
+            let (netns, pass) = (fresh(), gate.pass());
+            let job = || LINGERS.set(Some(Lingers(pass)));
+            executor.run(&netns, job).unwrap();
+            executor.retire_async(&netns)
+        })
+        .collect();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().build().unwrap().block_on(async {
+        let tick = || tokio::time::sleep(Duration::from_millis(5));
+        let ends: Vec<_> = ends.into_iter().map(tokio::spawn).collect();
+        // All threads that make namespaces wait for the end of a worker.
+        while threads_named("netns-aside") < MAKERS {
+            tick().await;
+        }
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let body = tokio::spawn(begin(Arc::clone(&has_begun)));
+        for _ in 0..5 {
+            tick().await;
+        }
+        assert!(!has_begun.load(Ordering::SeqCst), "there is no namespace");
+        gate.open();
+        assert_ne!(body.await.unwrap(), home());
+        for end in ends {
+            end.await.unwrap().unwrap();
+        }
+    });
 }
