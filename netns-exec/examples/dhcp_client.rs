@@ -8,7 +8,7 @@
 //!
 //! Here the socket is made inside and driven outside. The client takes a descriptor, has
 //! no namespace in its interface, and is an ordinary task of the runtime at home.
-//! Cancelling it closes the socket. (`net::packet` makes such a socket in one line.)
+//! Cancelling it closes the socket.
 //!
 //! `cargo run --example dhcp_client`; needs root and iproute2.
 
@@ -19,34 +19,19 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
 
-use netns_exec::{CommandExt, Executor, Netns};
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
-};
+use netns_exec::{CommandExt, Executor, Netns, net};
+use nix::sys::socket::{MsgFlags, recv, send};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
+/// The frames that a client is about.
+const IPV4: u16 = 0x0800;
 const DISCOVER: u8 = 1;
 const OFFER: u8 = 2;
 const OFFERED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
-
-/// Opens a raw socket on a device of the namespace that the calling thread is in.
-fn open(device: &str) -> io::Result<OwnedFd> {
-    let is_it = |address: LinkAddr| (address.halen() == 6).then_some(address);
-    let link = getifaddrs()?
-        .filter(|interface| interface.interface_name == device)
-        .find_map(|interface| is_it(*interface.address?.as_link_addr()?))
-        .ok_or(io::ErrorKind::NotFound)?;
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let all = SockProtocol::EthAll;
-    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, all)?;
-    bind(socket.as_raw_fd(), &link)?;
-    Ok(socket)
-}
 
 /// Where the parts of a frame begin.
 const IP: usize = 14;
@@ -136,8 +121,8 @@ async fn serve(socket: Raw) -> io::Result<()> {
 }
 
 #[allow(deprecated, reason = "of no concern to a descriptor that is owned")]
-async fn made_in(executor: &Executor, netns: &Netns, device: &'static str) -> Outcome<Raw> {
-    let socket = executor.spawn(netns, move || open(device))?.await??;
+async fn made_in(executor: &Executor, netns: &Netns, device: &str) -> Outcome<Raw> {
+    let socket = net::packet_async((executor, netns), IPV4, device).await?;
     Ok(Raw(AsyncFd::new(socket)?))
 }
 

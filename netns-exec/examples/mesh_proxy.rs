@@ -7,10 +7,9 @@
 //! thread would stay in the pod with all the tasks that it has still to poll, and the proxy
 //! ends itself instead.
 //!
-//! Here the socket is made inside and driven outside: a job in the pod, one line long, makes
-//! it; it is connected, read and written at home. Cancelling drops a socket, and nothing
-//! else; no thread of the runtime is ever anywhere. (A `net::SocketStock` has sockets made
-//! ahead, so that not even the job is waited for.)
+//! Here the socket is made inside and driven outside: each pod has a stock of sockets that a
+//! worker there makes ahead; one that is taken is connected, read and written at home.
+//! Cancelling drops a socket, and nothing else; no thread of the runtime is ever anywhere.
 //!
 //! `cargo run --example mesh_proxy`; needs root.
 
@@ -19,7 +18,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use netns_exec::{Executor, Netns, NetnsId, Pinned};
+use netns_exec::net::{SocketKind, SocketStock};
+use netns_exec::{Executor, Netns, NetnsId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Builder;
@@ -31,14 +31,21 @@ const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Makes the sockets of one pod.
-struct SocketFactory {
-    pod: Pinned,
-}
+/// Has the sockets of one pod.
+struct SocketFactory(SocketStock);
 
 impl SocketFactory {
+    fn new(executor: &Executor, pod: &Netns) -> netns_exec::Result<SocketFactory> {
+        let stock = SocketStock::builder()
+            .kinds([SocketKind::Tcp4])
+            .nonblocking(true);
+        Ok(SocketFactory(stock.build(executor, pod)?))
+    }
+
     async fn tcp(&self) -> Outcome<TcpSocket> {
-        Ok(self.pod.spawn(TcpSocket::new_v4)?.await??)
+        // No trip to the pod, unless the stock has run out.
+        let socket = self.0.take_async(SocketKind::Tcp4).await?;
+        Ok(TcpSocket::from_std_stream(socket.into()))
     }
 
     async fn connect(&self, peer: SocketAddr) -> Outcome<TcpStream> {
@@ -61,16 +68,11 @@ async fn serve(listener: TcpListener, pod: NetnsId) -> io::Result<()> {
     }
 }
 
-async fn proxy(executor: &Executor, pods: &[Netns]) -> Outcome {
-    let mut factories = Vec::new();
+async fn proxy(factories: Vec<Arc<SocketFactory>>) -> Outcome {
     let mut servers = Vec::new();
-    for pod in pods {
-        let factory = SocketFactory {
-            pod: executor.pin(pod)?,
-        };
+    for factory in &factories {
         let listener = factory.listen(SERVICE).await?;
-        servers.push(tokio::spawn(serve(listener, pod.id())));
-        factories.push(Arc::new(factory));
+        servers.push(tokio::spawn(serve(listener, factory.0.id())));
     }
     let connections: Vec<_> = (0..CONNECTIONS)
         .map(|number| {
@@ -79,7 +81,7 @@ async fn proxy(executor: &Executor, pods: &[Netns]) -> Outcome {
                 let mut stream = factory.connect(SERVICE).await?;
                 Outcome::Ok(stream.read_u64().await?)
             });
-            (pods[number % PODS].id(), task)
+            (factories[number % PODS].0.id(), task)
         })
         .collect();
     let (mut answered, mut cancelled) = (0, 0);
@@ -113,10 +115,12 @@ fn main() -> Outcome {
     let pods = (0..PODS)
         .map(|_| Netns::new())
         .collect::<Result<Vec<_>, _>>()?;
+    let mut factories = Vec::new();
     for pod in &pods {
         pod.set_loopback_up()?;
+        factories.push(Arc::new(SocketFactory::new(&executor, pod)?));
     }
-    runtime.block_on(proxy(&executor, &pods))?;
+    runtime.block_on(proxy(factories))?;
     match executor.audit()?.strays().count() {
         0 => Ok(()),
         strays => Err(format!("{strays} threads are in a pod").into()),
