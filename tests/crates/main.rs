@@ -7,6 +7,7 @@
 //! pool that is broken, a job that never ends and an abort are its own. It runs one program in a
 //! job, then once more at home, and says on its standard output what came of both.
 
+mod c_library;
 mod cell;
 mod page;
 mod programs;
@@ -23,8 +24,9 @@ use netns_exec::Guard;
 use programs::PROGRAMS;
 
 /// Each with its column.
-const GUARDS: [(&str, Guard); 4] = [
+const GUARDS: [(&str, Guard); 5] = [
     ("Seal", Guard::Seal),
+    ("KeepAdmin", Guard::KeepAdmin),
     ("BirthsAtHome", Guard::BirthsAtHome),
     ("Detect", Guard::Detect),
     ("Off", Guard::Off),

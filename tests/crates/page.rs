@@ -1,7 +1,7 @@
 //! docs/crates.md.
 
 use crate::GUARDS;
-use crate::programs::PROGRAMS;
+use crate::programs::{Of, PROGRAMS};
 
 const HEAD: &str = "\
 # What popular crates do in a job
@@ -9,7 +9,8 @@ const HEAD: &str = "\
 `ci/crates` writes this page and, as a part of `.ci/run`, compares it with what happens. Each
 cell is a process of its own: the program is run in a job under that [guard](adopting.md#threads-and-pools-that-a-job-starts),
 and then once more at home. The crates are those that `tests/crates/Cargo.lock` locks; they are
-used as their documentation shows it, with nothing about namespaces.
+used as their documentation shows it, with nothing about namespaces. *glibc* is what the C library
+starts threads for by itself.
 
 * *works*: with its threads, where it has any that could be seen, *at home* or *in the
   namespace*.
@@ -32,9 +33,10 @@ pub(crate) fn page(cells: &[Vec<String>]) -> String {
     );
     page += &format!("|---|---|{}\n", "---|".repeat(columns.len()));
     for (program, cells) in PROGRAMS.iter().zip(cells) {
-        let name = match program.package {
-            Some(package) => format!("{package} {}", version_of(package)),
-            None => "std".to_owned(),
+        let name = match program.of {
+            Of::Crate(package) => format!("{package} {}", version_of(package)),
+            Of::Std => "std".to_owned(),
+            Of::CLibrary => "glibc".to_owned(),
         };
         page += &format!("| {name} | {} | {} |\n", program.what, cells.join(" | "));
     }

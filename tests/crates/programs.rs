@@ -12,16 +12,27 @@ use netns_exec::{Netns, NetnsId};
 use rayon::prelude::*;
 use tokio::io::AsyncReadExt;
 
+use crate::c_library;
 use crate::servers::{self, HTTP, Place};
 
 /// One row of the table.
 pub(crate) struct Program {
     pub(crate) name: &'static str,
-    /// Whose version the row shows; none for the standard library.
-    pub(crate) package: Option<&'static str>,
+    pub(crate) of: Of,
     pub(crate) what: &'static str,
     pub(crate) run: fn() -> Outcome,
 }
+
+/// Whose code a program tries.
+pub(crate) enum Of {
+    Std,
+    /// The C library's own, without a crate.
+    CLibrary,
+    /// Whose version the row shows.
+    Crate(&'static str),
+}
+
+use Of::{CLibrary, Crate, Std};
 
 /// What a program saw; an error of the crate's as text.
 pub(crate) type Outcome = Result<Seen, String>;
@@ -35,39 +46,45 @@ pub(crate) struct Seen {
 }
 
 macro_rules! programs {
-    ($($name:ident $package:expr, $what:literal;)+) => {
+    ($($run:path, $of:expr, $what:literal;)+) => {
         pub(crate) const PROGRAMS: &[Program] = &[$(Program {
-            name: stringify!($name),
-            package: $package,
+            name: stringify!($run),
+            of: $of,
             what: $what,
-            run: $name,
+            run: $run,
         }),+];
     };
 }
 
 programs! {
-    std_thread None, "`thread::spawn`, joined";
-    std_lookup None, "`ToSocketAddrs` of a name";
-    rayon_global Some("rayon"), "`par_iter` on the global pool";
-    tokio_threads Some("tokio"), "a multi-thread runtime, built in the job";
-    tokio_blocking Some("tokio"), "a current-thread runtime: `spawn_blocking`";
-    tokio_connect Some("tokio"), "a current-thread runtime: connect to an address";
-    tokio_connect_name Some("tokio"), "a current-thread runtime: connect to a name";
-    tokio_file Some("tokio"), "a current-thread runtime: `tokio::fs::read`";
-    async_io_timer Some("async-io"), "`block_on` of a `Timer`";
-    smol_connect Some("smol"), "`block_on`: connect to an address";
-    smol_spawn Some("smol"), "`spawn` on the global executor";
-    blocking_unblock Some("blocking"), "`unblock`";
-    ureq_get Some("ureq"), "`get` of an address";
-    ureq_timeout Some("ureq"), "`get` of a name, with a time-out";
-    hickory_lookup Some("hickory-resolver"), "a look-up, on a current-thread runtime";
+    std_thread, Std, "`thread::spawn`, joined";
+    std_lookup, Std, "`ToSocketAddrs` of a name";
+    rayon_global, Crate("rayon"), "`par_iter` on the global pool";
+    tokio_threads, Crate("tokio"), "a multi-thread runtime, built in the job";
+    tokio_blocking, Crate("tokio"), "a current-thread runtime: `spawn_blocking`";
+    tokio_connect, Crate("tokio"), "a current-thread runtime: connect to an address";
+    tokio_connect_name, Crate("tokio"), "a current-thread runtime: connect to a name";
+    tokio_file, Crate("tokio"), "a current-thread runtime: `tokio::fs::read`";
+    async_io_timer, Crate("async-io"), "`block_on` of a `Timer`";
+    smol_connect, Crate("smol"), "`block_on`: connect to an address";
+    smol_spawn, Crate("smol"), "`spawn` on the global executor";
+    blocking_unblock, Crate("blocking"), "`unblock`";
+    ureq_get, Crate("ureq"), "`get` of an address";
+    ureq_timeout, Crate("ureq"), "`get` of a name, with a time-out";
+    reqwest_get, Crate("reqwest"), "a current-thread runtime: `get` of an address";
+    reqwest_get_name, Crate("reqwest"), "a current-thread runtime: `get` of a name";
+    reqwest_blocking, Crate("reqwest"), "`blocking::get` of an address";
+    hickory_lookup, Crate("hickory-resolver"), "a look-up, on a current-thread runtime";
+    c_library::timer, CLibrary, "`timer_create` with `SIGEV_THREAD`";
+    c_library::look_up, CLibrary, "`getaddrinfo_a`";
+    c_library::aio, CLibrary, "`aio_write`";
 }
 
-fn here() -> NetnsId {
+pub(crate) fn here() -> NetnsId {
     Netns::current().expect("procfs is mounted").id()
 }
 
-fn threads(threads: Vec<NetnsId>) -> Outcome {
+pub(crate) fn threads(threads: Vec<NetnsId>) -> Outcome {
     Ok(Seen {
         threads,
         ..Seen::default()
@@ -82,7 +99,7 @@ fn reached(text: &str) -> Outcome {
     })
 }
 
-fn text(error: impl ToString) -> String {
+pub(crate) fn text(error: impl ToString) -> String {
     error.to_string()
 }
 
@@ -183,6 +200,25 @@ fn ureq_get() -> Outcome {
 fn ureq_timeout() -> Outcome {
     let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5)));
     get(&config.build().into(), "localhost")
+}
+
+fn get_by_reqwest(host: &str) -> Outcome {
+    let url = format!("http://{host}:{HTTP}/");
+    let said = async { reqwest::get(url).await?.text().await };
+    reached(&current_thread()?.block_on(said).map_err(text)?)
+}
+
+fn reqwest_get() -> Outcome {
+    get_by_reqwest("127.0.0.1")
+}
+
+fn reqwest_get_name() -> Outcome {
+    get_by_reqwest("localhost")
+}
+
+fn reqwest_blocking() -> Outcome {
+    let answer = reqwest::blocking::get(format!("http://127.0.0.1:{HTTP}/"));
+    reached(&answer.map_err(text)?.text().map_err(text)?)
 }
 
 fn hickory_lookup() -> Outcome {

@@ -165,7 +165,8 @@ pub enum Guard {
     /// # What fails, and how
     ///
     /// Most fail at once: rayon and tokio panic, POSIX aio and getaddrinfo_a(3) fail
-    /// with `EPERM`, a timer with `SIGEV_THREAD` with `EAGAIN`. **smol's pool does not**
+    /// with `EPERM`, a timer with `SIGEV_THREAD` with `EAGAIN`, and each later one of the
+    /// process too, unless one was made at home before. **smol's pool does not**
     /// (`blocking::unblock`, and with it `async-fs`, `smol::fs`, `Unblock`): whatever
     /// the error, it logs that a thread could not be started and leaves the task for a
     /// thread that will never come, so that a job which waits for it waits for ever, on a
