@@ -27,6 +27,7 @@ mod shutdown;
 mod signals;
 mod subscribers;
 mod threads;
+mod unserved;
 mod user_code;
 mod waits;
 mod wakes;

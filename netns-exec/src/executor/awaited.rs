@@ -61,6 +61,7 @@ impl Drop for Line {
 pub(crate) struct Served<D> {
     registry: Arc<Registry>,
     netns: D,
+    /// Until it is served or a birth begins, which buries it when it fails.
     group: Option<Arc<Group>>,
     step: Step,
     /// Room has been made once for a worker that could not be born.
@@ -147,6 +148,7 @@ impl<D: Destination> Served<D> {
                 Ok(Poll::Ready(None))
             }
             First::Wanted => {
+                self.group = Some(Arc::clone(&group));
                 let handle = match self.netns.netns() {
                     Ok(handle) => handle,
                     Err(error) => return self.after_failure(error).map(|()| Poll::Ready(None)),
@@ -154,9 +156,9 @@ impl<D: Destination> Served<D> {
                 // Before room is taken, which is given back with the worker only.
                 let lease = Lease::new().map_err(no_lease)?;
                 if self.reserve(cx)?.is_pending() {
-                    self.group = Some(group);
                     return Ok(Poll::Pending);
                 }
+                self.group = None;
                 if let Ok(start) = group.begin_first(handle) {
                     birth::start_aside(&self.registry, &group, start, lease);
                     self.step = Step::Birth(group, failures);
@@ -217,6 +219,8 @@ impl<D> Drop for Served<D> {
         if sys::fork::is_copy() {
             // Its locks may be taken for ever.
             mem::forget(self.waiting.take());
+        } else if let Some(group) = self.group.take() {
+            self.registry.bury_unused(&group);
         }
         self.line.leave(self.registry.pool().capacity.tasks());
         if let Step::Birth(group, _) = &self.step {

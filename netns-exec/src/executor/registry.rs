@@ -365,6 +365,12 @@ impl Registry {
         self.bury_if(group, Group::die_if_empty);
     }
 
+    /// Takes a group out that the calling thread has got no worker for, unless there is
+    /// one, or another thread may get one: of a namespace that is gone no later call would.
+    pub(crate) fn bury_unused(&self, group: &Arc<Group>) {
+        self.bury_if(group, Group::die_if_unused);
+    }
+
     /// The calling thread seeks no worker for futures of the group any longer; takes it
     /// out when it has none.
     pub(crate) fn end_search(&self, group: &Arc<Group>) {

@@ -284,6 +284,15 @@ pub(crate) fn first_worker(
     netns: &impl Destination,
     room: Room,
 ) -> Result<bool> {
+    find_first(registry, group, netns, room).inspect_err(|_| registry.bury_unused(group))
+}
+
+fn find_first(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns: &impl Destination,
+    room: Room,
+) -> Result<bool> {
     let mut tried = false;
     loop {
         let born = match group.first() {

@@ -538,6 +538,25 @@ fn caller_that_waits_for_room_goes_on_when_the_worker_is_there_without_it() {
     });
 }
 
+#[test]
+fn call_that_waits_for_room_meets_one_that_does_not() {
+    check_deep(1, || {
+        let fixture = Fixture::new(|config| config.max_workers = Some(1));
+        let capacity = &fixture.registry.pool().capacity;
+        assert!(capacity.try_reserve());
+        let waits = spawn_deep({
+            let fixture = fixture.clone();
+            move || fixture.run(|| 7)
+        });
+        // Buries the group, which the other call may have in hand.
+        let now = submit::started(&fixture.registry, None, &fixture.netns, Room::Now);
+        assert!(now.is_err_and(|error| error.is_full()));
+        capacity.release();
+        assert_eq!(waits.join().unwrap(), 7);
+        fixture.close();
+    });
+}
+
 /// A future that is ready when it is woken, and its waker.
 fn once_woken() -> (impl Future<Output = i32> + Send, Arc<Mutex<Option<Waker>>>) {
     let slot = Arc::new(Mutex::new(None));

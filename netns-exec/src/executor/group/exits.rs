@@ -111,6 +111,17 @@ impl Group {
         self.die(&mut self.state.lock())
     }
 
+    /// The same, for a caller that has got no worker. Not while there is something in the
+    /// queue: the thread that sees to that may have a worker born yet.
+    #[must_use]
+    pub(in crate::executor) fn die_if_unused(self: &Arc<Self>) -> Option<Remains> {
+        let mut state = self.state.lock();
+        if !self.queue.is_empty() {
+            return None;
+        }
+        self.die(&mut state)
+    }
+
     pub(super) fn die(self: &Arc<Self>, state: &mut State) -> Option<Remains> {
         if state.dead || state.has_workers() || state.searches > 0 {
             return None;
