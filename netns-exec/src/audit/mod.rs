@@ -38,16 +38,20 @@
 //! # Ok::<(), netns_exec::Error>(())
 //! ```
 
+mod found;
 mod holders;
 mod proc;
 mod process;
 mod spaces;
+mod thread;
 
-pub use holders::{Hold, Holder, Holders, Namespace, Namespaces, Unreadable, holders, namespaces};
+pub use found::{Hold, Holder, Holders, Namespace, Namespaces, Unreadable};
+pub use holders::{holders, namespaces};
 #[cfg(any(test, fuzzing))]
 /// For `crate::fuzz`.
 pub(crate) fn fuzz_status(text: &str) {
     proc::fuzz(text);
 }
 
-pub use process::{Process, Thread, Verdict};
+pub use process::Process;
+pub use thread::{Thread, Verdict};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::proc::{ProcDir, is_denied, is_gone};
 use super::spaces::{self, Spaces};
+use super::thread::{Thread, Verdict};
 use crate::error::{Error, Kind, Result};
 use crate::home::published::{Published, Role};
 use crate::home::roster;
@@ -17,134 +18,6 @@ use crate::netns::NetnsId;
 /// way in or out: a worker is not yet sealed, or no longer in the roster; a
 /// visitor ends.
 const GRACE: Duration = Duration::from_millis(50);
-
-/// What an audit makes of a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Verdict {
-    /// In the namespace of the process's main thread. When that has ended before
-    /// the others: of the library's home thread, which has its place from it; in a
-    /// process without one, of the oldest thread there is.
-    Home,
-    /// Serves another namespace on behalf of this library, and is in it.
-    ///
-    /// Each process that uses this library publishes which threads are its own, for
-    /// other processes and for other copies of the library: see
-    /// [the module](super#what-a-worker-is-known-by). So nothing that a thread has
-    /// from the one that made it (name, filters, capabilities) makes it a worker.
-    ///
-    /// A kernel thread that waits for an io_uring's requests (`iou-wrk-4711`) is
-    /// judged as the thread that it does so for.
-    Worker,
-    /// Neither: it was left in, or wandered into, a namespace where nothing
-    /// expects it. Also a worker that is not in the namespace it serves.
-    Stray,
-    /// It cannot be told: the thread may not be looked at, or may be a worker of a
-    /// process whose memory may not be read, or that publishes its workers in a way
-    /// that only a later version of this library understands.
-    Unknown,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Verdict::Home => "home",
-            Verdict::Worker => "worker",
-            Verdict::Stray => "stray",
-            Verdict::Unknown => "unknown",
-        })
-    }
-}
-
-/// One thread, as it was found.
-#[derive(Clone, Debug)]
-pub struct Thread {
-    tid: u32,
-    name: String,
-    netns: Option<NetnsId>,
-    label: Arc<str>,
-    verdict: Verdict,
-    maker: Option<u32>,
-}
-
-impl Thread {
-    /// Returns the thread's number, as `ps -L` shows it.
-    pub fn tid(&self) -> u32 {
-        self.tid
-    }
-
-    /// Returns the thread's name, of which the kernel keeps 15 bytes.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Returns the id of the namespace it is in; `None` when that may not be read.
-    pub fn netns_id(&self) -> Option<NetnsId> {
-        self.netns
-    }
-
-    /// Returns what people call that namespace: its name (`blue`) where it has
-    /// one, `home`, `netns:42`, or `?` when it may not be read.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    /// Returns what the audit makes of it.
-    pub fn verdict(&self) -> Verdict {
-        self.verdict
-    }
-
-    /// Returns the number of the worker whose child a stray seems to be: the one
-    /// that has the same name, which a thread inherits from the one that makes it.
-    ///
-    /// `None` when no worker that is still there has that name, or several have it;
-    /// and for all that are no strays.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use netns_exec::audit::Process;
-    ///
-    /// for stray in Process::this()?.strays() {
-    ///     match stray.seems_child_of() {
-    ///         Some(worker) => eprintln!("left by a job on thread {worker}"),
-    ///         None => eprintln!("left by code that is called {}", stray.name()),
-    ///     }
-    /// }
-    /// # Ok::<(), netns_exec::Error>(())
-    /// ```
-    pub fn seems_child_of(&self) -> Option<u32> {
-        self.maker
-    }
-
-    /// Returns in words whose child a stray seems to be; `None` when nothing tells.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use netns_exec::audit::Process;
-    ///
-    /// for stray in Process::this()?.strays() {
-    ///     println!("{}: {}", stray.tid(), stray.origin().unwrap_or_default());
-    ///     // 4713: no worker, but seems to be a child of worker 4711, whose name it has
-    /// }
-    /// # Ok::<(), netns_exec::Error>(())
-    /// ```
-    pub fn origin(&self) -> Option<String> {
-        if self.verdict != Verdict::Stray {
-            return None;
-        }
-        match self.maker {
-            Some(worker) => Some(format!(
-                "no worker, but seems to be a child of worker {worker}, whose name it has"
-            )),
-            None if is_name_of_worker(&self.name) => {
-                Some("no worker, but seems to be a child of one, whose name it has".to_owned())
-            }
-            None => None,
-        }
-    }
-}
 
 /// The threads of one process, each with the namespace it is in.
 ///
@@ -579,15 +452,6 @@ impl Auditor {
     }
 }
 
-/// Tells whether a name reads `PREFIX:LABEL/NUMBER`, as workers' names do.
-fn is_name_of_worker(name: &str) -> bool {
-    let Some((front, number)) = name.rsplit_once('/') else {
-        return false;
-    };
-    let prefix = front.split_once(':').map_or("", |(prefix, _)| prefix);
-    !prefix.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
@@ -597,25 +461,6 @@ mod tests {
     use crate::home::roster::Registration;
     use crate::netns::Netns;
     use crate::sys;
-
-    #[test]
-    fn names_of_workers_are_told_from_others() {
-        for name in ["ns:blue/0", "ns:a:b/c/12", "mine:x/3", "ns:/0"] {
-            assert!(is_name_of_worker(name), "{name}");
-        }
-        for name in [
-            "",
-            "ns",
-            "ns:blue",
-            "ns:blue/",
-            "ns:blue/x",
-            "kworker/0",
-            ":a/0",
-            "kworker/0:1",
-        ] {
-            assert!(!is_name_of_worker(name), "{name}");
-        }
-    }
 
     /// Runs `f` while a thread is elsewhere that `prepare` was called on there.
     fn with_thread_elsewhere<T>(

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use super::cancel::Patience;
 use super::dynamic::LocalPorts;
-use super::error::{Endpoint, Error, Stage};
+use super::endpoint::Endpoint;
+use super::error::{Error, Stage};
 use super::lease::Member;
 use super::opener::{OpenReply, OpenRequest, Opener};
 use super::plan::Plan;

@@ -3,58 +3,15 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::cancel::GivenUp;
-use super::protocol::{Protocol, Protocols};
+use super::endpoint::Endpoint;
+use super::protocol::Protocols;
 use crate::error::reason;
-use crate::netns::NetnsId;
-
-/// Where a port is to be held: a protocol and an address of one
-/// namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    pub(crate) netns: NetnsId,
-    pub(crate) label: Arc<str>,
-    pub(crate) protocol: Protocol,
-    pub(crate) addr: IpAddr,
-}
-
-impl Endpoint {
-    /// Returns the id of the namespace.
-    pub fn netns(&self) -> NetnsId {
-        self.netns
-    }
-
-    /// Returns what people call the namespace.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    /// Returns the protocol.
-    pub fn protocol(&self) -> Protocol {
-        self.protocol
-    }
-
-    /// Returns the address; 0.0.0.0 and :: stand for all of their family.
-    pub fn addr(&self) -> IpAddr {
-        self.addr
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {} in netns `{}`",
-            self.protocol, self.addr, self.label
-        )
-    }
-}
 
 /// The step at which a member of a lease failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -517,7 +474,11 @@ impl From<Error> for io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
+    use crate::netns::NetnsId;
+    use crate::ports::Protocol;
 
     fn endpoint() -> Endpoint {
         Endpoint {

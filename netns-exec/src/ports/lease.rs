@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use parking_lot::Mutex;
 
-use super::error::{Endpoint, Error};
+use super::endpoint::Endpoint;
+use super::error::Error;
 use super::gate::GateState;
 use super::holds::Hold;
 use super::protocol::{Protocol, Protocols};
