@@ -5,6 +5,19 @@ use std::fmt;
 use std::io;
 
 /// The result of every fallible call of this crate.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec_lab::{Lab, Node, Result};
+///
+/// /// The network that all tests of this file are about.
+/// fn pair(lab: &Lab) -> Result<[Node; 2]> {
+///     let nodes = lab.nodes(["client", "server"])?;
+///     lab.link(nodes[0].at(&["10.0.0.1/24"]), nodes[1].at(&["10.0.0.2/24"]))?;
+///     Ok(nodes)
+/// }
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Says what was attempted, on what, and why it failed.
@@ -33,7 +46,16 @@ struct Inner {
 ///
 /// # Examples
 ///
-/// See [`Error`] and [`Link::delay`](crate::Link::delay).
+/// ```
+/// # use netns_exec_lab::{Error, ErrorKind};
+/// # fn f(error: &Error) {
+/// match error.kind() {
+///     ErrorKind::Namespace => eprintln!("needs `rootless::test_harness!()`"),
+///     ErrorKind::Unsupported => eprintln!("not on this kernel"),
+///     _ => panic!("{error}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -78,7 +100,15 @@ impl Error {
     ///
     /// # Examples
     ///
-    /// See [`Error`].
+    /// ```no_run
+    /// # let lab = netns_exec_lab::Lab::new()?;
+    /// # let (a, b) = (lab.node("a")?, lab.node("b")?);
+    /// use netns_exec_lab::ErrorKind;
+    ///
+    /// let error = lab.link(a.at(&["10.0.0.1"]), b.at(&[])).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Invalid); // an address has a length: 10.0.0.1/24
+    /// # Ok::<(), netns_exec_lab::Error>(())
+    /// ```
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -88,7 +118,16 @@ impl Error {
     ///
     /// # Examples
     ///
-    /// See [`Link::delay`](crate::Link::delay).
+    /// ```
+    /// # use netns_exec_lab::{Link, Result};
+    /// # fn f(link: &Link) -> Result<()> {
+    /// match link.rate(1_000_000) {
+    ///     Err(error) if error.is_unsupported() => eprintln!("as fast as it gets: {error}"),
+    ///     limited => limited?,
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
         self.0.kind == ErrorKind::Unsupported

@@ -43,7 +43,13 @@ impl Lab {
     ///
     /// # Examples
     ///
-    /// See [`Lab`].
+    /// ```
+    /// use netns_exec_lab::Lab;
+    ///
+    /// // One for each test: they may run beside each other.
+    /// let (one, other) = (Lab::new()?, Lab::new()?);
+    /// # Ok::<(), netns_exec_lab::Error>(())
+    /// ```
     pub fn new() -> Result<Lab> {
         let executor = Executor::builder().workers_per_netns(8).build()?;
         Ok(Lab { executor })
@@ -82,7 +88,12 @@ impl Lab {
     ///
     /// # Examples
     ///
-    /// See [`Lab`].
+    /// ```no_run
+    /// # let lab = netns_exec_lab::Lab::new()?;
+    /// let hosts = (0..20).map(|n| lab.node(&format!("host-{n}"))).collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(hosts[7].name(), "host-7");
+    /// # Ok::<(), netns_exec_lab::Error>(())
+    /// ```
     pub fn node(&self, name: &str) -> Result<Node> {
         Node::new(name, &self.executor)
     }
@@ -95,7 +106,12 @@ impl Lab {
     ///
     /// # Examples
     ///
-    /// See [`Lab`].
+    /// ```no_run
+    /// # let lab = netns_exec_lab::Lab::new()?;
+    /// let [client, router, server] = lab.nodes(["client", "router", "server"])?;
+    /// # let _ = (client, router, server);
+    /// # Ok::<(), netns_exec_lab::Error>(())
+    /// ```
     pub fn nodes<const N: usize>(&self, names: [&str; N]) -> Result<[Node; N]> {
         let nodes: Vec<Node> = (names.into_iter())
             .map(|name| self.node(name))
@@ -115,7 +131,14 @@ impl Lab {
     ///
     /// # Examples
     ///
-    /// See [`Lab`].
+    /// ```no_run
+    /// # let lab = netns_exec_lab::Lab::new()?;
+    /// # let [client, server] = lab.nodes(["client", "server"])?;
+    /// lab.link(client.at(&["fd00::1/64"]), server.at(&["fd00::2/64"]))?;
+    /// // At once: no wait for a carrier, nor for duplicate address detection.
+    /// server.run(|| std::net::TcpListener::bind("[fd00::2]:80"))??;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn link(&self, first: End<'_>, second: End<'_>) -> Result<Link> {
         Link::new(first, second)
     }
@@ -130,7 +153,14 @@ impl Lab {
     ///
     /// # Examples
     ///
-    /// See [`Bridge`].
+    /// ```no_run
+    /// # let lab = netns_exec_lab::Lab::new()?;
+    /// # let [client, server] = lab.nodes(["client", "server"])?;
+    /// let lan = lab.bridge("lan")?;
+    /// lan.attach(client.at(&["10.0.0.1/24"]))?;
+    /// lan.attach(server.at(&["10.0.0.2/24"]))?;
+    /// # Ok::<(), netns_exec_lab::Error>(())
+    /// ```
     pub fn bridge(&self, name: &str) -> Result<Bridge> {
         Bridge::new(self.node(name)?)
     }

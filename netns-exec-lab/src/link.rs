@@ -170,7 +170,17 @@ impl Link {
     ///
     /// # Examples
     ///
-    /// See [`Link`].
+    /// ```
+    /// # use std::io::Read;
+    /// # use std::net::TcpStream;
+    /// # use netns_exec_lab::Link;
+    /// # fn f(link: &Link, mut stream: TcpStream) -> netns_exec_lab::Result<()> {
+    /// link.down()?;
+    /// // What is sent now is lost, and the program under test should notice.
+    /// assert!(stream.read(&mut [0]).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn down(&self) -> Result<()> {
         let [first, _] = &self.0;
         (first.node.set_up(first.index, false)).map_err(first.failed("take down"))
@@ -184,7 +194,17 @@ impl Link {
     ///
     /// # Examples
     ///
-    /// See [`Link`].
+    /// ```
+    /// # use netns_exec_lab::Link;
+    /// # fn f(link: &Link) -> netns_exec_lab::Result<()> {
+    /// // A link that flaps.
+    /// for _ in 0..10 {
+    ///     link.down()?;
+    ///     link.up()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn up(&self) -> Result<()> {
         let [first, _] = &self.0;
         (first.node.set_up(first.index, true)).map_err(first.failed("bring up"))?;
@@ -382,7 +402,14 @@ impl Bridge {
     ///
     /// # Examples
     ///
-    /// See [`Bridge`].
+    /// ```
+    /// # use netns_exec_lab::{Bridge, Node};
+    /// # fn f(lan: &Bridge, host: &Node) -> netns_exec_lab::Result<()> {
+    /// let port = lan.attach(host.at(&["10.0.0.1/24"]))?;
+    /// println!("{} of the bridge is {} of the host", port.devices()[0], port.devices()[1]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn attach(&self, end: End<'_>) -> Result<Link> {
         let attempt = format!(
             "cannot attach node `{}` to bridge `{}`",

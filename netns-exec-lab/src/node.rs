@@ -85,7 +85,15 @@ impl End<'_> {
     ///
     /// # Examples
     ///
-    /// See [`End`].
+    /// ```
+    /// # use netns_exec_lab::{Lab, Node};
+    /// # fn f(lab: &Lab, router: &Node, isp: &Node) -> netns_exec_lab::Result<()> {
+    /// // The rules of the program under test name the device.
+    /// let link = lab.link(router.at(&["192.0.2.2/24"]).device("wan"), isp.at(&["192.0.2.1/24"]))?;
+    /// assert_eq!(link.devices()[0], "wan");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn device(mut self, name: impl Into<String>) -> Self {
         self.device = Some(name.into());
         self
@@ -95,7 +103,14 @@ impl End<'_> {
     ///
     /// # Examples
     ///
-    /// See [`End`].
+    /// ```
+    /// # use netns_exec_lab::{Lab, Node};
+    /// # fn f(lab: &Lab, a: &Node, b: &Node) -> netns_exec_lab::Result<()> {
+    /// // A tunnel on the way: what is larger has to be fragmented.
+    /// lab.link(a.at(&["10.0.0.1/24"]).mtu(1280), b.at(&["10.0.0.2/24"]).mtu(1280))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn mtu(mut self, bytes: u32) -> Self {
         self.mtu = Some(bytes);
         self
@@ -218,7 +233,13 @@ impl Node {
     ///
     /// # Examples
     ///
-    /// See [`Lab`](crate::Lab).
+    /// ```no_run
+    /// # let lab = netns_exec_lab::Lab::new()?;
+    /// # let [client, server] = lab.nodes(["client", "server"])?;
+    /// // Both families on one device; the other end has no address of its own.
+    /// lab.link(client.at(&["10.0.0.1/24", "fd00::1/64"]), server.at(&[]))?;
+    /// # Ok::<(), netns_exec_lab::Error>(())
+    /// ```
     pub fn at<'a>(&'a self, addrs: &'a [&'a str]) -> End<'a> {
         End {
             node: self,
@@ -284,7 +305,16 @@ impl Node {
     ///
     /// # Examples
     ///
-    /// See [`Lab`](crate::Lab).
+    /// ```no_run
+    /// # let lab = netns_exec_lab::Lab::new()?;
+    /// let [a, router, b] = lab.nodes(["a", "router", "b"])?;
+    /// lab.link(a.at(&["10.0.1.2/24"]), router.at(&["10.0.1.1/24"]))?;
+    /// lab.link(b.at(&["10.0.2.2/24"]), router.at(&["10.0.2.1/24"]))?;
+    /// router.forward()?;
+    /// a.route("default", "10.0.1.1")?;
+    /// b.route("default", "10.0.2.1")?;
+    /// # Ok::<(), netns_exec_lab::Error>(())
+    /// ```
     pub fn forward(&self) -> Result<()> {
         self.sysctl("net.ipv4.ip_forward", "1")?;
         match self.sysctl("net.ipv6.conf.all.forwarding", "1") {

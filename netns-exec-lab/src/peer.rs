@@ -52,7 +52,16 @@ impl Peer {
     ///
     /// # Examples
     ///
-    /// See [`Peer`].
+    /// ```
+    /// use netns_exec::in_netns;
+    ///
+    /// #[in_netns(fresh, link = peer)]
+    /// fn test() -> std::io::Result<()> {
+    ///     let server = peer.run(|| std::net::TcpListener::bind((peer.addr(), 80)))??;
+    ///     assert_eq!(server.local_addr()?.ip(), peer.addr());
+    ///     Ok(())
+    /// }
+    /// ```
     #[must_use]
     pub fn addr(&self) -> IpAddr {
         PEERS.0.into()
@@ -78,7 +87,17 @@ impl Peer {
     ///
     /// # Examples
     ///
-    /// See [`Peer`].
+    /// ```
+    /// use netns_exec::in_netns;
+    ///
+    /// #[in_netns(fresh, link = peer)]
+    /// fn test() -> std::io::Result<()> {
+    ///     // The body's own server, and the peer as its client.
+    ///     let server = std::net::TcpListener::bind((peer.own_addr(), 80))?;
+    ///     peer.run(|| std::net::TcpStream::connect((peer.own_addr(), 80)))??;
+    ///     server.accept().map(drop)
+    /// }
+    /// ```
     #[must_use]
     pub fn own_addr(&self) -> IpAddr {
         OWN.0.into()

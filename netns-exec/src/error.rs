@@ -11,6 +11,18 @@ use std::ops::Sub;
 use parking_lot::Mutex;
 
 /// The result of every fallible call of this crate.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::{Executor, Netns, Result};
+///
+/// fn has_ipv6(netns: &Netns) -> Result<bool> {
+///     Executor::global().run(netns, || std::path::Path::new("/proc/thread-self/net/if_inet6").exists())
+/// }
+/// assert!(has_ipv6(&Netns::current()?).is_ok());
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Says what was attempted, on what, and why it failed.

@@ -108,6 +108,20 @@ pub trait CommandExt: sealed::Sealed {
     ///
     /// As [`spawn_in`](CommandExt::spawn_in), and when reading or waiting fails. A
     /// command that ran and failed is not an error: see [`Output::status`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    /// use netns_exec::{CommandExt, Netns};
+    ///
+    /// let links = Command::new("ip").args(["-json", "link"]).output_in(&Netns::open("blue")?)?;
+    /// match links.status.success() {
+    ///     true => println!("{}", String::from_utf8_lossy(&links.stdout)),
+    ///     false => eprintln!("{}", String::from_utf8_lossy(&links.stderr)),
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     fn output_in(&mut self, ns: &Netns) -> Result<Output>;
 
     /// Runs the command as a child process in `ns`, waits for its end, and
@@ -119,6 +133,17 @@ pub trait CommandExt: sealed::Sealed {
     /// # Errors
     ///
     /// As [`spawn_in`](CommandExt::spawn_in), and when waiting fails.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    /// use netns_exec::{CommandExt, Netns};
+    ///
+    /// let ping = Command::new("ping").args(["-c1", "-W1", "10.0.0.1"]).status_in(&Netns::open("blue")?)?;
+    /// println!("{}", if ping.success() { "reached" } else { "no answer" });
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     fn status_in(&mut self, ns: &Netns) -> Result<ExitStatus>;
 
     /// Prepares the command: from whichever thread and by whichever call it is

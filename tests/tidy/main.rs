@@ -2,6 +2,7 @@
 //! where. Needs no privilege. A rule is a function from the sources to its offences; it is
 //! tried on the tree here, and beside itself on small inputs that break it.
 
+mod examples;
 mod imports;
 mod modules;
 mod places;
@@ -38,6 +39,10 @@ fn the_tree_keeps_its_rules() {
         (
             "functions fit on a page",
             style::functions_fit_on_a_page(&tree),
+        ),
+        (
+            "every public item has an example",
+            examples::every_public_item_has_an_example(&tree),
         ),
         ("the actor has a name", style::the_actor_has_a_name(&tree)),
         ("long files say why", style::long_files_say_why(&tree)),

@@ -7,6 +7,19 @@ use std::sync::Arc;
 use crate::netns::NetnsId;
 
 /// The way in which a process keeps a namespace alive.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::audit::{Hold, Holder};
+/// # fn f(holder: &Holder) {
+/// match holder.hold() {
+///     Hold::Mount { path, .. } => println!("umount {}", path.display()),
+///     Hold::Thread { .. } => println!("kill {}", holder.pid()),
+///     hold => println!("{} has {hold}", holder.process()),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Hold {
@@ -52,6 +65,18 @@ impl fmt::Display for Hold {
 }
 
 /// One thing that keeps a namespace alive, and whose it is.
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::{Netns, audit};
+///
+/// let found = audit::holders(&Netns::open("blue")?)?;
+/// for holder in found.holders() {
+///     println!("{holder}"); // process 4711 (dockerd): socket 17
+/// }
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Holder {
     pub(super) pid: u32,
@@ -61,16 +86,46 @@ pub struct Holder {
 
 impl Holder {
     /// Returns the number of the process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn f(found: &netns_exec::audit::Holders) {
+    /// let ours = std::process::id();
+    /// let others = found.holders().iter().filter(|holder| holder.pid() != ours);
+    /// println!("{} are not ours", others.count());
+    /// # }
+    /// ```
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Returns the name of the process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn f(found: &netns_exec::audit::Holders) {
+    /// let by_docker = found.holders().iter().any(|holder| holder.process() == "dockerd");
+    /// # let _ = by_docker;
+    /// # }
+    /// ```
     pub fn process(&self) -> &str {
         &self.process
     }
 
     /// Returns what of that process keeps the namespace alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::audit::{Hold, Holders};
+    /// # fn f(found: &Holders) {
+    /// // A namespace that has no name any more has no mount.
+    /// let has_name = found.holders().iter().any(|holder| matches!(holder.hold(), Hold::Mount { .. }));
+    /// # let _ = has_name;
+    /// # }
+    /// ```
     pub fn hold(&self) -> &Hold {
         &self.hold
     }
@@ -83,6 +138,17 @@ impl fmt::Display for Holder {
 }
 
 /// A process that may hold more than could be found out.
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::{Netns, audit};
+///
+/// for process in audit::holders(&Netns::open("blue")?)?.unreadable() {
+///     eprintln!("{process:?} may hold it too: ask as root");
+/// }
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Unreadable {
     pub(super) pid: u32,
@@ -92,23 +158,66 @@ pub struct Unreadable {
 
 impl Unreadable {
     /// Returns the number of the process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let found = netns_exec::audit::namespaces()?;
+    /// let pids: Vec<u32> = found.unreadable().iter().map(|process| process.pid()).collect();
+    /// println!("look at these as root: {pids:?}");
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Returns the name of the process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn f(found: &netns_exec::audit::Holders) {
+    /// let mine = found.unreadable().iter().any(|process| process.process() == "myd");
+    /// # let _ = mine;
+    /// # }
+    /// ```
     pub fn process(&self) -> &str {
         &self.process
     }
 
     /// Returns what of it could not be read, first of all: "threads", "fds",
     /// "sockets" or "mounts".
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::audit::Unreadable;
+    /// # fn f(process: &Unreadable) {
+    /// if process.what() == "sockets" {
+    ///     println!("{} may have a socket there", process.process());
+    /// }
+    /// # }
+    /// ```
     pub fn what(&self) -> &str {
         self.what
     }
 }
 
 /// What keeps one namespace alive, from [`holders`].
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::{Netns, audit};
+///
+/// // Why is it still there, although its name has gone?
+/// # let gone = Netns::open("blue")?;
+/// let found = audit::holders(&gone)?;
+/// if found.holders().is_empty() && !found.unreadable().is_empty() {
+///     println!("a process that may not be looked at holds it, or the kernel");
+/// }
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Holders {
     pub(super) holders: Vec<Holder>,
@@ -117,17 +226,47 @@ pub struct Holders {
 
 impl Holders {
     /// Returns what was found, by process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Netns, audit};
+    ///
+    /// let here = Netns::current()?;
+    /// let me = std::process::id();
+    /// // This thread, and the descriptor of `here`.
+    /// assert!(audit::holders(&here)?.holders().iter().any(|holder| holder.pid() == me));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn holders(&self) -> &[Holder] {
         &self.holders
     }
 
     /// Returns the processes that may hold it too.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn f(found: &netns_exec::audit::Holders) {
+    /// let is_all = found.unreadable().is_empty();
+    /// # let _ = is_all;
+    /// # }
+    /// ```
     pub fn unreadable(&self) -> &[Unreadable] {
         &self.unreadable
     }
 }
 
 /// A namespace that was found on the system, from [`namespaces`].
+///
+/// # Examples
+///
+/// ```
+/// for namespace in netns_exec::audit::namespaces()?.namespaces() {
+///     println!("net:[{}] {:?}", namespace.inode(), namespace.names());
+/// }
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Namespace {
     pub(super) id: Option<NetnsId>,
@@ -139,28 +278,83 @@ pub struct Namespace {
 impl Namespace {
     /// Returns its never-reused id; `None` for one that was seen and may not be
     /// opened.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Netns, audit};
+    ///
+    /// let blue = Netns::open("blue")?;
+    /// let all = audit::namespaces()?;
+    /// let found = all.namespaces().iter().find(|namespace| namespace.id() == Some(blue.id()));
+    /// # let _ = found;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn id(&self) -> Option<NetnsId> {
         self.id
     }
 
     /// Returns the number in `net:[4026531840]`, which is its own only while
     /// it lives.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn f(namespace: &netns_exec::audit::Namespace) {
+    /// // As `readlink /proc/PID/ns/net` has it.
+    /// println!("net:[{}]", namespace.inode());
+    /// # }
+    /// ```
     pub fn inode(&self) -> u64 {
         self.inode
     }
 
     /// Returns its names: `blue` for `/run/netns/blue`, then the paths where
     /// else it is mounted in this process's mount namespace.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn f(namespace: &netns_exec::audit::Namespace) {
+    /// match namespace.names() {
+    ///     [] => println!("no name: it lives by what is in it"),
+    ///     names => println!("{}", names.join(", ")),
+    /// }
+    /// # }
+    /// ```
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
     /// Returns what keeps it alive, by process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::audit::{Hold, Namespace};
+    /// # fn f(namespace: &Namespace) {
+    /// // It has neither a name nor a thread: what is left are sockets and descriptors.
+    /// let is_leak = namespace.holders().iter().all(|holder| {
+    ///     matches!(holder.hold(), Hold::Socket { .. } | Hold::Fd { .. })
+    /// });
+    /// # let _ = is_leak;
+    /// # }
+    /// ```
     pub fn holders(&self) -> &[Holder] {
         &self.holders
     }
 
     /// Returns the processes that have threads in it: number, name, how many.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn f(namespace: &netns_exec::audit::Namespace) {
+    /// for (pid, name, threads) in namespace.processes() {
+    ///     println!("{name} ({pid}): {threads} threads");
+    /// }
+    /// # }
+    /// ```
     pub fn processes(&self) -> Vec<(u32, &str, usize)> {
         let mut processes: Vec<(u32, &str, usize)> = Vec::new();
         for holder in &self.holders {
@@ -177,6 +371,14 @@ impl Namespace {
 }
 
 /// All namespaces that were found, from [`namespaces`].
+///
+/// # Examples
+///
+/// ```
+/// let found = netns_exec::audit::namespaces()?;
+/// println!("{} namespaces", found.namespaces().len());
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Namespaces {
     pub(super) namespaces: Vec<Namespace>,
@@ -185,11 +387,31 @@ pub struct Namespaces {
 
 impl Namespaces {
     /// Returns the namespaces, oldest first.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// let found = netns_exec::audit::namespaces()?;
+    /// // The first is the one that the machine booted with.
+    /// let unnamed = found.namespaces().iter().skip(1).filter(|namespace| namespace.names().is_empty());
+    /// println!("{} without a name", unnamed.count());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn namespaces(&self) -> &[Namespace] {
         &self.namespaces
     }
 
     /// Returns the processes that may know more of them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let found = netns_exec::audit::namespaces()?;
+    /// for process in found.unreadable() {
+    ///     eprintln!("cannot read the {} of {}", process.what(), process.pid());
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn unreadable(&self) -> &[Unreadable] {
         &self.unreadable
     }

@@ -23,6 +23,14 @@ const GRACE: Duration = Duration::from_millis(50);
 ///
 /// Displays as one line for each thread that is not at home, after one with
 /// the totals.
+///
+/// # Examples
+///
+/// ```
+/// let audit = netns_exec::audit::Process::this()?;
+/// println!("{audit}"); // the totals, and a line for each thread that is elsewhere
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: u32,
@@ -90,11 +98,28 @@ impl Process {
     }
 
     /// Returns the number of the process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::audit::Process;
+    ///
+    /// assert_eq!(Process::this()?.pid(), std::process::id());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Returns the name of the process's main thread.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// let audit = netns_exec::audit::Process::of(4711)?;
+    /// println!("{} has {} threads", audit.name(), audit.threads().len());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -102,21 +127,66 @@ impl Process {
     /// Returns the id of the main thread's namespace; `None` when it may not be
     /// read. Where the main thread has ended before the others, see
     /// [`Verdict::Home`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Netns, audit::Process};
+    ///
+    /// // This thread never left the namespace of the main one.
+    /// assert_eq!(Process::this()?.home_id(), Some(Netns::current()?.id()));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn home_id(&self) -> Option<NetnsId> {
         self.home
     }
 
     /// Returns all threads, by number.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    ///
+    /// let mut count = BTreeMap::new();
+    /// for thread in netns_exec::audit::Process::this()?.threads() {
+    ///     *count.entry(thread.label().to_owned()).or_insert(0) += 1;
+    /// }
+    /// println!("{count:?}"); // {"blue": 2, "home": 9}
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn threads(&self) -> &[Thread] {
         &self.threads
     }
 
     /// Returns the threads that are where nothing expects them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let audit = netns_exec::audit::Process::this()?;
+    /// assert_eq!(audit.strays().count(), 0, "{audit}");
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn strays(&self) -> impl Iterator<Item = &Thread> {
         self.with(Verdict::Stray)
     }
 
     /// Returns the threads with this verdict.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    /// use netns_exec::audit::{Process, Verdict};
+    ///
+    /// let executor = Executor::new()?;
+    /// executor.run(&Netns::current()?, || ())?;
+    /// for worker in Process::this()?.with(Verdict::Worker) {
+    ///     println!("{} serves {}", worker.name(), worker.label());
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn with(&self, verdict: Verdict) -> impl Iterator<Item = &Thread> {
         (self.threads.iter()).filter(move |thread| thread.verdict == verdict)
     }

@@ -6,6 +6,21 @@ use std::sync::Arc;
 use crate::netns::NetnsId;
 
 /// What an audit makes of a thread.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::audit::{Process, Verdict};
+///
+/// for thread in Process::this()?.threads() {
+///     match thread.verdict() {
+///         Verdict::Home | Verdict::Worker => {}
+///         Verdict::Stray => eprintln!("{} was left in {}", thread.name(), thread.label()),
+///         _ => eprintln!("{} may not be looked at", thread.name()),
+///     }
+/// }
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verdict {
@@ -44,6 +59,17 @@ impl fmt::Display for Verdict {
 }
 
 /// One thread, as it was found.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::audit::Process;
+/// # fn f(audit: &Process) {
+/// for thread in audit.threads() {
+///     println!("{:>7} {:15} {:10} {}", thread.tid(), thread.name(), thread.label(), thread.verdict());
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Thread {
     pub(super) tid: u32,
@@ -56,27 +82,77 @@ pub struct Thread {
 
 impl Thread {
     /// Returns the thread's number, as `ps -L` shows it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::audit::Process;
+    /// # fn f(audit: &Process) {
+    /// // To look further at a stray: its stack, what it waits for.
+    /// for stray in audit.strays() {
+    ///     println!("/proc/{}/task/{}/", audit.pid(), stray.tid());
+    /// }
+    /// # }
+    /// ```
     pub fn tid(&self) -> u32 {
         self.tid
     }
 
     /// Returns the thread's name, of which the kernel keeps 15 bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::audit::Process;
+    /// # fn f(audit: &Process) {
+    /// let runtime = audit.threads().iter().filter(|thread| thread.name().starts_with("tokio-"));
+    /// assert!(runtime.clone().all(|thread| thread.netns_id() == audit.home_id()));
+    /// # }
+    /// ```
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Returns the id of the namespace it is in; `None` when that may not be read.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::{Netns, audit::Process};
+    /// # fn f(audit: &Process, blue: &Netns) {
+    /// let inside = audit.threads().iter().filter(|thread| thread.netns_id() == Some(blue.id()));
+    /// println!("{} threads are in {blue}", inside.count());
+    /// # }
+    /// ```
     pub fn netns_id(&self) -> Option<NetnsId> {
         self.netns
     }
 
     /// Returns what people call that namespace: its name (`blue`) where it has
     /// one, `home`, `netns:42`, or `?` when it may not be read.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let audit = netns_exec::audit::Process::this()?;
+    /// assert!(audit.threads().iter().any(|thread| thread.label() == "home"));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn label(&self) -> &str {
         &self.label
     }
 
     /// Returns what the audit makes of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::audit::{Process, Verdict};
+    ///
+    /// let audit = Process::this()?;
+    /// assert!(audit.threads().iter().all(|thread| thread.verdict() != Verdict::Stray));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }

@@ -13,6 +13,20 @@ use crate::handoff::task::AbortTask;
 /// [`JoinHandle::abort_handle`].
 ///
 /// Dropping it does nothing to the job.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::{AbortHandle, Executor, Netns};
+///
+/// let (executor, here) = (Executor::new()?, Netns::current()?);
+/// let mut asked: Vec<AbortHandle> = Vec::new();
+/// let handles = (0..4).map(|n| executor.spawn(&here, move || n)).collect::<Result<Vec<_>, _>>()?;
+/// asked.extend(handles.iter().map(|handle| handle.abort_handle()));
+/// // What is still queued when the program is told to end is given up.
+/// asked.iter().for_each(|job| drop(job.abort()));
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct AbortHandle {
     task: AbortTask,
@@ -26,7 +40,18 @@ impl AbortHandle {
     ///
     /// # Examples
     ///
-    /// See [`JoinHandle::abort_handle`].
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::new()?;
+    /// let handle = executor.spawn(&Netns::current()?, || 6 * 7)?;
+    /// // The job may have been faster.
+    /// match handle.abort_handle().abort() {
+    ///     true => assert!(handle.join().unwrap_err().is_cancelled()),
+    ///     false => assert_eq!(handle.join()?, 42),
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn abort(&self) -> bool {
         self.task.cancel()
     }
@@ -35,7 +60,16 @@ impl AbortHandle {
     ///
     /// # Examples
     ///
-    /// See [`JoinHandle::abort_handle`].
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::new()?;
+    /// let handle = executor.spawn(&Netns::current()?, || 6 * 7)?;
+    /// let watched = handle.abort_handle();
+    /// handle.join()?;
+    /// assert!(watched.is_finished());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_finished(&self) -> bool {
         self.task.is_over()
     }
@@ -103,6 +137,23 @@ impl<T> JoinHandle<T> {
 /// A handle to a job that is cancelled with it: see [`JoinHandle::abort_on_drop`].
 ///
 /// It is a future, as the handle is.
+///
+/// # Examples
+///
+/// ```
+/// # use std::time::Duration;
+/// # use netns_exec::{AbortOnDrop, Executor, JoinHandle, Netns};
+/// # async fn timeout<T>(_: Duration, future: impl Future<Output = T>) -> Option<T> { Some(future.await) }
+/// # async fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+/// let tied: AbortOnDrop<u32> = executor.spawn_async(blue, || 6 * 7).await?.abort_on_drop();
+/// // As tokio's: drops the handle when the time is over, and with it the job.
+/// match timeout(Duration::from_secs(1), tied).await {
+///     Some(answer) => println!("{}", answer?),
+///     None => println!("too busy; the job will not run"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "dropped at once, it cancels the job"]
 pub struct AbortOnDrop<T> {
     /// Here until it is taken out again.

@@ -261,6 +261,25 @@ impl Apart {
 ///
 /// In whichever way its loop can be told: by a look, a wait, a descriptor that becomes
 /// readable, a future. Clones say the same.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::{Executor, Netns, Stop};
+///
+/// fn serve(stop: &Stop) -> u32 {
+///     let mut rounds = 0;
+///     while !stop.is_set() {
+///         rounds += 1; // what the loop is there for
+///     }
+///     rounds
+/// }
+/// let executor = Executor::new()?;
+/// let server = executor.thread(&Netns::current()?, serve)?;
+/// server.stop();
+/// println!("{} rounds", server.join()?);
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Stop {
     flag: Arc<StopFlag>,
@@ -271,7 +290,18 @@ impl Stop {
     ///
     /// # Examples
     ///
-    /// See [`Executor::thread`].
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::new()?;
+    /// let server = executor.thread(&Netns::current()?, |stop| {
+    ///     stop.wait();
+    ///     stop.is_set()
+    /// })?;
+    /// server.stop();
+    /// assert!(server.join()?);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_set(&self) -> bool {
         self.flag.is_set()
     }
@@ -427,6 +457,27 @@ impl fmt::Debug for Stop {
 /// A handle to a thread beside the pool: see [`Executor::thread`].
 ///
 /// It is a future of what the thread's closure returns. Dropping it lets the thread run.
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::{Executor, Netns, ThreadHandle};
+///
+/// /// Has a thread of its own, and takes it along when it goes.
+/// struct Agent(Option<ThreadHandle<()>>);
+///
+/// impl Drop for Agent {
+///     fn drop(&mut self) {
+///         let thread = self.0.take().expect("only taken here");
+///         thread.stop();
+///         thread.join().expect("the loop does not panic");
+///     }
+/// }
+/// let blue = Netns::open("blue")?;
+/// let agent = Agent(Some(Executor::global().thread(&blue, |stop| stop.wait())?));
+/// # drop(agent);
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[must_use = "the thread's panic is seen by the thread that joins it; drop the handle to say that none does"]
 pub struct ThreadHandle<T> {
     job: JoinHandle<T>,
@@ -438,7 +489,17 @@ impl<T> ThreadHandle<T> {
     ///
     /// # Examples
     ///
-    /// See [`Executor::thread`].
+    /// ```
+    /// # use netns_exec::ThreadHandle;
+    /// # fn f(servers: Vec<ThreadHandle<()>>) -> netns_exec::Result<()> {
+    /// // All of them first, so that they end beside each other.
+    /// servers.iter().for_each(ThreadHandle::stop);
+    /// for server in servers {
+    ///     server.join()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stop(&self) {
         self.stop.flag.set();
     }
@@ -472,7 +533,14 @@ impl<T> ThreadHandle<T> {
     ///
     /// # Examples
     ///
-    /// See [`Executor::thread`].
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::new()?;
+    /// let fails = executor.thread(&Netns::current()?, |_stop| -> () { panic!("no socket") })?;
+    /// assert!(fails.join().unwrap_err().is_panic());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn join(self) -> Result<T> {
         self.job.join()
     }

@@ -70,6 +70,16 @@ impl Builder {
     /// While some of them wait for jobs of their own elsewhere, others stand in for
     /// them, so for a while there can be more: a nested call never waits for the very
     /// thread that made it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Executor;
+    ///
+    /// // Probes of a network wait most of their time: eight of them beside each other.
+    /// let executor = Executor::builder().workers_per_netns(8).build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn workers_per_netns(mut self, workers: usize) -> Self {
         self.config.workers_per_netns = workers;
         self
@@ -82,6 +92,16 @@ impl Builder {
     /// are busy, the caller waits. Workers that stand in for blocked ones, and
     /// those that a job's own calls need, are started beyond the limit: waiting
     /// for room there could be waiting for oneself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Executor;
+    ///
+    /// // A thousand namespaces, and no more than 256 threads for all of them.
+    /// let executor = Executor::builder().max_workers(256).build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn max_workers(mut self, workers: usize) -> Self {
         self.config.max_workers = Some(workers);
         self
@@ -89,6 +109,16 @@ impl Builder {
 
     /// Sets how many jobs wait in a namespace's queue before callers wait, or
     /// [`try_spawn`](Executor::try_spawn) refuses. Default: 64.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Executor;
+    ///
+    /// // Callers had better notice early that a namespace is slow.
+    /// let executor = Executor::builder().queue_depth(4).build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn queue_depth(mut self, jobs: usize) -> Self {
         self.config.queue_depth = jobs;
         self
@@ -98,12 +128,35 @@ impl Builder {
     /// Default: 10 seconds.
     ///
     /// A worker keeps its namespace alive, as every thread does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Executor;
+    ///
+    /// // Three namespaces that never go: their workers are always at hand.
+    /// let executor = Executor::builder().idle_timeout(None).build()?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.config.idle_timeout = timeout;
         self
     }
 
     /// Sets the size of the workers' stacks, in bytes. Default: 2 MiB.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::hint::black_box;
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// // For a parser that recurses deeply, or has large arrays.
+    /// let executor = Executor::builder().stack_size(64 << 20).build()?;
+    /// let len = executor.run(&Netns::current()?, || black_box([1_u8; 4 << 20]).len())?;
+    /// assert_eq!(len, 4 << 20);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.config.stack_size = bytes;
         self
@@ -111,6 +164,19 @@ impl Builder {
 
     /// Sets how the names of the workers' threads begin. Default: `ns`, which
     /// makes `ns:blue/0`; ps(1) shows 15 bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::builder().name_prefix("proxy").build()?;
+    /// let name = executor.run(&Netns::current()?, || {
+    ///     std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default()
+    /// })?;
+    /// assert!(name.starts_with("proxy:"), "{name}");
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn name_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.config.name_prefix = prefix.into();
         self
@@ -118,6 +184,20 @@ impl Builder {
 
     /// Sets what keeps a job from moving its thread or leaving threads behind.
     /// Default: [`Guard::Seal`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Guard, Netns};
+    ///
+    /// // Jobs may start threads, and have to join them.
+    /// let executor = Executor::builder().guard(Guard::Detect).build()?;
+    /// let answer = executor.run(&Netns::current()?, || {
+    ///     std::thread::spawn(|| 6 * 7).join().expect("it does not panic")
+    /// })?;
+    /// assert_eq!(answer, 42);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn guard(mut self, guard: Guard) -> Self {
         self.guard = guard;
         self
@@ -349,6 +429,16 @@ impl Builder {
     /// # Panics
     ///
     /// With the panic of a [`prewarm`](Builder::prewarm) closure.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Executor;
+    ///
+    /// let error = Executor::builder().queue_depth(0).build().unwrap_err();
+    /// assert!(error.is_invalid_input());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn build(mut self) -> Result<Executor> {
         let mut config = self.config;
         let nonsense = |what| Err(Error::new(Kind::Invalid, what));

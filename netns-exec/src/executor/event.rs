@@ -8,6 +8,22 @@ use crate::netns::NetnsId;
 ///
 /// A [thread beside the pool](crate::Executor::thread) is no worker, and what it runs is a
 /// job: it is told of when that has ended.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::{Event, Executor};
+///
+/// let executor = Executor::builder()
+///     .on_event(|event| match event {
+///         Event::WorkerStarted { label, .. } => println!("{label}: a worker has started"),
+///         Event::JobEnded { label, panicked: true, .. } => eprintln!("{label}: a job panicked"),
+///         Event::WorkerRetired { label, unfit: true, .. } => eprintln!("{label}: a job did harm"),
+///         _ => {}
+///     })
+///     .build()?;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {

@@ -186,7 +186,20 @@ impl Pinned {
     ///
     /// # Examples
     ///
-    /// See [`Executor::spawn_local`].
+    /// ```
+    /// # use std::cell::Cell;
+    /// # use netns_exec::Pinned;
+    /// # async fn f(blue: &Pinned) -> netns_exec::Result<()> {
+    /// // Made on the worker, so that it may hold what cannot cross threads.
+    /// let count = blue.spawn_local(|| async {
+    ///     let seen = Cell::new(0);
+    ///     seen.set(seen.get() + 1);
+    ///     seen.get()
+    /// });
+    /// assert_eq!(count.await?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn spawn_local<F>(
         &self,
         build: impl FnOnce() -> F + Send + 'static,

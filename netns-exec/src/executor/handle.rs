@@ -89,7 +89,22 @@ pub struct JoinHandle<T> {
 ///
 /// # Examples
 ///
-/// See [`Executor::scope`](crate::Executor::scope).
+/// ```no_run
+/// use netns_exec::{Executor, Netns, ScopedJoinHandle};
+///
+/// let executor = Executor::new()?;
+/// let all = [Netns::open("blue")?, Netns::open("green")?];
+/// let wanted = String::from("eth0");
+/// executor.scope(|scope| {
+///     let look = |netns| scope.spawn(netns, || std::path::Path::new("/sys/class/net").join(&wanted).exists());
+///     let handles = all.iter().map(look).collect::<Result<Vec<ScopedJoinHandle<'_, bool>>, _>>()?;
+///     for (netns, handle) in all.iter().zip(handles) {
+///         println!("{netns}: {}", handle.join()?);
+///     }
+///     Ok::<_, netns_exec::Error>(())
+/// })?;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 pub struct ScopedJoinHandle<'s, T> {
     task: TaskHandle<'s, T>,
 }
@@ -160,6 +175,18 @@ impl<T> JoinHandle<T> {
     /// [`is_panic`](crate::Error::is_panic) with the payload when the job panicked,
     /// [`is_cancelled`](crate::Error::is_cancelled) when it never ran, and what the
     /// [`Guard`](crate::Guard) found, see [`Executor::run`](crate::Executor::run).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::new()?;
+    /// let handle = executor.spawn(&Netns::current()?, || -> () { panic!("no route") })?;
+    /// let error = handle.join().unwrap_err();
+    /// assert!(error.is_panic(), "{error}");
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn join(mut self) -> Result<T> {
         wait(&self.task, None)?;
         self.task.take_result()
@@ -176,6 +203,23 @@ impl<T> JoinHandle<T> {
     ///
     /// The handle, when the time has run out. The inner result is that of
     /// [`join`](JoinHandle::join).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use std::time::Duration;
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let executor = Executor::new()?;
+    /// let (go, wait) = mpsc::channel();
+    /// let handle = executor.spawn(&Netns::current()?, move || wait.recv())?;
+    /// // Not yet: the handle comes back.
+    /// let handle = handle.join_timeout(Duration::from_millis(1)).unwrap_err();
+    /// go.send(42).expect("the job waits");
+    /// assert_eq!(handle.join()?, Ok(42));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn join_timeout(mut self, timeout: Duration) -> Result<Result<T>, JoinHandle<T>> {
         // A time that is out of range is one that never comes.
         let deadline = Instant::now().checked_add(timeout);
@@ -187,6 +231,19 @@ impl<T> JoinHandle<T> {
     }
 
     /// Tells whether the job is over: ended, or cancelled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::JoinHandle;
+    /// # fn f(mut pending: Vec<JoinHandle<u32>>) -> netns_exec::Result<()> {
+    /// // Takes what has ended, and looks after the others later.
+    /// for handle in pending.extract_if(.., |handle| handle.is_finished()) {
+    ///     println!("{}", handle.join()?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn is_finished(&self) -> bool {
         self.task.is_over()
     }
@@ -196,6 +253,23 @@ impl<T> JoinHandle<T> {
     ///
     /// A cancelled job never runs; its closure is dropped on the worker it was
     /// made for, when its turn comes. So is a future, between two polls.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let (executor, here) = (Executor::new()?, Netns::current()?);
+    /// let (go, wait) = mpsc::channel::<()>();
+    /// let first = executor.spawn(&here, move || wait.recv().is_err())?;
+    /// // Queued behind it, for the one worker.
+    /// let second = executor.spawn(&here, || unreachable!("it was cancelled"))?;
+    /// assert!(second.cancel());
+    /// drop(go);
+    /// assert!(first.join()?);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn cancel(&self) -> bool {
         self.task.cancel()
     }
@@ -241,17 +315,64 @@ impl<'s, T> ScopedJoinHandle<'s, T> {
     /// # Errors
     ///
     /// See [`JoinHandle::join`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let (executor, here) = (Executor::new()?, Netns::current()?);
+    /// let ports = [80, 443];
+    /// let sum = executor.scope(|scope| scope.spawn(&here, || ports.iter().sum::<u16>())?.join())?;
+    /// assert_eq!(sum, 523);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn join(mut self) -> Result<T> {
         wait(&self.task, None)?;
         self.task.take_result()
     }
 
     /// Tells whether the job is over: ended, or cancelled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let (executor, here) = (Executor::new()?, Netns::current()?);
+    /// let done = executor.scope(|scope| {
+    ///     let handle = scope.spawn(&here, || 6 * 7)?;
+    ///     while !handle.is_finished() {
+    ///         std::thread::yield_now(); // or a round of work of its own
+    ///     }
+    ///     handle.join()
+    /// })?;
+    /// assert_eq!(done, 42);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_finished(&self) -> bool {
         self.task.is_over()
     }
 
     /// Cancels the job if it has not started; tells whether it did.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let (executor, here) = (Executor::new()?, Netns::current()?);
+    /// let found = executor.scope(|scope| {
+    ///     let handles = (0..4).map(|n| scope.spawn(&here, move || n)).collect::<Result<Vec<_>, _>>()?;
+    ///     let mut handles = handles.into_iter();
+    ///     let first = handles.next().map(|handle| handle.join());
+    ///     // The first answer is enough: what is still queued need not run.
+    ///     handles.for_each(|handle| drop(handle.cancel()));
+    ///     first.expect("four were asked")
+    /// })?;
+    /// assert_eq!(found, 0);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn cancel(&self) -> bool {
         self.task.cancel()
     }

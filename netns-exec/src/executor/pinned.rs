@@ -30,7 +30,23 @@ use crate::netns::{Netns, NetnsId, WeakNetns};
 ///
 /// # Examples
 ///
-/// See [`Executor::pin`].
+/// ```no_run
+/// use netns_exec::{Executor, Netns, Pinned};
+///
+/// /// A proxy's way into one container.
+/// struct Backend {
+///     netns: Pinned,
+/// }
+///
+/// impl Backend {
+///     fn dial(&self) -> std::io::Result<std::net::TcpStream> {
+///         self.netns.run(|| std::net::TcpStream::connect("127.0.0.1:80"))?
+///     }
+/// }
+/// let backend = Backend { netns: Executor::global().pin(&Netns::open("blue")?)? };
+/// backend.dial()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Pinned {
     executor: Executor,
     netns: WeakNetns,
@@ -115,7 +131,18 @@ impl Pinned {
     ///
     /// # Examples
     ///
-    /// See [`Executor::pin`].
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let here = Executor::new()?.pin(&Netns::current()?)?;
+    /// let mut sockets = Vec::new();
+    /// for _ in 0..3 {
+    ///     // Always the same worker, and what it makes goes to the caller.
+    ///     here.run(|| sockets.push(std::net::UdpSocket::bind("127.0.0.1:0")))?;
+    /// }
+    /// assert_eq!(sockets.len(), 3);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     #[inline]
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         let registry = self.executor.registry();
@@ -167,7 +194,16 @@ impl Pinned {
     ///
     /// # Examples
     ///
-    /// See [`Executor::pin_async`].
+    /// ```
+    /// # use netns_exec::Pinned;
+    /// # async fn f(blue: &Pinned) -> netns_exec::Result<()> {
+    /// // Awaits room in the queue, and then the result.
+    /// let handle = blue.spawn_async(|| std::net::TcpListener::bind("0.0.0.0:80")).await?;
+    /// let listener = handle.await?;
+    /// # let _ = listener;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn spawn_async<F, T>(
         &self,
         f: F,
@@ -244,7 +280,17 @@ impl Pinned {
     ///
     /// # Examples
     ///
-    /// See [`Executor::try_spawn`].
+    /// ```
+    /// # use netns_exec::{Pinned, TrySpawnError};
+    /// # fn f(blue: &Pinned, packet: Vec<u8>) -> netns_exec::Result<()> {
+    /// match blue.try_spawn(move || packet.len()) {
+    ///     Ok(handle) => drop(handle),
+    ///     Err(TrySpawnError::Full(_)) => println!("dropped: the namespace is busy"),
+    ///     Err(error) => return Err(error.into_error()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn try_spawn<F, T>(&self, f: F) -> Result<JoinHandle<T>, TrySpawnError<F>>
     where
         F: FnOnce() -> T + Send + 'static,

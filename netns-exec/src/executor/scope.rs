@@ -125,7 +125,20 @@ impl<'s> Scope<'s, '_> {
     ///
     /// # Examples
     ///
-    /// See [`Executor::scope`].
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let (executor, here) = (Executor::new()?, Netns::current()?);
+    /// let names = [String::from("lo"), String::from("eth0")];
+    /// executor.scope(|scope| {
+    ///     for name in &names {
+    ///         // The end of the scope waits for them.
+    ///         drop(scope.spawn(&here, move || println!("{name}"))?);
+    ///     }
+    ///     Ok::<_, netns_exec::Error>(())
+    /// })?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn spawn<T: Send + 's>(
         &'s self,
         netns: &Netns,

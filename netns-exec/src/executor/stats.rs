@@ -7,6 +7,18 @@ use crate::netns::NetnsId;
 /// The figures are read one after the other while work goes on; each is exact by
 /// itself. Jobs that ran inline, because their caller already was on a worker of
 /// their namespace, are part of the job that called them and not counted.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::{Executor, Netns};
+///
+/// let executor = Executor::new()?;
+/// executor.run(&Netns::current()?, || ())?;
+/// let stats = executor.stats();
+/// assert_eq!((stats.workers, stats.queued, stats.panicked), (1, 0, 0));
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -39,6 +51,18 @@ pub struct Stats {
 
 /// The part of [`Stats`] that belongs to one namespace, since its first worker
 /// started.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::Executor;
+/// # fn f(executor: &Executor) {
+/// let longest = executor.stats().per_netns.into_iter().max_by_key(|netns| netns.queued);
+/// if let Some(netns) = longest.filter(|netns| netns.queued > 0) {
+///     println!("{}: {} jobs wait for {} workers", netns.label, netns.queued, netns.workers);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NetnsStats {

@@ -457,6 +457,23 @@ fn try_queue(
 
 /// Why [`try_spawn`](crate::Executor::try_spawn) did not accept a closure, which
 /// it gives back.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::{Executor, Netns, TrySpawnError};
+/// # fn f(executor: &Executor, blue: &Netns) -> netns_exec::Result<()> {
+/// let mut job = || println!("done");
+/// // Goes on with its own work while the namespace has no room.
+/// while let Err(error) = executor.try_spawn(blue, job) {
+///     job = match error {
+///         TrySpawnError::Full(job) => job,
+///         error => return Err(error.into_error()),
+///     };
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[non_exhaustive]
 pub enum TrySpawnError<F> {
     /// The namespace's queue is full, or it has no worker and the limit of

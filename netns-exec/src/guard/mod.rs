@@ -94,6 +94,19 @@ use crate::sys::view::Place;
 /// policy lets jobs create children. One that a job starts by itself
 /// (`std::process::Command`) is born in the job's namespace. What it inherits
 /// from a sealed thread is said at [`Seal`](Guard::Seal).
+///
+/// # Examples
+///
+/// ```
+/// use std::thread;
+/// use netns_exec::{Executor, Guard, Netns};
+///
+/// // The default: a job that asks for a thread gets an error.
+/// let executor = Executor::builder().guard(Guard::Seal).build()?;
+/// let started = executor.run(&Netns::current()?, || thread::Builder::new().spawn(|| ()).is_ok())?;
+/// assert!(!started);
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Guard {

@@ -123,6 +123,22 @@ impl<P: Runs> Runs for &P {
 }
 
 /// A [`Place`] whose sockets do not block, see [`nonblocking`].
+///
+/// # Examples
+///
+/// ```no_run
+/// use netns_exec::Netns;
+/// use netns_exec::net::{self, NonBlocking};
+///
+/// /// All of this program's sockets go to a runtime.
+/// fn place(netns: &Netns) -> NonBlocking<&Netns> {
+///     net::nonblocking(netns)
+/// }
+/// let blue = Netns::open("blue")?;
+/// let listener = net::tcp_listen(place(&blue), ([0, 0, 0, 0], 80))?;
+/// # let _ = listener;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct NonBlocking<P>(P);
 

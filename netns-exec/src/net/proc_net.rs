@@ -130,7 +130,14 @@ impl Netns {
     ///
     /// # Examples
     ///
-    /// See [`ProcNet`].
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// let net = Netns::current()?.proc_net()?;
+    /// let devices = std::fs::read_to_string(net.join("dev")).expect("its worker is there");
+    /// assert!(devices.contains("lo:"));
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn proc_net(&self) -> Result<ProcNet> {
         Executor::global().pin(self)?.proc_net()
     }

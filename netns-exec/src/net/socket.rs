@@ -398,7 +398,15 @@ pub async fn unix_abstract_async(
 ///
 /// # Examples
 ///
-/// See [`unix_abstract`].
+/// ```no_run
+/// use std::io::Write;
+/// use netns_exec::{Netns, net};
+///
+/// // A D-Bus or X11 socket of a container, which no path leads to.
+/// let mut stream = net::unix_abstract_connect(&Netns::open("blue")?, "/tmp/.X11-unix/X0")?;
+/// stream.write_all(b"l")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn unix_abstract_connect(place: impl Place, name: impl AsRef<[u8]>) -> Result<UnixStream> {
     let name = name.as_ref();
     let attempt = Attempt {

@@ -17,6 +17,24 @@ use crate::netns::{Netns, NetnsId};
 use crate::sys::{self, has_run_out};
 
 /// A kind of socket that a [`SocketStock`] has.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::{Executor, Netns};
+/// use netns_exec::net::{SocketKind, SocketStock};
+///
+/// let stock = SocketStock::builder()
+///     .kinds([SocketKind::Tcp4, SocketKind::Tcp6])
+///     .build(&Executor::new()?, &Netns::current()?)?;
+/// let peer: std::net::SocketAddr = "192.0.2.1:443".parse().unwrap();
+/// let socket = stock.take(match peer.is_ipv4() {
+///     true => SocketKind::Tcp4,
+///     false => SocketKind::Tcp6,
+/// })?;
+/// # let _ = socket;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SocketKind {
@@ -134,7 +152,14 @@ impl SocketStock {
     ///
     /// # Examples
     ///
-    /// See [`SocketStock`].
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// use netns_exec::net::{SocketKind, SocketStock};
+    ///
+    /// # let (executor, blue) = (Executor::new()?, Netns::open("blue")?);
+    /// let stock = SocketStock::builder().kinds([SocketKind::Udp4]).build(&executor, &blue)?;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn builder() -> StockBuilder {
         StockBuilder {
             kinds: Vec::new(),
@@ -166,7 +191,19 @@ impl SocketStock {
     ///
     /// # Examples
     ///
-    /// See [`SocketStock`].
+    /// ```
+    /// use std::net::UdpSocket;
+    /// use netns_exec::{Executor, Netns};
+    /// use netns_exec::net::{SocketKind, SocketStock};
+    ///
+    /// let stock = SocketStock::builder()
+    ///     .kinds([SocketKind::Udp4])
+    ///     .build(&Executor::new()?, &Netns::current()?)?;
+    /// let socket = UdpSocket::from(stock.take(SocketKind::Udp4)?);
+    /// assert!(stock.take(SocketKind::Tcp6).unwrap_err().is_invalid_input());
+    /// # let _ = socket;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     #[inline]
     pub fn take(&self, kind: SocketKind) -> Result<OwnedFd> {
         let index = self.index(kind)?;
@@ -249,7 +286,12 @@ impl SocketStock {
     ///
     /// # Examples
     ///
-    /// See [`fill`](SocketStock::fill).
+    /// ```
+    /// # use netns_exec::net::{SocketKind, SocketStock};
+    /// # fn f(stock: &SocketStock) {
+    /// println!("{} of {}", stock.on_hand(SocketKind::Tcp4), SocketStock::process_total());
+    /// # }
+    /// ```
     pub fn on_hand(&self, kind: SocketKind) -> usize {
         self.index(kind)
             .map_or(0, |index| self.inner.shelf.count(index))
@@ -527,7 +569,14 @@ impl StockBuilder {
     ///
     /// # Examples
     ///
-    /// See [`StockBuilder`].
+    /// ```
+    /// use netns_exec::{Executor, Netns, net::SocketStock};
+    ///
+    /// // Without one there is nothing to make.
+    /// let error = SocketStock::builder().kinds([]).build(&Executor::new()?, &Netns::current()?);
+    /// assert!(error.unwrap_err().is_invalid_input());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn kinds(mut self, kinds: impl IntoIterator<Item = SocketKind>) -> Self {
         self.kinds
             .extend(kinds.into_iter().map(|kind| (kind, None)));
@@ -571,7 +620,13 @@ impl StockBuilder {
     ///
     /// # Examples
     ///
-    /// See [`StockBuilder`].
+    /// ```
+    /// use netns_exec::net::{SocketKind, SocketStock};
+    ///
+    /// // For bursts of two hundred connections.
+    /// let stock = SocketStock::builder().kinds([SocketKind::Tcp4]).marks(64, 256);
+    /// # let _ = stock;
+    /// ```
     pub fn marks(mut self, low: usize, high: usize) -> Self {
         (self.low, self.high) = (low, high);
         self
@@ -582,7 +637,16 @@ impl StockBuilder {
     ///
     /// # Examples
     ///
-    /// See [`StockBuilder`].
+    /// ```
+    /// use std::time::Duration;
+    /// use netns_exec::net::{SocketKind, SocketStock};
+    ///
+    /// // A quiet namespace keeps no descriptors for long.
+    /// let stock = SocketStock::builder()
+    ///     .kinds([SocketKind::Tcp4])
+    ///     .idle_timeout(Some(Duration::from_secs(1)));
+    /// # let _ = stock;
+    /// ```
     pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.idle = timeout;
         self
@@ -592,7 +656,19 @@ impl StockBuilder {
     ///
     /// # Examples
     ///
-    /// See [`SocketStock`].
+    /// ```
+    /// use std::net::UdpSocket;
+    /// use netns_exec::{Executor, Netns};
+    /// use netns_exec::net::{SocketKind, SocketStock};
+    ///
+    /// let stock = SocketStock::builder()
+    ///     .kinds([SocketKind::Udp4])
+    ///     .nonblocking(true)
+    ///     .build(&Executor::new()?, &Netns::current()?)?;
+    /// let socket = UdpSocket::from(stock.take(SocketKind::Udp4)?);
+    /// assert!(socket.recv(&mut [0; 9]).is_err()); // at once
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn nonblocking(mut self, nonblocking: bool) -> Self {
         self.nonblocking = nonblocking;
         self
@@ -614,7 +690,18 @@ impl StockBuilder {
     ///
     /// # Examples
     ///
-    /// See [`SocketStock`].
+    /// ```
+    /// use netns_exec::{Executor, Netns};
+    /// use netns_exec::net::{SocketKind, SocketStock};
+    ///
+    /// let stock = SocketStock::builder()
+    ///     .kinds([SocketKind::Tcp4])
+    ///     .build(&Executor::new()?, &Netns::current()?)?;
+    /// // Filled beside the caller; this waits for it.
+    /// stock.fill()?;
+    /// assert_eq!(stock.on_hand(SocketKind::Tcp4), 64);
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn build(self, executor: &Executor, netns: &Netns) -> Result<SocketStock> {
         let makers = self.makers()?;
         let shelf = Arc::new(Shelf::new(makers.len(), self.low, self.high));

@@ -76,7 +76,16 @@ impl Netns {
     ///
     /// # Examples
     ///
-    /// See [`create_async`](Netns::create_async).
+    /// ```
+    /// # use netns_exec::Netns;
+    /// # async fn f() -> netns_exec::Result<()> {
+    /// match Netns::delete_async("blue").await {
+    ///     Err(error) if error.is_not_found() => {}
+    ///     deleted => deleted?,
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn delete_async(
         name: impl AsRef<OsStr>,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
@@ -96,7 +105,14 @@ impl Netns {
     ///
     /// # Examples
     ///
-    /// See [`new_async`](Netns::new_async).
+    /// ```
+    /// # use netns_exec::Netns;
+    /// # async fn f() -> netns_exec::Result<()> {
+    /// let sandbox = Netns::new_async().await?;
+    /// sandbox.set_loopback_up_async().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn set_loopback_up_async(&self) -> impl Future<Output = Result<()>> + Send + use<> {
         let netns = self.clone();
         let attempt = format!("cannot bring lo up in netns `{netns}`");

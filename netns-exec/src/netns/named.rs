@@ -221,7 +221,16 @@ impl Netns {
     ///
     /// # Examples
     ///
-    /// See [`create_at`](Netns::create_at).
+    /// ```
+    /// use netns_exec::Netns;
+    ///
+    /// // What an earlier run of the program left, if it did.
+    /// match Netns::delete_at("/run/myd/blue") {
+    ///     Err(error) if error.is_not_found() => {}
+    ///     deleted => deleted?,
+    /// }
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn delete_at(path: impl AsRef<Path>) -> Result<()> {
         let (path, attempt) = absolute(path.as_ref(), "delete")?;
         Home::get()?.call(move || remove(&path, &attempt))

@@ -24,7 +24,17 @@ use crate::error::Result;
 ///
 /// # Examples
 ///
-/// See [`Netns::create_owned`].
+/// ```no_run
+/// use netns_exec::{Netns, OwnedNetns};
+///
+/// /// The sandbox of one test: gone with it, whether that passes or panics.
+/// struct Sandbox {
+///     netns: OwnedNetns,
+/// }
+/// let sandbox = Sandbox { netns: Netns::create_owned("test-4711")? };
+/// sandbox.netns.set_loopback_up()?;
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[must_use = "dropped at once, it takes its name away again"]
 pub struct OwnedNetns {
     netns: Netns,

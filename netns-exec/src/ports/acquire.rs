@@ -27,6 +27,24 @@ use crate::home::Home;
 /// # Panics
 ///
 /// When polled again after it was ready.
+///
+/// # Examples
+///
+/// ```
+/// use std::net::Ipv4Addr;
+/// use netns_exec::ports::{Acquire, Allocator, Ports, Protocol};
+/// use netns_exec::{Executor, Netns};
+///
+/// let ports = Allocator::new(&Executor::new()?);
+/// let pending: Acquire = ports
+///     .request(Protocol::Tcp)
+///     .on(&Netns::current()?, [Ipv4Addr::LOCALHOST.into()])
+///     .ports(Ports::Exact(8080))
+///     .acquire_async();
+/// // Never polled: nothing was asked for.
+/// drop(pending);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "a future does nothing until it is polled"]
 pub struct Acquire {
     progress: Progress,

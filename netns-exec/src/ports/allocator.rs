@@ -17,6 +17,19 @@ use crate::netns::NetnsId;
 /// Leases ports. Clones share one table.
 ///
 /// It keeps its executor running, and no namespace alive.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::Executor;
+/// use netns_exec::ports::{Allocator, Protocol};
+///
+/// let ports = Allocator::new(&Executor::new()?);
+/// // One for each part of the program, and one table for all.
+/// let of_another_part = ports.clone();
+/// # let _ = of_another_part.request(Protocol::Tcp);
+/// # Ok::<(), netns_exec::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Allocator {
     holds: Arc<Holds>,
@@ -25,6 +38,17 @@ pub struct Allocator {
 
 /// One entry of an allocator's table: a port that is leased at one address of
 /// one namespace.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::ports::{Allocator, Leased};
+/// # fn f(ports: &Allocator) {
+/// for Leased { netns, protocol, addr, port, .. } in ports.leased() {
+///     println!("{netns} {protocol} {addr}:{port}");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct Leased {
@@ -41,11 +65,33 @@ pub struct Leased {
 impl Allocator {
     /// Makes an allocator whose sockets are opened by the workers of
     /// `executor`, and whose walks begin at a random place.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::{Executor, ports::Allocator};
+    ///
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// assert!(ports.leased().is_empty());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn new(executor: &Executor) -> Allocator {
         Allocator::starting_at(executor, Start::default())
     }
 
     /// Makes an allocator whose first walk over a range begins at `start`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Executor;
+    /// use netns_exec::ports::{Allocator, Start};
+    ///
+    /// // As a test wants it, which looks at the numbers.
+    /// let ports = Allocator::starting_at(&Executor::new()?, Start::Beginning);
+    /// # let _ = ports;
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn starting_at(executor: &Executor, start: Start) -> Allocator {
         Allocator {
             holds: Holds::new(start),
@@ -54,12 +100,42 @@ impl Allocator {
     }
 
     /// Begins a request for one port.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::Ipv4Addr;
+    /// use netns_exec::ports::{Allocator, Gate, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let here = Netns::current()?;
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Udp)
+    ///     .on(&here, [Ipv4Addr::LOCALHOST.into()])
+    ///     .ports(Ports::Dynamic { of: &here })
+    ///     .gate(Gate::Queue)
+    ///     .acquire()?;
+    /// assert_eq!(ports.leased().len(), 1);
+    /// # drop(lease);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn request(&self, protocol: Protocol) -> Request {
         Request::new(self.holds.clone(), self.executor.clone(), protocol)
     }
 
     /// Returns what is leased at present, in order of namespace, protocol, port
     /// and address.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::{Netns, ports::Allocator};
+    /// # fn f(ports: &Allocator, blue: &Netns) {
+    /// let in_blue = ports.leased().into_iter().filter(|leased| leased.netns == blue.id());
+    /// println!("{} ports of {blue} are leased", in_blue.count());
+    /// # }
+    /// ```
     pub fn leased(&self) -> Vec<Leased> {
         let leased = |(port, binding): (u16, Binding)| Leased {
             netns: binding.netns,

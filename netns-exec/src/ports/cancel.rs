@@ -9,6 +9,33 @@ use crate::executor::current;
 
 /// Gives up the requests it was handed to with
 /// [`Request::cancel`](super::Request::cancel), from any thread.
+///
+/// # Examples
+///
+/// ```
+/// use std::net::Ipv4Addr;
+/// use std::time::Duration;
+/// use netns_exec::ports::{Allocator, Cancel, Gate, Ports, Protocol};
+/// use netns_exec::{Executor, Netns};
+///
+/// let here = Netns::current()?;
+/// let ports = Allocator::new(&Executor::new()?);
+/// let request = |ports: &Allocator| {
+///     let request = ports.request(Protocol::Udp).gate(Gate::Queue);
+///     request.on(&here, [Ipv4Addr::LOCALHOST.into()])
+/// };
+/// let lease = request(&ports).ports(Ports::Dynamic { of: &here }).acquire()?;
+///
+/// let give_up = Cancel::new();
+/// let waits = request(&ports)
+///     .ports(Ports::Exact(lease.port()))
+///     .retry_for(Duration::from_secs(600))
+///     .cancel(&give_up);
+/// let waiting = std::thread::spawn(|| waits.acquire());
+/// give_up.cancel();
+/// assert!(waiting.join().unwrap().unwrap_err().is_cancelled());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Token>);
 
@@ -68,6 +95,14 @@ struct TokenState {
 
 impl Cancel {
     /// Makes a token that no request knows yet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::ports::Cancel;
+    ///
+    /// assert!(!Cancel::new().is_cancelled());
+    /// ```
     pub fn new() -> Cancel {
         Cancel::default()
     }
@@ -75,11 +110,35 @@ impl Cancel {
     /// Makes the requests end with
     /// [`ErrorKind::Cancelled`](super::ErrorKind::Cancelled), and give back
     /// what they have so far. A lease that exists is not touched.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Cancel, Request};
+    /// # fn f(request: Request) {
+    /// let shutdown = Cancel::new();
+    /// let request = request.cancel(&shutdown);
+    /// // From a signal's thread, say.
+    /// shutdown.cancel();
+    /// assert!(request.acquire().unwrap_err().is_cancelled());
+    /// # }
+    /// ```
     pub fn cancel(&self) {
         self.0.cancel();
     }
 
     /// Tells whether [`cancel`](Self::cancel) was called.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::ports::Cancel;
+    ///
+    /// let shutdown = Cancel::new();
+    /// let elsewhere = shutdown.clone();
+    /// shutdown.cancel();
+    /// assert!(elsewhere.is_cancelled());
+    /// ```
     pub fn is_cancelled(&self) -> bool {
         self.0.state.lock().cancelled
     }

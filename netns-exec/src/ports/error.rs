@@ -14,6 +14,20 @@ use super::protocol::Protocols;
 use crate::error::reason;
 
 /// The step at which a member of a lease failed.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::ports::{Error, Stage};
+/// # fn f(error: &Error) {
+/// match error.stage() {
+///     Some(Stage::Bind) => println!("the port is taken, or needs a privilege"),
+///     Some(Stage::Listen) => println!("the port is shared, and another socket listens"),
+///     Some(Stage::Filter) => println!("needs CAP_NET_ADMIN, or another gate"),
+///     stage => println!("{stage:?}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stage {
@@ -35,6 +49,20 @@ pub enum Stage {
 }
 
 /// What kind of failure an [`Error`] reports.
+///
+/// # Examples
+///
+/// ```
+/// # use std::process::ExitCode;
+/// # use netns_exec::ports::{Error, ErrorKind};
+/// # fn f(error: &Error) -> ExitCode {
+/// match error.kind() {
+///     ErrorKind::Invalid => ExitCode::from(2), // the command line is wrong
+///     ErrorKind::AlreadyLeased | ErrorKind::Exhausted => ExitCode::from(3), // come again later
+///     _ => ExitCode::FAILURE,
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -60,6 +88,18 @@ pub enum ErrorKind {
 /// What became of the ports that a request looked at.
 ///
 /// With a budget of several laps the numbers are sums over all laps.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::ports::Error;
+/// # fn f(error: &Error) {
+/// let counts = error.counts();
+/// if counts.denied == counts.tried {
+///     println!("no privilege for any of {} ports", counts.tried);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
@@ -270,26 +310,83 @@ impl Error {
     }
 
     /// Returns what kind of failure this is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{ErrorKind, Error, Lease, Request};
+    /// # fn f(request: Request, fallback: Request) -> Result<Lease, Error> {
+    /// match request.acquire() {
+    ///     Err(error) if error.kind() == ErrorKind::Exhausted => fallback.acquire(),
+    ///     outcome => outcome,
+    /// }
+    /// # }
+    /// ```
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
     /// Returns the member that failed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::Error;
+    /// # fn f(error: &Error) {
+    /// if let Some(endpoint) = error.endpoint() {
+    ///     println!("it was {}'s fault", endpoint.label());
+    /// }
+    /// # }
+    /// ```
     pub fn endpoint(&self) -> Option<&Endpoint> {
         (self.0.endpoint.as_ref()).or_else(|| self.last().and_then(Error::endpoint))
     }
 
     /// Returns the port that failed last.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::Error;
+    /// # fn f(error: &Error) {
+    /// if let Some(port) = error.port().filter(|_| error.is_in_use()) {
+    ///     println!("`ss -ltnup sport = :{port}` says by which program");
+    /// }
+    /// # }
+    /// ```
     pub fn port(&self) -> Option<u16> {
         (self.0.port).or_else(|| self.last().and_then(Error::port))
     }
 
     /// Returns the step at which the kernel refused.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Error, Stage};
+    /// # fn f(error: &Error) {
+    /// if error.stage() == Some(Stage::Listen) {
+    ///     println!("another socket with SO_REUSEADDR was bound there before");
+    /// }
+    /// # }
+    /// ```
     pub fn stage(&self) -> Option<Stage> {
         (self.0.stage).or_else(|| self.last().and_then(Error::stage))
     }
 
     /// Returns the errno, where the kernel refused.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::Error;
+    /// # fn f(error: &Error) {
+    /// const EADDRNOTAVAIL: i32 = 99;
+    /// if error.raw_os_error() == Some(EADDRNOTAVAIL) {
+    ///     println!("no device has that address (yet): see Request::free_bind");
+    /// }
+    /// # }
+    /// ```
     pub fn raw_os_error(&self) -> Option<i32> {
         match &self.0.cause {
             Cause::None => None,
@@ -301,12 +398,44 @@ impl Error {
 
     /// Tells whether the request makes no sense, whatever the state of the
     /// system.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::Executor;
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    ///
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// // In which namespace?
+    /// let error = ports.request(Protocol::Tcp).ports(Ports::Exact(80)).acquire().unwrap_err();
+    /// assert!(error.is_invalid_input());
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     pub fn is_invalid_input(&self) -> bool {
         self.0.kind == ErrorKind::Invalid
     }
 
     /// Tells whether the port, or every port of the range, was in use: by
     /// another program (`EADDRINUSE`) or by another lease of the same allocator.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::{Ipv4Addr, UdpSocket};
+    /// use netns_exec::ports::{Allocator, Gate, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let other = UdpSocket::bind("127.0.0.1:0")?;
+    /// let error = Allocator::new(&Executor::new()?)
+    ///     .request(Protocol::Udp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::LOCALHOST.into()])
+    ///     .ports(Ports::Exact(other.local_addr()?.port()))
+    ///     .gate(Gate::Queue)
+    ///     .acquire()
+    ///     .unwrap_err();
+    /// assert!(error.is_in_use());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn is_in_use(&self) -> bool {
         let is_leased = match self.0.kind {
             ErrorKind::AlreadyLeased => true,
@@ -317,21 +446,72 @@ impl Error {
     }
 
     /// Tells whether a privilege was missing (`EPERM` or `EACCES`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::Error;
+    /// # fn f(error: &Error) {
+    /// if error.is_permission_denied() {
+    ///     println!("needs CAP_NET_BIND_SERVICE below 1024, and CAP_NET_ADMIN for Gate::Drop");
+    /// }
+    /// # }
+    /// ```
     pub fn is_permission_denied(&self) -> bool {
         matches!(self.raw_os_error(), Some(libc::EPERM | libc::EACCES))
     }
 
     /// Tells whether the time ran out first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::Ipv4Addr;
+    /// use std::time::Instant;
+    /// use netns_exec::ports::{Allocator, Budget, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let error = Allocator::new(&Executor::new()?)
+    ///     .request(Protocol::Tcp)
+    ///     .on(&Netns::current()?, [Ipv4Addr::LOCALHOST.into()])
+    ///     .ports(Ports::Range(33000..=33099))
+    ///     .budget(Budget::Deadline(Instant::now()))
+    ///     .acquire()
+    ///     .unwrap_err();
+    /// assert!(error.is_timed_out());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn is_timed_out(&self) -> bool {
         self.0.kind == ErrorKind::Deadline
     }
 
     /// Tells whether the request was given up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Error, Lease, Request};
+    /// # fn f(request: Request) -> Result<Option<Lease>, Error> {
+    /// match request.acquire() {
+    ///     Err(error) if error.is_cancelled() => Ok(None), // the program ends: no failure
+    ///     outcome => outcome.map(Some),
+    /// }
+    /// # }
+    /// ```
     pub fn is_cancelled(&self) -> bool {
         self.0.kind == ErrorKind::Cancelled
     }
 
     /// Returns what became of the ports that the request looked at.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::Error;
+    /// # fn f(error: &Error) {
+    /// println!("{}", error.counts()); // of 100 ports: how many were tried, leased, reserved
+    /// # }
+    /// ```
     pub fn counts(&self) -> Counts {
         self.0.counts
     }

@@ -1,6 +1,27 @@
 //! How clients are kept away from a port until it is put to use.
 
 /// What a client meets before [`activate`](super::Lease::activate).
+///
+/// # Examples
+///
+/// ```
+/// use std::net::{Ipv4Addr, TcpStream};
+/// use netns_exec::ports::{Allocator, Gate, Ports, Protocol};
+/// use netns_exec::{Executor, Netns};
+///
+/// let here = Netns::current()?;
+/// let lease = Allocator::new(&Executor::new()?)
+///     .request(Protocol::Tcp)
+///     .on(&here, [Ipv4Addr::LOCALHOST.into()])
+///     .ports(Ports::Dynamic { of: &here })
+///     .gate(Gate::Refuse)
+///     .acquire()?;
+/// let addr = lease.members()[0].local_addr();
+/// assert!(TcpStream::connect(addr).is_err());
+/// lease.activate()?;
+/// assert!(TcpStream::connect(addr).is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Gate {
@@ -32,6 +53,16 @@ impl Default for Gate {
 }
 
 /// What to do where the kernel refuses the filter of [`Gate::Drop`].
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::ports::{Fallback, Gate};
+///
+/// // With CAP_NET_ADMIN clients wait in silence, without it in the listener's queue.
+/// let gate = Gate::Drop { otherwise: Fallback::Queue };
+/// assert_ne!(gate, Gate::default());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fallback {
@@ -45,6 +76,17 @@ pub enum Fallback {
 }
 
 /// What a member's gate really is.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::ports::{GateState, Lease};
+/// # fn f(lease: &Lease) {
+/// if lease.members().iter().any(|member| member.gate() == GateState::Queueing) {
+///     println!("clients can connect already, and wait for the first accept");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GateState {

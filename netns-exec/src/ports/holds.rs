@@ -89,6 +89,19 @@ impl Holds {
 /// it, so that no other request is given it; dropping it frees the port.
 ///
 /// [`Allocator`]: super::Allocator
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::ports::Lease;
+/// # fn f(lease: Lease) {
+/// // The sockets go to the container's process; the number is its own until that ends.
+/// let (sockets, hold) = lease.split();
+/// drop(sockets);
+/// // ... much later
+/// drop(hold);
+/// # }
+/// ```
 pub struct Hold {
     holds: Arc<Holds>,
     generation: Generation,
@@ -98,6 +111,16 @@ pub struct Hold {
 
 impl Hold {
     /// Returns the port; of a block, the first one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::Lease;
+    /// # fn f(lease: Lease) {
+    /// let (sockets, hold) = lease.split();
+    /// println!("port {} stays reserved while {} sockets are handed on", hold.port(), sockets.len());
+    /// # }
+    /// ```
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -105,6 +128,16 @@ impl Hold {
     /// Frees what is held on one address, for every protocol, and keeps the rest.
     /// Returns `false` if that was done before or there is no such member; a newer
     /// hold on it is not disturbed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::{Netns, ports::Hold};
+    /// # fn f(hold: &mut Hold, blue: &Netns) {
+    /// // The container is gone, and with it its socket; the host's stays.
+    /// assert!(hold.release(blue.id(), [0, 0, 0, 0].into()));
+    /// # }
+    /// ```
     pub fn release(&mut self, netns: NetnsId, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
         let mut inner = self.holds.inner.lock();

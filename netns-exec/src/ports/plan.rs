@@ -17,6 +17,19 @@ use super::table::overlap;
 use crate::netns::Netns;
 
 /// Which ports a request may have.
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::{Netns, ports::{Ports, Request}};
+/// # fn f(request: Request, host: &Netns, asked: Option<u16>) -> Request {
+/// // As `docker run -p`: this port, or one of the host's choice.
+/// request.ports(match asked {
+///     Some(port) => Ports::Exact(port),
+///     None => Ports::Dynamic { of: host },
+/// })
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Ports<'a> {
@@ -40,6 +53,17 @@ pub enum Ports<'a> {
 }
 
 /// How long a request goes on looking for a port of a range.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use netns_exec::ports::Budget;
+///
+/// // A range of four ports, shared with programs that come and go.
+/// let patient = Budget::Laps { laps: 20, pause: Duration::from_millis(100) };
+/// assert_ne!(patient, Budget::default());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Budget {

@@ -3,6 +3,14 @@
 use std::fmt;
 
 /// The protocol a port belongs to.
+///
+/// # Examples
+///
+/// ```
+/// use netns_exec::ports::Protocol;
+///
+/// assert_eq!(Protocol::Tcp.to_string(), "tcp");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Protocol {

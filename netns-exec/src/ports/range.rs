@@ -10,6 +10,24 @@ use crate::netns::NetnsId;
 
 /// Where the first walk over a range begins; later ones go on after the port that
 /// the last one looked at, whether it got that or not.
+///
+/// # Examples
+///
+/// ```
+/// use std::net::Ipv4Addr;
+/// use netns_exec::ports::{Allocator, Gate, Ports, Protocol, Start};
+/// use netns_exec::{Executor, Netns};
+///
+/// let ports = Allocator::starting_at(&Executor::new()?, Start::Beginning);
+/// let lease = ports
+///     .request(Protocol::Udp)
+///     .on(&Netns::current()?, [Ipv4Addr::LOCALHOST.into()])
+///     .ports(Ports::Range(33100..=33199))
+///     .gate(Gate::Queue)
+///     .acquire()?;
+/// println!("{}", lease.port()); // 33100, unless another program has it
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {

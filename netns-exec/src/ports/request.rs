@@ -23,6 +23,20 @@ use crate::netns::Netns;
 ///
 /// Made by [`Allocator::request`](super::Allocator::request). Nothing happens
 /// before [`acquire`](Self::acquire) or [`acquire_async`](Self::acquire_async).
+///
+/// # Examples
+///
+/// ```
+/// # use netns_exec::{Netns, ports::{Allocator, Ports, Protocol, Request}};
+/// /// The same for each container of this program.
+/// fn of_container(ports: &Allocator, host: &Netns, container: &Netns) -> Request {
+///     ports
+///         .request(Protocol::Tcp)
+///         .on_every_family(host)
+///         .on(container, [[0, 0, 0, 0].into()])
+///         .ports(Ports::Range(30000..=32767))
+/// }
+/// ```
 #[must_use = "a request does nothing until it is acquired"]
 pub struct Request {
     plan: Plan,
@@ -39,12 +53,32 @@ impl Request {
 
     /// Adds one member for each address. An IPv4 address that is mapped into
     /// IPv6 counts as the IPv4 address it is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::{Netns, ports::Request};
+    /// # fn f(request: Request, host: &Netns, blue: &Netns) -> Request {
+    /// // One number that is free in both.
+    /// request.on(host, [[127, 0, 0, 1].into()]).on(blue, [[0, 0, 0, 0].into()])
+    /// # }
+    /// ```
     pub fn on(self, netns: &Netns, addrs: impl IntoIterator<Item = IpAddr>) -> Self {
         let opener = self.pinned(netns);
         self.on_opener(opener, addrs)
     }
 
     /// Adds one member for each address, in the namespace of a broker.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{Ipv4Addr, Ipv6Addr};
+    /// # use netns_exec::ports::{Broker, Request};
+    /// # fn f(request: Request, host: &Broker) -> Request {
+    /// request.on_broker(host, [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()])
+    /// # }
+    /// ```
     pub fn on_broker(self, broker: &Broker, addrs: impl IntoIterator<Item = IpAddr>) -> Self {
         self.on_opener(Arc::new(broker.clone()), addrs)
     }
@@ -126,6 +160,16 @@ impl Request {
 
     /// As [`on_every_family`](Self::on_every_family), in the namespace of a
     /// broker.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Allocator, Broker, Error, Lease, Ports, Protocol};
+    /// # fn f(ports: &Allocator, host: &Broker) -> Result<Lease, Error> {
+    /// let request = ports.request(Protocol::Tcp).on_every_family_of_broker(host);
+    /// request.ports(Ports::Exact(8080)).acquire()
+    /// # }
+    /// ```
     pub fn on_every_family_of_broker(self, broker: &Broker) -> Self {
         self.on_families_of(Arc::new(broker.clone()))
     }
@@ -161,6 +205,15 @@ impl Request {
     }
 
     /// Says which ports will do.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Ports, Request};
+    /// # fn f(request: Request) -> Request {
+    /// request.ports(Ports::Range(30000..=32767))
+    /// # }
+    /// ```
     pub fn ports(mut self, ports: Ports<'_>) -> Self {
         self.plan.choice = Some(match ports {
             Ports::Exact(port) => Choice::Exact(port),
@@ -234,6 +287,16 @@ impl Request {
     /// was sent to (`IP_PKTINFO`, `IPV6_RECVPKTINFO`); it does unless this says
     /// `false`. A reader that makes no room for it is told `MSG_CTRUNC`, so a
     /// program that does not ask for it is better off without.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::Request;
+    /// # fn f(request: Request) -> Request {
+    /// // The server reads with `UdpSocket::recv_from`, which has no room for it.
+    /// request.packet_info(false)
+    /// # }
+    /// ```
     pub fn packet_info(mut self, yes: bool) -> Self {
         self.plan.options.packet_info = yes;
         self
@@ -242,6 +305,22 @@ impl Request {
     /// Lets members be bound to addresses that their namespace does not have, or
     /// not yet (`IP_FREEBIND`): one that is still tentative, or that a failover
     /// will bring. Without it such an address is `EADDRNOTAVAIL`.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::{Allocator, Ports, Protocol};
+    /// use netns_exec::{Executor, Netns};
+    ///
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let lease = ports
+    ///     .request(Protocol::Tcp)
+    ///     .on(&Netns::current()?, ["192.0.2.10".parse()?]) // keepalived will bring it
+    ///     .free_bind(true)
+    ///     .ports(Ports::Exact(443))
+    ///     .acquire()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn free_bind(mut self, yes: bool) -> Self {
         self.plan.options.free_bind = yes;
         self
@@ -314,12 +393,32 @@ impl Request {
     }
 
     /// Says what clients meet before the lease is activated.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Fallback, Gate, Request};
+    /// # fn f(request: Request) -> Request {
+    /// // As good as it gets without CAP_NET_ADMIN: refused until `activate`.
+    /// request.gate(Gate::Drop { otherwise: Fallback::Refuse })
+    /// # }
+    /// ```
     pub fn gate(mut self, gate: Gate) -> Self {
         self.plan.gate = gate;
         self
     }
 
     /// Says how long to go on looking for a port of a range.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Budget, Ports, Request};
+    /// # fn f(request: Request) -> Request {
+    /// // Twenty binds and no more, however large the range is.
+    /// request.ports(Ports::Range(20000..=60000)).budget(Budget::Tries(20))
+    /// # }
+    /// ```
     pub fn budget(mut self, budget: Budget) -> Self {
         self.plan.budget = budget;
         self
@@ -329,12 +428,33 @@ impl Request {
     /// When the time has passed, the error is that of the last try. So long it also
     /// waits for an IPv6 address that is tentative (of a broker's members that
     /// cannot be told), and at most so long for a broker that does not answer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use netns_exec::ports::{Ports, Request};
+    /// # fn f(request: Request) -> Request {
+    /// // The old instance of this daemon still has the port, for some seconds.
+    /// request.ports(Ports::Exact(8080)).retry_for(Duration::from_secs(10))
+    /// # }
+    /// ```
     pub fn retry_for(mut self, time: Duration) -> Self {
         self.plan.retry_for = Some(time);
         self
     }
 
     /// Lets another thread give this request up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Cancel, Error, Lease, Request};
+    /// # fn f(request: Request, shutdown: &Cancel) -> Result<Lease, Error> {
+    /// // Another thread has a clone, and calls `shutdown.cancel()`.
+    /// request.cancel(shutdown).acquire()
+    /// # }
+    /// ```
     pub fn cancel(mut self, cancel: &Cancel) -> Self {
         self.plan.cancel = cancel.clone();
         self
@@ -385,6 +505,17 @@ impl Request {
     ///
     /// Nothing happens before the first poll. Dropping the future gives the
     /// request up: what it has so far is given back shortly after.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use netns_exec::ports::{Error, Request};
+    /// # async fn f(request: Request) -> Result<(), Error> {
+    /// let lease = request.acquire_async().await?;
+    /// println!("port {}", lease.port());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn acquire_async(self) -> Acquire {
         Acquire::new(self.plan)
     }

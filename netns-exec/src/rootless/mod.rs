@@ -250,7 +250,12 @@ impl Entered {
     ///
     /// # Examples
     ///
-    /// See [`Entered`].
+    /// ```no_run
+    /// let entered = netns_exec::rootless::enter()?;
+    /// // Files that are made from now on belong to the caller, whom `ls` here calls root.
+    /// println!("{}", if entered.is_new() { "root of a user namespace" } else { "privileged" });
+    /// # Ok::<(), netns_exec::Error>(())
+    /// ```
     #[must_use]
     pub fn is_new(&self) -> bool {
         self.is_new
@@ -261,7 +266,18 @@ impl Entered {
     ///
     /// # Examples
     ///
-    /// See [`Setup`].
+    /// ```no_run
+    /// use netns_exec::Executor;
+    /// use netns_exec::ports::{Allocator, Policy, Ports, Protocol};
+    /// use netns_exec::rootless::Setup;
+    ///
+    /// let entered = Setup::new().own_net(Policy::new()).enter()?;
+    /// let host = entered.broker().expect("it was asked for");
+    /// let ports = Allocator::new(&Executor::new()?);
+    /// let request = ports.request(Protocol::Tcp).on_broker(host, [[0, 0, 0, 0].into()]);
+    /// let lease = request.ports(Ports::Exact(8080)).acquire()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn broker(&self) -> Option<&Broker> {
         self.broker.as_ref()

@@ -113,6 +113,18 @@ impl Broker {
     ///
     /// [`ErrorKind::Broker`](super::ErrorKind::Broker), when the process cannot
     /// be made or cannot drop what it does not need.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::Broker;
+    ///
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let broker = Broker::spawn()?; // first of all, while the process is small
+    ///     println!("the broker is process {}", broker.pid());
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn spawn() -> Result<Broker, Error> {
         Broker::spawn_with(Policy::new())
     }
@@ -133,6 +145,17 @@ impl Broker {
     /// # Errors
     ///
     /// As [`spawn`](Self::spawn).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::{Broker, Policy};
+    ///
+    /// // The container's publisher gets these ports, and no others.
+    /// let broker = Broker::spawn_with(Policy::new().ports(30000..=32767))?;
+    /// # let _ = broker;
+    /// # Ok::<(), netns_exec::ports::Error>(())
+    /// ```
     pub fn spawn_with(policy: Policy) -> Result<Broker, Error> {
         let start = || {
             let (ours, theirs) = scm::pair()?;
@@ -153,6 +176,18 @@ impl Broker {
     ///
     /// [`ErrorKind::Broker`](super::ErrorKind::Broker), when there is no broker
     /// at the other end.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::os::fd::OwnedFd;
+    /// use netns_exec::ports::{Broker, Error};
+    ///
+    /// /// In the process that was handed the socket, as a descriptor that it inherited.
+    /// fn from_parent(socket: OwnedFd) -> Result<Broker, Error> {
+    ///     Broker::adopt(socket)
+    /// }
+    /// ```
     pub fn adopt(socket: OwnedFd) -> Result<Broker, Error> {
         match Client::connect(socket, None) {
             Ok(client) => Ok(Broker(Arc::new(client))),
@@ -170,6 +205,19 @@ impl Broker {
     ///
     /// [`ErrorKind::Broker`](super::ErrorKind::Broker), when the broker is gone
     /// or the limit on open files is reached.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::os::fd::AsRawFd;
+    /// use netns_exec::ports::Broker;
+    ///
+    /// let broker = Broker::spawn()?;
+    /// let socket = broker.try_clone_socket()?;
+    /// // For `--broker-fd N` of the program that is executed next.
+    /// println!("{}", socket.as_raw_fd());
+    /// # Ok::<(), netns_exec::ports::Error>(())
+    /// ```
     pub fn try_clone_socket(&self) -> Result<OwnedFd, Error> {
         let copy = self.0.try_clone_socket();
         copy.map_err(|cause| Error::broker("cannot copy the socket of a broker", cause))
@@ -204,12 +252,32 @@ impl Broker {
     }
 
     /// Returns the id of the broker's network namespace.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::{Netns, ports::Broker};
+    ///
+    /// let host = Netns::current()?;
+    /// assert_eq!(Broker::spawn()?.netns(), host.id());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn netns(&self) -> NetnsId {
         self.0.netns
     }
 
     /// Returns the broker's process id, as it was in the namespace of process
     /// ids where it was spawned.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use netns_exec::ports::Broker;
+    ///
+    /// let broker = Broker::spawn()?;
+    /// eprintln!("sockets of the host come from process {}", broker.pid());
+    /// # Ok::<(), netns_exec::ports::Error>(())
+    /// ```
     pub fn pid(&self) -> u32 {
         self.0.pid()
     }

@@ -34,11 +34,30 @@ pub struct Policy {
 
 impl Policy {
     /// Makes a policy that allows everything.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::ports::Policy;
+    ///
+    /// // Still more than no policy at all: the broker binds what it hands out.
+    /// let all = Policy::new();
+    /// # let _ = all;
+    /// ```
     pub fn new() -> Policy {
         Policy::default()
     }
 
     /// Allows these ports, besides those of other calls, and no others.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::ports::Policy;
+    ///
+    /// let web = Policy::new().ports(80..=80).ports(8000..=8999);
+    /// # let _ = web;
+    /// ```
     pub fn ports(mut self, ports: RangeInclusive<u16>) -> Policy {
         self.ports.push(ports);
         self
@@ -46,6 +65,17 @@ impl Policy {
 
     /// Allows these addresses, besides those of other calls, and no others. A
     /// wildcard is an address of its own here: it does not stand for the rest.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::{Ipv4Addr, Ipv6Addr};
+    /// use netns_exec::ports::Policy;
+    ///
+    /// // For clients on this machine only.
+    /// let local = Policy::new().addrs([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    /// # let _ = local;
+    /// ```
     pub fn addrs(mut self, addrs: impl IntoIterator<Item = IpAddr>) -> Policy {
         let addrs = addrs.into_iter().map(|addr| addr.to_canonical());
         self.addrs.extend(addrs);
@@ -56,6 +86,16 @@ impl Policy {
     /// [`Request::accept_only`](crate::ports::Request::accept_only), which needs
     /// `CAP_NET_ADMIN` over the namespace. The filter of `Gate::Drop` would be in
     /// its place, so members get what that falls back to.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use netns_exec::ports::Policy;
+    ///
+    /// // The code that gets the listeners is not trusted with the host's loopback.
+    /// let policy = Policy::new().ports(8000..=8999).accept_only(true);
+    /// # let _ = policy;
+    /// ```
     pub fn accept_only(mut self, yes: bool) -> Policy {
         self.accept_only = yes;
         self
