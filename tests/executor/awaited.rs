@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Held, TempName, alone, eventually, fresh, here, threads_named, tid, tids, within,
+    Alone, Gate, Held, TempName, alone, eventually, fresh, here, threads_named, tid, within,
 };
 
 use super::{with_queue, with_workers};
