@@ -1,6 +1,7 @@
 //! What keeps a job in its place, and what becomes of one that leaves it.
 
 mod abuse;
+mod children;
 mod escapes;
 mod heard;
 mod keep_admin;

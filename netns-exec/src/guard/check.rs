@@ -145,3 +145,45 @@ impl StateCheck {
         self.look()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// A namespace's inode number is given to another one when it is gone, the lowest
+    /// first. So once the number of a namespace has come back that came and went after the
+    /// one which the thread entered, that one's own has, if it could.
+    #[test]
+    fn namespace_with_the_number_of_the_one_entered_is_never_taken_for_it() {
+        /// Each takes a millisecond, and those gone before it a few more.
+        const MOST: usize = 2000;
+
+        let thread = thread::spawn(|| {
+            let enter_another = || {
+                unshare(CloneFlags::CLONE_NEWNET).expect("root may make namespaces");
+                let probe = NsProbe::of_this_thread().expect("procfs");
+                probe.read().expect("this thread's own")
+            };
+            enter_another();
+            let check = NetnsCheck::of_this_thread().expect("procfs");
+            assert!(check.is_in_place());
+            let later = enter_another();
+            for _ in 0..MOST {
+                let here = enter_another();
+                assert!(
+                    matches!(check.state(), ThreadState::Escaped),
+                    "{here:?} is taken for {:?}",
+                    check.entered()
+                );
+                if here == later {
+                    break;
+                }
+            }
+        });
+        thread.join().expect("each was told from the first");
+    }
+}
