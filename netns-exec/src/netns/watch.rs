@@ -355,11 +355,11 @@ impl DeletionWatch {
         let mut budget = Budget::new();
         let mut until = None;
         loop {
-            let woken = waiter.wait(wake.as_fd(), budget.pause(), until);
+            let waited = waiter.wait(wake.as_fd(), budget.pause(), until);
             let begun = sys::thread::cpu_time();
             // Before the lock is taken: what wakes it after this has not been seen.
-            // An error is the absence of a value, and then there is nothing to take.
-            let _ = wake.read();
+            // An error is the absence of a value.
+            let is_woken = wake.read().is_ok() || waited.is_err();
 
             let mut state = self.state.lock();
             if state.subscribers.is_empty() {
@@ -370,12 +370,11 @@ impl DeletionWatch {
                 self.news.add(News::Ended);
                 return;
             }
-            let is_woken = !matches!(&woken, Ok(woken) if !woken.wake);
-            let refreshed = woken.and_then(|woken| {
+            let refreshed = waited.and_then(|has_changed| {
                 // A new subscriber has looked for itself, and may know of a mount that
                 // was put off: without it, it would be told of a loss.
-                let is_behind = woken.wake && state.put_off().is_some();
-                match woken.mounts || is_behind {
+                let is_behind = is_woken && state.put_off().is_some();
+                match has_changed || is_behind {
                     true => state.refresh(),
                     false => Ok(false),
                 }

@@ -126,23 +126,18 @@ pub(crate) struct MountWaiter {
     events: PollFlags,
 }
 
-/// Why [`MountWaiter::wait`] returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Woken {
-    /// Mounts may have changed: [`MountWatch::refresh`] is due.
-    pub(crate) mounts: bool,
-    pub(crate) wake: bool,
-}
-
 impl MountWaiter {
     /// Blocks until mounts may have changed, the time `until` has come, or `wake` is
     /// readable. Mounts alone do not end it before `pause` is over.
+    ///
+    /// `true` when [`MountWatch::refresh`] is due. Whether it was woken, the caller learns
+    /// when it reads `wake`, which may be written between this and that.
     pub(crate) fn wait(
         &self,
         wake: BorrowedFd<'_>,
         pause: Duration,
         until: Option<Instant>,
-    ) -> io::Result<Woken> {
+    ) -> io::Result<bool> {
         let mut fds = [
             PollFd::new(wake, PollFlags::POLLIN),
             PollFd::new(self.file.as_fd(), self.events),
@@ -158,10 +153,7 @@ impl MountWaiter {
             false => until.map(|until| until.saturating_duration_since(Instant::now())),
         };
         let is_time = wait(&mut fds, left)? == 0;
-        Ok(Woken {
-            wake: ready(&fds[0]),
-            mounts: ready(&fds[1]) || is_time,
-        })
+        Ok(ready(&fds[1]) || is_time)
     }
 }
 
