@@ -4,14 +4,14 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use netns_exec::ports::{Budget, ErrorKind, Ports, Protocol, Stage};
 use netns_exec_tests::ports::{World, refused, rival, taken};
-use netns_exec_tests::{Alone, TempNetns, alone, ip};
+use netns_exec_tests::{Alone, Over, TempNetns, alone, ip};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -128,12 +128,13 @@ fn walk_over_many_addresses_leaves_descriptors_to_the_rest_of_the_process() {
         .map(|port| rival(&w.executor, &w.host, Tcp, busy(port), port))
         .collect();
     setrlimit(Resource::RLIMIT_NOFILE, 250, 250).unwrap();
-    let over = AtomicBool::new(false);
+    let over = Over::default();
     let refusals = Mutex::new(Vec::new());
     thread::scope(|scope| {
+        let _over = over.comes_with_drop();
         // Wants few of them, again and again.
         scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
+            while !over.has_come() {
                 let open = |_| File::open("/dev/null");
                 let files: Result<Vec<File>, _> = (0..40).map(open).collect();
                 refusals.lock().unwrap().extend(files.err());
@@ -144,7 +145,6 @@ fn walk_over_many_addresses_leaves_descriptors_to_the_rest_of_the_process() {
             let lease = request.ports(Ports::Range(21000..=21060)).acquire();
             assert_eq!(lease.unwrap().port(), 21060);
         }
-        over.store(true, Ordering::Relaxed);
     });
     assert_eq!(refusals.into_inner().unwrap().len(), 0);
     assert_eq!(taken(&w.executor, &w.host, Udp).len(), 0);

@@ -40,7 +40,7 @@ pub use refuse::{
 };
 pub use signals::SignalLog;
 pub use threads::{Parked, RawThread, strays_in};
-pub use wait::{Gate, Pass, eventually, within};
+pub use wait::{Gate, Over, Pass, eventually, within};
 
 /// Every guard there is.
 pub const GUARDS: [Guard; 4] = [Guard::Seal, Guard::KeepAdmin, Guard::Detect, Guard::Off];

@@ -2,6 +2,7 @@
 //! might never end.
 
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,6 +43,29 @@ pub fn within<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'sta
             Ok(()) => unreachable!("a closure that returned has sent its value"),
             Err(panic) => resume_unwind(panic),
         },
+    }
+}
+
+/// Whether threads that go on and on are to end.
+#[derive(Default)]
+pub struct Over(AtomicBool);
+
+impl Over {
+    /// To be asked again and again.
+    pub fn has_come(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// It comes with the drop of this, so also where the test fails: `thread::scope` would
+    /// wait for such threads for ever.
+    pub fn comes_with_drop(&self) -> impl Drop {
+        struct Comes<'a>(&'a Over);
+        impl Drop for Comes<'_> {
+            fn drop(&mut self) {
+                self.0.0.store(true, Ordering::Relaxed);
+            }
+        }
+        Comes(self)
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Held, TempName, alone, eventually, fresh, here, threads_named, tid, within,
+    Alone, Gate, Held, Over, TempName, alone, eventually, fresh, here, threads_named, tid, within,
 };
 
 use super::{with_queue, with_workers};
@@ -503,10 +503,11 @@ fn retired_meanwhile_the_job_runs_on_a_new_worker() {
     within("spawn_async beside retire", || {
         let executor = with_workers(1);
         let netns = fresh();
-        let stop = Arc::new(AtomicU32::new(0));
+        let over = Over::default();
         thread::scope(|scope| {
+            let _over = over.comes_with_drop();
             scope.spawn(|| {
-                while stop.load(Ordering::SeqCst) == 0 {
+                while !over.has_come() {
                     pollster::block_on(executor.retire_async(&netns)).unwrap();
                 }
             });
@@ -517,7 +518,6 @@ fn retired_meanwhile_the_job_runs_on_a_new_worker() {
                 let one = pollster::block_on(pinned.spawn_async(move || n));
                 assert_eq!(one.unwrap().join().unwrap(), n);
             }
-            stop.store(1, Ordering::SeqCst);
         });
     });
 }

@@ -1,10 +1,10 @@
 //! Workers that idle: when they leave, and that no call notices.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use netns_exec_tests::{Gate, eventually, fresh, here, within};
+use netns_exec_tests::{Gate, Over, eventually, fresh, here, within};
 
 use super::with_idle;
 
@@ -138,16 +138,16 @@ fn totals_are_exact_while_workers_come_and_go() {
     let executor = with_idle(Some(Duration::from_micros(1)));
     let netns = fresh();
     let made = AtomicU32::new(0);
-    let over = AtomicBool::new(false);
+    let over = Over::default();
     thread::scope(|scope| {
         scope.spawn(|| {
+            let _over = over.comes_with_drop();
             for _ in 0..1000 {
                 executor.run(&netns, || ()).unwrap();
                 made.fetch_add(1, Ordering::SeqCst);
             }
-            over.store(true, Ordering::SeqCst);
         });
-        while !over.load(Ordering::SeqCst) {
+        while !over.has_come() {
             let at_least = u64::from(made.load(Ordering::SeqCst));
             let done = executor.stats().done;
             // The caller is one call ahead of its count at most.

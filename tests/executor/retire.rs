@@ -6,7 +6,7 @@ use std::thread;
 
 use netns_exec::Executor;
 use netns_exec_tests::{
-    Alone, Gate, Held, TempNetns, alone, eventually, fresh, here, ip, try_ip, within,
+    Alone, Gate, Held, Over, TempNetns, alone, eventually, fresh, here, ip, try_ip, within,
 };
 
 use super::with_idle;
@@ -113,13 +113,14 @@ fn retire_ends_although_others_go_on_calling() {
     within("retire of a namespace in use", || {
         let executor = with_idle(None);
         let netns = fresh();
-        let stop = AtomicBool::new(false);
+        let over = Over::default();
         let calls = AtomicU32::new(0);
         thread::scope(|scope| {
+            let _over = over.comes_with_drop();
             for number in 0..3 {
-                let (executor, netns, stop, calls) = (&executor, &netns, &stop, &calls);
+                let (executor, netns, over, calls) = (&executor, &netns, &over, &calls);
                 scope.spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
+                    while !over.has_come() {
                         let id = match number {
                             0 => executor.spawn(netns, here).unwrap().join(),
                             _ => executor.run(netns, here),
@@ -134,7 +135,6 @@ fn retire_ends_although_others_go_on_calling() {
                 eventually("calls are made", || calls.load(Ordering::Relaxed) > before);
                 executor.retire(&netns).unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert_eq!(
             executor.stats().done,

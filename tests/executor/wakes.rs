@@ -4,14 +4,13 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, Gate, alone, eventually, fresh, sleeps_in, sleeps_soundly, tid, within,
+    Alone, Gate, Over, alone, eventually, fresh, sleeps_in, sleeps_soundly, tid, within,
 };
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -209,12 +208,13 @@ fn calls_go_on_in_a_process_that_is_stopped_and_goes_on() {
     alone!(Alone::AsIs);
     let (calls, netns) = (with_idle(None), fresh());
     within("calls", move || {
-        let over = AtomicBool::new(false);
+        let over = Over::default();
         thread::scope(|scope| {
+            let _over = over.comes_with_drop();
             for pause in [0, 1_000] {
                 let (executor, netns, over) = (&calls, &netns, &over);
                 scope.spawn(move || {
-                    while !over.load(Ordering::Relaxed) {
+                    while !over.has_come() {
                         thread::sleep(Duration::from_micros(pause));
                         executor.run(netns, || ()).unwrap();
                     }
@@ -226,7 +226,6 @@ fn calls_go_on_in_a_process_that_is_stopped_and_goes_on() {
             let done = || calls.stats().done;
             let so_far = done();
             eventually("calls go on", || done() > so_far + 20);
-            over.store(true, Ordering::Relaxed);
             assert!(stopped.unwrap().success());
         });
     });

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use netns_exec::{Builder, Executor, Netns, TrySpawnError};
-use netns_exec_tests::{Gate, Held, TempNetns, eventually, fresh, here, tid, within};
+use netns_exec_tests::{Gate, Held, Over, TempNetns, eventually, fresh, here, tid, within};
 
 use super::{use_until_idle, with_workers};
 
@@ -236,10 +236,11 @@ fn caller_gets_room_from_a_worker_that_is_called_without_a_pause() {
     within("a call beside a hot loop", || {
         let executor = with_max(1);
         let (hot, other) = (fresh(), fresh());
-        let (stop, calls) = (AtomicBool::new(false), AtomicU32::new(0));
+        let (over, calls) = (Over::default(), AtomicU32::new(0));
         thread::scope(|scope| {
+            let _over = over.comes_with_drop();
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                while !over.has_come() {
                     executor.run(&hot, || ()).unwrap();
                     calls.fetch_add(1, Ordering::Relaxed);
                 }
@@ -251,7 +252,6 @@ fn caller_gets_room_from_a_worker_that_is_called_without_a_pause() {
                 });
                 assert_eq!(executor.run(&other, here).unwrap(), other.id());
             }
-            stop.store(true, Ordering::Relaxed);
         });
     });
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use netns_exec::ports::{Allocator, ErrorKind, Gate, Lease, Ports, Protocol, Stage};
 use netns_exec::{Executor, Netns};
+use netns_exec_tests::Over;
 use netns_exec_tests::ports::{Rival, V4, V4_ANY, V6, netns, rival, taken};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -26,9 +26,10 @@ fn rival_is_noticed_at_bind_and_at_listen() {
     let (host, child) = (netns(), netns());
     let ports = Allocator::new(&executor);
     let addr = SocketAddr::new(V4, 33000);
-    let over = AtomicBool::new(false);
+    let over = Over::default();
     let (mut won, mut at_bind, mut at_listen) = (0, 0, 0);
     thread::scope(|scope| {
+        let _over = over.comes_with_drop();
         for netns in [&host, &child] {
             scope.spawn(|| {
                 let rival = Rival {
@@ -36,7 +37,7 @@ fn rival_is_noticed_at_bind_and_at_listen() {
                     ..Rival::default()
                 };
                 theirs.run(netns, || {
-                    while !over.load(Ordering::Relaxed) {
+                    while !over.has_come() {
                         drop(rival.take_here(Tcp, addr));
                     }
                 })
@@ -59,7 +60,6 @@ fn rival_is_noticed_at_bind_and_at_listen() {
                 break;
             }
         }
-        over.store(true, Ordering::Relaxed);
     });
     assert!(
         won > 0 && at_bind > 0 && at_listen > 0,

@@ -15,14 +15,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use netns_exec::ports::{Allocator, Broker, ErrorKind, Fallback, Gate, Ports, Protocol, Stage};
 use netns_exec::{CommandExt as _, Executor, Netns};
 use netns_exec_tests::ports::{Rival, V4, V6, netns, rival, set_sysctl, taken};
-use netns_exec_tests::{Binary, OnlyHere, as_ordinary_user, is_cloexec, wait_for_exit};
+use netns_exec_tests::{Binary, OnlyHere, Over, as_ordinary_user, is_cloexec, wait_for_exit};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, send, sendmsg, setsockopt,
     socketpair, sockopt,
@@ -376,31 +375,24 @@ fn broker_ends_with_its_last_clone_and_leaves_no_zombie() {
 fn broker_can_be_spawned_beside_threads_that_allocate() {
     let _turn = turn();
     let (executor, host) = host();
-    let over = AtomicBool::new(false);
+    let over = Over::default();
     thread::scope(|scope| {
+        let _over = over.comes_with_drop();
         for _ in 0..4 {
             scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
+                while !over.has_come() {
                     let text = vec![String::from("something on the heap"); 100];
                     assert_eq!(std::hint::black_box(text).len(), 100);
                 }
             });
         }
-        for round in 0..50 {
+        for _ in 0..50 {
             let broker = executor.run(&host, spawn).unwrap();
             let ports = Allocator::new(&executor);
-            let request = |addr| {
+            for addr in [V4, V6] {
                 let request = ports.request(Tcp).on_broker(&broker, [addr]);
-                request
-                    .ports(Ports::DynamicOfBroker { of: &broker })
-                    .acquire()
-            };
-            // Without an assertion, which would leave the threads behind.
-            let (v4, v6) = (request(V4), request(V6));
-            if v4.is_err() || v6.is_err() || round == 49 {
-                over.store(true, Ordering::Relaxed);
-                v4.unwrap();
-                v6.unwrap();
+                let dynamic = Ports::DynamicOfBroker { of: &broker };
+                request.ports(dynamic).acquire().unwrap();
             }
         }
     });
