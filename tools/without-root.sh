@@ -107,6 +107,7 @@ run_as_nobody() {
             mapfile -t again < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$stage/one" |
                 sed "s/^/${name%-*} /" | grep -vxFf "$stage/listed" | sed 's/^[^ ]* //')
             if [ ${#again[@]} != 0 ]; then
+                sed -n '/^failures:$/,$p' "$stage/one" >&2
                 printf 'once more, on its own: %s\n' "${again[@]}" >&2
                 as_nobody "$stage" "$name" --exact --test-threads=1 "${again[@]}" >>"$stage/one" || true
             fi

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use netns_exec::{Executor, Guard, Netns, NetnsId};
 use netns_exec_tests::{
-    GUARDS, Gate, Held, TempNetns, eventually, fresh, here, panic_text, tid, within,
+    Alone, GUARDS, Gate, Held, TempNetns, alone, eventually, fresh, here, panic_text, tid, within,
 };
 use nix::sched::{CloneFlags, setns};
 use pollster::block_on;
@@ -257,6 +257,9 @@ fn waker_works_a_thousand_times_and_after_all_is_over() {
 
 #[test]
 fn wakers_keep_no_namespace_and_no_worker() {
+    // A child that another test starts has all our descriptors until it executes
+    // its program, and so keeps namespaces alive.
+    alone!(Alone::AsIs);
     let executor = Executor::new().unwrap();
     let netns = fresh();
     let (future, _places, signal) = Traveller::new();

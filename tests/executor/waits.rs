@@ -6,7 +6,8 @@ use std::thread;
 
 use netns_exec::{Executor, Netns, blocking};
 use netns_exec_tests::{
-    GUARDS, Gate, Held, Pass, eventually, fresh, here, panic_text, sleeps_soundly, tid, within,
+    Alone, GUARDS, Gate, Held, Pass, alone, eventually, fresh, here, panic_text, sleeps_soundly,
+    tid, within,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -195,6 +196,9 @@ fn every_call_that_shuts_down_waits_for_the_threads() {
 
 #[test]
 fn worker_that_leaves_waits_for_no_other_that_has_left() {
+    // A child that another test starts has all our descriptors until it executes
+    // its program, and so keeps namespaces alive.
+    alone!(Alone::AsIs);
     within("destructors that take their time", || {
         let executor = with_idle(Some(std::time::Duration::from_millis(50)));
         let (a, b, gate) = (fresh(), fresh(), Gate::new());

@@ -29,7 +29,7 @@ pub enum Hold {
         /// The thread's number.
         tid: u32,
     },
-    /// The namespace itself is open, as in a [`Netns`] or through its mount
+    /// The namespace itself is open, as in a [`Netns`](crate::Netns) or through its mount
     /// (`< /run/netns/blue`), or a device that belongs to it, as `/dev/net/tun`
     /// does.
     #[non_exhaustive]
@@ -203,7 +203,7 @@ impl Unreadable {
     }
 }
 
-/// What keeps one namespace alive, from [`holders`].
+/// What keeps one namespace alive, from [`holders`](super::holders()).
 ///
 /// # Examples
 ///
@@ -257,7 +257,7 @@ impl Holders {
     }
 }
 
-/// A namespace that was found on the system, from [`namespaces`].
+/// A namespace that was found on the system, from [`namespaces`](super::namespaces()).
 ///
 /// # Examples
 ///
@@ -370,7 +370,7 @@ impl Namespace {
     }
 }
 
-/// All namespaces that were found, from [`namespaces`].
+/// All namespaces that were found, from [`namespaces`](super::namespaces()).
 ///
 /// # Examples
 ///
