@@ -105,7 +105,7 @@ run_as_nobody() {
         as_nobody "$stage" "$name" --skip ui:: >"$stage/one" || {
             failed="$failed    \`$name\`"$'\n'
             mapfile -t again < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$stage/one" |
-                sed "s/^/${name%-*} /" | grep -vxFf "$stage/listed" | sed 's/^[^ ]* //')
+                sed "s/^/${name%-*} /" | grep -vxFf "$stage/listed" | sed 's/^[^ ]* //' | sort -u)
             if [ ${#again[@]} != 0 ]; then
                 sed -n '/^failures:$/,$p' "$stage/one" >&2
                 printf 'once more, on its own: %s\n' "${again[@]}" >&2

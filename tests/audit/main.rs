@@ -483,11 +483,9 @@ fn every_namespace_on_the_system_is_listed() {
     );
     let kinds =
         |what: fn(&Hold) -> bool| listed.holders().iter().filter(|h| what(h.hold())).count();
-    assert_eq!(
-        kinds(|hold| matches!(hold, Hold::Mount { .. })),
-        1,
-        "{listed:?}"
-    );
+    // One more for each mount namespace that was copied from this one meanwhile.
+    let mounts = kinds(|hold| matches!(hold, Hold::Mount { .. }));
+    assert!(mounts >= 1, "{listed:?}");
     // The handle; none that the audit itself had open.
     assert_eq!(
         kinds(|hold| matches!(hold, Hold::Fd { .. })),

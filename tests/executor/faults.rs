@@ -307,9 +307,17 @@ fn idle_workers_are_given_up_for_others_at_the_limit_of_files() {
     // The next number that is free, which the limit is to be.
     let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
     let limit = Limit::new(Resource::RLIMIT_NOFILE, next.try_into().unwrap());
-    let ran = executor.run(&b, || 5);
+    eventually("there is room for another", || {
+        match executor.run(&b, || 5) {
+            Ok(five) => five == 5,
+            // The watch opens the mount table for a moment when others mount something.
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(EMFILE), "{error}");
+                false
+            }
+        }
+    });
     drop(limit);
-    assert_eq!(ran.unwrap(), 5);
     assert_eq!(executor.run(&b, here).unwrap(), b.id());
     assert_eq!(executor.stats().workers, 1);
 }
