@@ -6,7 +6,8 @@
 //! same.
 //!
 //! Here the audit says which namespaces there are, whatever keeps them, and one job in each
-//! reads what /proc shows to a thread of that namespace, all in parallel. One that takes long can be given up: its row says so, the others are there.
+//! reads what /proc shows to a thread of that namespace, all in parallel. One that takes
+//! long can be given up: its row says so, the others are there.
 //!
 //! `cargo run --example netns_table`; needs root.
 
@@ -64,21 +65,25 @@ fn read() -> io::Result<Row> {
     Ok(row)
 }
 
-/// A handle to a namespace that the audit has found: by its name, or by a process in it.
+/// A handle to a namespace that the audit has found: by its name, or by a thread in it, which
+/// may be the only one of its process there.
 fn open(namespace: &Namespace) -> Option<Netns> {
     let by_name = namespace
         .names()
         .iter()
         .find_map(|name| Netns::open(name).ok());
     by_name.or_else(|| {
-        let holders = namespace.holders().iter();
-        let inside = holders.filter(|holder| matches!(holder.hold(), Hold::Thread { .. }));
-        inside.map(|holder| holder.pid()).find_map(|pid| {
-            // It may have ended, or be somewhere else by now.
-            Netns::from_pid(pid)
-                .ok()
-                .filter(|netns| Some(netns.id()) == namespace.id())
-        })
+        let threads = namespace
+            .holders()
+            .iter()
+            .filter_map(|held| match held.hold() {
+                Hold::Thread { tid, .. } => Some(*tid),
+                _ => None,
+            });
+        // It may have ended, or be somewhere else by now.
+        threads
+            .filter_map(|tid| Netns::from_pid(tid).ok())
+            .find(|netns| Some(netns.id()) == namespace.id())
     })
 }
 
@@ -112,7 +117,7 @@ fn main() -> Outcome {
             None => format!("net:[{}]", namespace.inode()),
         };
         match job.map(row) {
-            None => println!("{name:<24} no process is in it, and it has no name"),
+            None => println!("{name:<24} no thread is in it, and it has no name"),
             Some(Ok(row)) => {
                 println!("{name:<24} {row}");
                 rows += 1;
