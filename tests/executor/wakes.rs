@@ -69,6 +69,36 @@ fn have_it_trapped(executor: &Executor, netns: &Netns) {
     });
 }
 
+/// How often a thread of this process has gone to sleep.
+fn sleeps_of(tid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
+    let count = |line: &str| {
+        line.strip_prefix("voluntary_ctxt_switches:")?
+            .trim()
+            .parse()
+            .ok()
+    };
+    status.lines().find_map(count).expect("proc_pid_status(5)")
+}
+
+#[test]
+fn worker_that_has_been_idle_for_long_is_woken_as_cheaply_as_before() {
+    let (executor, netns) = (with_idle(None), fresh());
+    have_it_trapped(&executor, &netns);
+    for _ in 0..3 {
+        let job = || (tid(), sleeps_of(tid()));
+        let (worker, before) = executor.run(&netns, job).unwrap();
+        // After the call, and once more when it has seen to itself.
+        eventually("it has been idle for long", || {
+            sleeps_of(worker) >= before + 2 && sleeps_soundly(worker)
+        });
+        assert_eq!(sleeps_in(worker), Some(TRAP));
+    }
+    // The queue has had all of its jobs.
+    let worker = executor.spawn(&netns, tid).unwrap().join().unwrap();
+    eventually("it waits for callers", || sleeps_in(worker) == Some(TRAP));
+}
+
 #[test]
 fn workers_are_woken_by_notification_where_the_kernel_can() {
     let (executor, netns) = (with_idle(None), fresh());

@@ -24,7 +24,7 @@ use std::io;
 use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -60,6 +60,8 @@ struct Shared {
     listeners: AtomicUsize,
     /// When the thread will look next, at the latest.
     next: AtomicU64,
+    /// A worker has parked since it looked last.
+    has_parked: AtomicBool,
 }
 
 /// A bell whose listener is on its way.
@@ -81,16 +83,21 @@ impl Listened {
     }
 
     /// Has the worker, which is about to park, woken after so long.
-    pub(crate) fn set_alarm(&self, after: Option<Duration>) {
-        let now = now();
+    pub(crate) fn set_alarm(&self, after: Option<Duration>, mind: Punctual) {
         let after = after.and_then(|after| u64::try_from(after.as_nanos()).ok());
-        let when = after.map_or(NEVER, |after| now.saturating_add(after).min(NEVER - 1));
-        let bell = &self.bell.state;
-        bell.parked_at.store(now, Ordering::Relaxed);
-        bell.alarm.store(when, Ordering::Relaxed);
-        // Between saying so and looking; the other half is in `ring_alarms`.
+        let when = after.map_or(NEVER, |after| now().saturating_add(after).min(NEVER - 1));
+        let shared = &self.ear.shared;
+        self.bell.state.alarm.store(when, Ordering::Relaxed);
+        // Between saying so and looking; the other half is in `look`.
         fence(Ordering::SeqCst);
-        if when < self.ear.shared.next.load(Ordering::Relaxed) {
+        if !shared.has_parked.load(Ordering::Relaxed) {
+            shared.has_parked.store(true, Ordering::Relaxed);
+        }
+        let at_latest = match mind {
+            Punctual::Yes => when,
+            Punctual::No => when.saturating_add(SECOND),
+        };
+        if at_latest < shared.next.load(Ordering::Relaxed) {
             self.ear.tell(LOOK);
         }
     }
@@ -103,6 +110,19 @@ const LOOK: u64 = 1;
 
 /// No alarm.
 const NEVER: u64 = u64::MAX;
+
+/// The thread looks once in a second at least, for those who are in no hurry.
+const SECOND: u64 = 1_000_000_000;
+
+/// How exact an alarm is to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Punctual {
+    Yes,
+    /// It may come a second later. A worker whose caller waits for it to park has nothing
+    /// to do for it then, where otherwise it may have to wake this thread: ten times as
+    /// long as the rest of a call.
+    No,
+}
 
 fn now() -> u64 {
     sys::time::monotonic(false)
@@ -161,7 +181,8 @@ impl Ear {
         let shared = Arc::new(Shared {
             arriving: Mutex::default(),
             listeners: AtomicUsize::new(0),
-            next: AtomicU64::new(u64::MAX),
+            next: AtomicU64::new(NEVER),
+            has_parked: AtomicBool::new(false),
         });
         let ear = Ear {
             socket,
@@ -263,17 +284,13 @@ struct Listening {
     workers: HashMap<u64, Worker>,
     /// A call waits that this thread could not see to yet.
     is_late: bool,
-}
-
-/// What was seen of all workers.
-struct Look {
-    at: u64,
-    /// When the next alarm is due.
-    next: u64,
-    /// Whether one has parked since the look before.
-    in_a_rush: bool,
-    /// Whether one is new, and about to trap.
+    /// One is new, and about to trap.
     has_new: bool,
+    /// When all alarms were last read, and the next of them then. One that was set later is
+    /// not among them: then the reading is stale.
+    read: u64,
+    next: u64,
+    is_stale: bool,
 }
 
 fn timeout_until(next: u64) -> EpollTimeout {
@@ -301,25 +318,28 @@ impl Listening {
             shared,
             workers: HashMap::new(),
             is_late: false,
+            has_new: false,
+            read: 0,
+            next: NEVER,
+            is_stale: false,
         })
     }
 
     fn serve(&mut self) {
         let mut events = [EpollEvent::empty(); 64];
-        let mut looked = 0;
         loop {
-            let look = self.ring_alarms(looked);
-            looked = look.at;
+            let in_a_rush = self.look();
             let is_late = mem::take(&mut self.is_late);
-            let wait = if (look.in_a_rush || is_late) && !look.has_new {
+            let wait = if (in_a_rush || is_late) && !self.has_new {
                 // It looks again soon enough, whatever comes.
                 self.shared.next.store(0, Ordering::Relaxed);
                 // But at once when it is told of something.
                 sys::scm::wait(self.socket.as_fd(), TICK);
                 EpollTimeout::ZERO
             } else {
-                self.shared.next.store(look.next, Ordering::Relaxed);
-                timeout_until(look.next)
+                let next = self.next_look();
+                self.shared.next.store(next, Ordering::Relaxed);
+                timeout_until(next)
             };
             let Ok(count) = self.epoll.wait(&mut events, wait) else {
                 // EINTR: nothing else can be wrong with it.
@@ -339,23 +359,51 @@ impl Listening {
         }
     }
 
-    /// Has those woken whose alarm is due.
-    fn ring_alarms(&self, before: u64) -> Look {
-        // An alarm that is set from here on is told of.
+    /// Has those woken whose alarm is due; tells whether a worker has parked since the last
+    /// look.
+    fn look(&mut self) -> bool {
+        // An alarm that is set from here on is told of, if its worker minds.
         self.shared.next.store(NEVER, Ordering::Relaxed);
+        let in_a_rush = self.shared.has_parked.swap(false, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let mut look = Look {
-            at: now(),
-            next: NEVER,
-            in_a_rush: false,
-            has_new: false,
+        self.is_stale |= in_a_rush;
+        let now = now();
+        if self.has_new || now >= self.next || self.is_stale && now >= self.next_reading() {
+            self.read_alarms(now);
+        }
+        in_a_rush
+    }
+
+    /// When a stale reading is to be renewed: where there are many workers it takes a while.
+    fn next_reading(&self) -> u64 {
+        const EACH: u64 = 20_000;
+
+        self.read + self.workers.len() as u64 * EACH
+    }
+
+    /// When to look again, if nothing happens before.
+    fn next_look(&self) -> u64 {
+        if self.workers.is_empty() {
+            return NEVER;
+        }
+        let stale = if self.is_stale {
+            self.next_reading()
+        } else {
+            NEVER
         };
+        self.next.min(stale).min(now() + SECOND)
+    }
+
+    fn read_alarms(&mut self, now: u64) {
+        self.read = now;
+        self.next = NEVER;
+        self.is_stale = false;
+        self.has_new = false;
         for Worker { bell, listener } in self.workers.values() {
-            look.in_a_rush |= bell.parked_at.load(Ordering::Relaxed) > before;
-            look.has_new |= !bell.is_tried.load(Ordering::Relaxed);
+            self.has_new |= !bell.is_tried.load(Ordering::Relaxed);
             let alarm = bell.alarm.load(Ordering::Relaxed);
-            if alarm > look.at {
-                look.next = look.next.min(alarm);
+            if alarm > now {
+                self.next = self.next.min(alarm);
             } else if (bell.alarm)
                 .compare_exchange(alarm, NEVER, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
@@ -363,7 +411,6 @@ impl Listening {
                 bell.ring_alarm(listener);
             }
         }
-        look
     }
 
     /// Takes a worker in, or looks; `false` when there will be none any more.
@@ -392,6 +439,7 @@ impl Listening {
             {
                 let listener = Listener::from(listener);
                 self.workers.insert(number, Worker { listener, bell });
+                self.has_new = true;
                 let _ = has_come.send(());
             }
             _ => self.lose_listener(),

@@ -93,8 +93,7 @@ struct State {
     broken: AtomicBool,
     /// Whether the kernel has been told to wake on the waker's CPU.
     on_this_cpu: StdAtomicBool,
-    /// When the worker parked, and is to be woken at the latest: the ear's time.
-    parked_at: StdAtomicU64,
+    /// When the worker is to be woken at the latest: the ear's time.
     alarm: StdAtomicU64,
     /// The ear has had the worker woken.
     rang: StdAtomicBool,
@@ -133,7 +132,6 @@ impl Bell {
             held: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             on_this_cpu: false.into(),
-            parked_at: 0.into(),
             alarm: u64::MAX.into(),
             rang: false.into(),
             is_tried: listener.is_none().into(),
@@ -270,7 +268,9 @@ impl State {
         // Locked until it has been called: what it unparks is this bell's worker.
         let is_ours = self.unpark.lock().as_ref().is_some_and(|unpark| unpark());
         if is_ours {
-            self.ring(listener, false);
+            // Told nothing new: the next caller would have to take it back. The ear is about
+            // to sleep, on whatever CPU.
+            self.ring(listener, self.on_this_cpu.load(Ordering::Relaxed));
         } else {
             self.rang.store(false, Ordering::Relaxed);
         }

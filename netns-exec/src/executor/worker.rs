@@ -16,6 +16,7 @@ use super::current;
 use super::event::Event;
 use super::group::{Group, Leaving, Member, Role, Start};
 use super::registry::{Registry, Report};
+use crate::bell::ear::Punctual;
 use crate::bell::refusals::Place;
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
@@ -32,6 +33,9 @@ use crate::sys;
 /// its CPU any more. Longer than any timer tick: a timer before the next tick has to
 /// be set in the hardware, at each park, and that takes longer than the rest.
 const UPKEEP_AFTER: Duration = Duration::from_millis(20);
+
+/// From here on a second more or less does not matter to the idle time.
+const LONG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a worker's thread runs.
 pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, report: Report) {
@@ -64,6 +68,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         role,
         door: Door::new(guard, counters),
         stops_in,
+        is_new: true,
     };
     let lane = match role {
         Role::Lane(index) => Some(worker.open(index)),
@@ -122,6 +127,8 @@ struct Worker<'a> {
     door: Door,
     /// What the stop hooks are told of, if there are any.
     stops_in: Option<Netns>,
+    /// It has not seen to itself yet, so that nothing may watch its namespace.
+    is_new: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -248,6 +255,7 @@ impl<'a> Worker<'a> {
             } else if lane.is_called() || !self.group.queue.is_empty() {
                 if lane.begin_busy() {
                     if self.serve_queue() {
+                        lane.expect_caller(false);
                         emptied = true;
                         idle = Idle::default();
                     }
@@ -329,12 +337,21 @@ impl<'a> Worker<'a> {
         if lane.is_trapped()
             && let Some(listened) = self.door.listened()
         {
-            listened.set_alarm(limit);
+            let timeout = self.idle_timeout();
+            let is_short = timeout.is_some_and(|timeout| timeout < LONG_TIMEOUT);
+            // The caller is told only when the worker sleeps.
+            let mind = match is_short || self.is_new || idle.has_seen_to_itself {
+                true => Punctual::Yes,
+                false => Punctual::No,
+            };
+            listened.set_alarm(limit, mind);
         }
         if lane.sleep(limit) {
             return None;
         }
         if !mem::replace(&mut idle.has_seen_to_itself, true) {
+            // Who sends much to the queue would have done so by now.
+            lane.expect_caller(true);
             return (!self.upkeep()).then(|| self.leave_spoiled(Some(lane)));
         }
         // Pinned meanwhile? Then the next round sleeps without a limit.
@@ -344,6 +361,7 @@ impl<'a> Worker<'a> {
 
     /// What an idle worker does for itself; `false` when its thread is unfit.
     fn upkeep(&mut self) -> bool {
+        self.is_new = false;
         if !self.door.before_park() {
             return false;
         }

@@ -19,8 +19,9 @@ pub(crate) struct Serving<'a> {
     served: u32,
     /// The last caller sleeps, and has not been woken yet.
     is_awaited: bool,
-    /// What was served last is a call, and neither a job of the queue nor nothing yet.
-    came_by_call: bool,
+    /// The next to come is a call, as far as can be told: the last was one, and no job of
+    /// the queue, or there has been none for long.
+    expects_caller: bool,
     /// Its caller spun for the result, and will be back.
     is_hot: bool,
     /// The worker parks in its trap.
@@ -39,7 +40,7 @@ impl<'a> Serving<'a> {
             bell,
             served,
             is_awaited: false,
-            came_by_call: false,
+            expects_caller: false,
             is_hot: false,
             trapped: false,
             is_called: false,
@@ -109,7 +110,7 @@ impl Serving<'_> {
 
     fn done(&mut self, word: u32) {
         self.served = word & !FLAGS;
-        self.came_by_call = true;
+        self.expects_caller = true;
         let done = &self.lane.reply.0.done;
         // Release: the result is visible to the caller. Acquire: whether the bell
         // serves. An RMW to learn of ASLEEP.
@@ -146,8 +147,12 @@ impl Serving<'_> {
     /// `false` when a call came first.
     pub(crate) fn begin_busy(&mut self) -> bool {
         self.tell();
-        self.came_by_call = false;
         mem::take(&mut self.is_called) || self.set_flag(BUSY)
+    }
+
+    /// Says whether the next to come is a call or for the queue.
+    pub(crate) fn expect_caller(&mut self, is_call: bool) {
+        self.expects_caller = is_call;
     }
 
     pub(crate) fn end_busy(&mut self) {
@@ -166,7 +171,7 @@ impl Serving<'_> {
     /// [`sleep`](Serving::sleep) or [`stay_awake`](Serving::stay_awake).
     pub(crate) fn begin_park(&mut self, idle: Instant) -> bool {
         (self.lane.idle_since).store(self.lane.age(idle), Ordering::Relaxed);
-        self.trapped = self.came_by_call && self.bell.as_ref().is_some_and(|bell| bell.rings());
+        self.trapped = self.expects_caller && self.bell.as_ref().is_some_and(|bell| bell.rings());
         let parked = self.set_flag(if self.trapped {
             PARKED | TRAPPED
         } else {
