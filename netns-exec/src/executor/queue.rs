@@ -26,7 +26,8 @@ use crate::sys;
 pub(crate) struct Queue {
     sender: Sender<Queued>,
     receiver: Receiver<Queued>,
-    /// When it was last empty, or a job was taken, on the clock of [`Clock`].
+    /// When it was last empty, or a job was taken, on the clock of [`Clock`]; not to the
+    /// millisecond, so that senders and workers seldom have to tell each other.
     moved: AtomicU64,
     clock: Clock,
     /// Senders that wait for room.
@@ -65,11 +66,12 @@ impl Clock {
         }
         sys::time::monotonic(self == Clock::Coarse)
     }
-
-    fn since(self, then: u64) -> Duration {
-        Duration::from_nanos(self.now().saturating_sub(then))
-    }
 }
+
+/// In nanoseconds: what a queue that moves is not asked for again, and what does not matter
+/// to how long one stands still.
+const A_MOMENT: u64 = 1_000_000;
+const A_WHILE: u64 = 100 * A_MOMENT;
 
 impl Queue {
     pub(crate) fn new(depth: usize, clock: Clock) -> Queue {
@@ -109,37 +111,45 @@ impl Queue {
     /// Notes that something is about to be pushed; returns the time.
     fn note_push(&self) -> u64 {
         let now = self.clock.now();
-        if self.is_empty() {
+        if self.has_not_moved_for(now) >= A_WHILE && self.is_empty() {
             self.moved.store(now, Relaxed);
         }
         now
     }
 
+    fn has_not_moved_for(&self, now: u64) -> u64 {
+        now.saturating_sub(self.moved.load(Relaxed))
+    }
+
     /// Notes that what was pushed at `since` has been taken; returns how long it waited.
     fn note_taken(&self, since: u64) -> Duration {
         let now = self.clock.now();
-        self.moved.store(now, Relaxed);
+        if self.has_not_moved_for(now) >= A_MOMENT {
+            self.moved.store(now, Relaxed);
+        }
         Duration::from_nanos(now.saturating_sub(since))
     }
 
     /// For how long no job has been taken although there was one.
     pub(crate) fn stands_still_for(&self) -> Duration {
-        match self.is_empty() {
+        let still = self.has_not_moved_for(self.clock.now());
+        // Whether it is empty is in lines that workers write.
+        match still < A_WHILE || self.is_empty() {
             true => Duration::ZERO,
-            false => self.clock.since(self.moved.load(Relaxed)),
+            false => Duration::from_nanos(still),
         }
     }
 
     /// Puts a job in, and waits for room.
     pub(crate) fn push(&self, mut job: JobRef) {
-        if pace::spin_by_turns(|| !self.sender.is_full()) {
-            match self.try_push(job) {
-                Ok(()) => return,
-                Err(back) => job = back,
-            }
-        }
-        let mut guard = self.room_lock.lock();
         loop {
+            if pace::spin_by_turns(|| !self.sender.is_full()) {
+                match self.try_push(job) {
+                    Ok(()) => return,
+                    Err(back) => job = back,
+                }
+            }
+            let mut guard = self.room_lock.lock();
             self.waiting.fetch_add(1, Ordering::Relaxed);
             // See the module: the other half is in `take`.
             fence(Ordering::SeqCst);
@@ -153,6 +163,10 @@ impl Queue {
             }
             self.room.wait(&mut guard);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
+            drop(guard);
+            // Room for one is little to go on with: on a CPU that both share the worker
+            // makes more.
+            sync::yield_now();
         }
     }
 

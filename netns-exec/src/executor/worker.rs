@@ -268,14 +268,19 @@ impl<'a> Worker<'a> {
                 }
             } else if may_spin
                 && !self.wants_leave()
-                && (lane.expects_call()
-                    || mem::take(&mut emptied) && self.group.queue.expects_jobs())
+                && (lane.expects_call() || emptied && self.group.queue.expects_jobs())
             {
                 // A caller that comes at once; or a sender that floods the queue, and
                 // would sleep by turns with this worker.
+                emptied = false;
                 if let Err(since) = pace::spin(pace::SPIN, || self.has_work(lane)) {
                     idle.since = Some(since);
                 }
+            } else if mem::take(&mut emptied)
+                && !self.wants_leave()
+                && pace::spin_by_turns(|| self.has_work(lane))
+            {
+                // A sender that floods it from this very CPU goes on meanwhile.
             } else if let Some(why) = self.park(lane, &mut idle) {
                 return why;
             }

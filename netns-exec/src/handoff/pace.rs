@@ -151,13 +151,18 @@ pub(crate) fn may_spin() -> bool {
 /// for the same; not while that has not paid lately on this thread.
 pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
     sync::local! {
-        static CREDIT: Cell<u16> = Cell::new(STREAK);
+        /// Below zero: how often not to.
+        static CREDIT: Cell<i16> = Cell::new(STREAK as i16);
     }
     if found() {
         return true;
     }
-    let credit = CREDIT.try_with(Cell::get).unwrap_or(0);
-    if credit == 0 || cfg!(loom) || !may_spin() {
+    if cfg!(loom) || !may_spin() {
+        return false;
+    }
+    let credit = CREDIT.try_with(Cell::get).unwrap_or(i16::MIN);
+    if credit < 0 {
+        let _ = CREDIT.try_with(|it| it.set(credit + 1));
         return false;
     }
     let mut before = Instant::now();
@@ -172,7 +177,12 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
         }
         before = now;
     }
-    let credit = if seen { STREAK } else { credit / 2 };
+    let credit = match (seen, credit / 2) {
+        (true, _) => STREAK as i16,
+        // What did not pay may pay again.
+        (false, 0) => -(STREAK as i16) * 8,
+        (false, half) => half,
+    };
     let _ = CREDIT.try_with(|it| it.set(credit));
     seen
 }
