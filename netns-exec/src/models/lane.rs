@@ -25,7 +25,9 @@ fn serve(lane: &Lane, queue: &Queue, bell: Option<Arc<Bell>>) {
             serving.serve(&mut door);
         } else if serving.is_called() || queue.has_job() {
             if serving.begin_busy() {
-                queue.serve();
+                if queue.serve() {
+                    serving.expect_caller(false);
+                }
                 serving.end_busy();
             } else {
                 yield_now();
@@ -61,9 +63,12 @@ impl Queue {
         self.pushed.load(Ordering::Relaxed) > self.served.load(Ordering::Relaxed)
     }
 
-    fn serve(&self) {
+    /// Tells whether there was a job.
+    fn serve(&self) -> bool {
         let pushed = self.pushed.load(Ordering::Relaxed);
+        let served = self.served.load(Ordering::Relaxed);
         self.served.store(pushed, Ordering::Relaxed);
+        pushed != served
     }
 
     /// What a sender does.
