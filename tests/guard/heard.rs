@@ -216,7 +216,8 @@ fn job_that_is_refused_ten_thousand_times_makes_one_line_and_one_thread() {
     gate.wait_for(1);
     assert_eq!(executor.stats().refused, 10_000);
     eventually("the log is told", || !lines_of(&netns).is_empty());
-    assert_eq!(threads_named("netns-log"), 1);
+    // None, if the job took so long that it has ended meanwhile.
+    assert!(threads_named("netns-log") <= 1);
     gate.open();
     assert_eq!(handle.join().unwrap(), 10_000);
     log_is_told_of_all(&executor);
