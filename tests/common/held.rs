@@ -9,7 +9,8 @@ use crate::Gate;
 pub struct Held {
     /// The job's handle.
     pub job: JoinHandle<()>,
-    gate: Gate,
+    /// What the job waits at.
+    pub gate: Gate,
 }
 
 impl Held {

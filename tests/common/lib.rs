@@ -4,6 +4,7 @@ mod allocator;
 mod alone;
 mod child;
 mod held;
+pub mod late;
 mod main_thread;
 mod panics;
 pub mod ports;

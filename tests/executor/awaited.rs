@@ -1,91 +1,22 @@
 //! What is awaited where its other form blocks: no thread of a runtime is kept, nothing is
 //! lost by giving up, and no runtime is needed.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netns_exec::{Executor, Netns};
+use netns_exec::{Executor, JoinHandle, Netns, NetnsId, in_netns};
+use netns_exec_tests::late::{current_thread, never_blocks, open_later, slow_to_start};
 use netns_exec_tests::{
     Alone, Gate, Held, Over, TempName, alone, eventually, fresh, here, threads_named, tid, within,
 };
 
 use super::{with_queue, with_workers};
-
-/// How late the timer of a runtime with one thread may be, and how often it rings.
-const LATE: Duration = Duration::from_millis(10);
-const TICK: Duration = Duration::from_millis(5);
-
-/// How long what is waited for takes in these tests: far longer than `LATE`.
-const LONG: Duration = Duration::from_millis(60);
-
-fn current_thread() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_time().build().unwrap()
-}
-
-/// Drives what `scenario` makes on a runtime with one thread, beside a timer that rings all
-/// the time, and fails when the timer has been kept waiting. On a machine that is busy with
-/// other things a timer is late by itself: once in time out of a few is enough, since what
-/// blocks does so each time.
-#[track_caller]
-fn never_blocks<P, F: Future<Output = ()>>(
-    what: &str,
-    prepare: impl Fn() -> P,
-    scenario: impl Fn(P) -> F,
-) {
-    let mut worst = Vec::new();
-    for _ in 0..32 {
-        let prepared = prepare();
-        let late = current_thread().block_on(async {
-            LATE_BY.set(Duration::ZERO);
-            let ticks = tokio::spawn(async {
-                loop {
-                    let begin = Instant::now();
-                    tokio::time::sleep(TICK).await;
-                    let late = begin.elapsed().saturating_sub(TICK);
-                    LATE_BY.set(LATE_BY.get().max(late));
-                }
-            });
-            // So that the timer has begun.
-            tokio::time::sleep(TICK).await;
-            scenario(prepared).await;
-            tokio::time::sleep(TICK * 2).await;
-            ticks.abort();
-            LATE_BY.get()
-        });
-        if late < LATE {
-            return;
-        }
-        worst.push(late);
-    }
-    panic!("{what}: a timer on the same thread was late by {worst:?}");
-}
-
-thread_local! {
-    static LATE_BY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-}
-
-/// Opens a gate when the runtime's clock says so.
-fn open_later(gate: Gate) {
-    tokio::spawn(async move {
-        tokio::time::sleep(LONG).await;
-        gate.open();
-    });
-}
-
-fn slow_to_start() -> Executor {
-    let builder = Executor::builder().on_worker_start(|_| {
-        thread::sleep(LONG);
-        Ok(())
-    });
-    builder.build().unwrap()
-}
 
 #[test]
 fn measure_finds_what_blocks() {
@@ -154,7 +85,7 @@ fn limit_of_workers_keeps_no_runtime_waiting() {
 
 #[test]
 fn end_keeps_no_runtime_waiting() {
-    type End = fn(Executor, Netns) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
+    type End = fn(Executor, Netns) -> Pin<Box<dyn Future<Output = ()>>>;
     let ends: [(&str, End); 5] = [
         ("drop", |executor, _| Box::pin(async { drop(executor) })),
         ("shutdown_background", |executor, _| {
@@ -183,6 +114,117 @@ fn end_keeps_no_runtime_waiting() {
             open_later(gate);
             end(executor, netns).await;
             job.unwrap().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn futures_keep_no_runtime_waiting_for_a_birth() {
+    let prepare = || (slow_to_start(), fresh());
+    never_blocks("spawn_future", prepare, |(executor, netns)| async move {
+        let id = executor.spawn_future(&netns, async { here() }).await;
+        assert_eq!(id.unwrap(), netns.id());
+    });
+    never_blocks("spawn_local", prepare, |(executor, netns)| async move {
+        let id = executor.spawn_local(&netns, || async { here() }).await;
+        assert_eq!(id.unwrap(), netns.id());
+    });
+    never_blocks("#[in_netns]", prepare, |(executor, netns)| async move {
+        assert_eq!(place(executor, netns.clone()).await, netns.id());
+    });
+    never_blocks("of a pin", prepare, |(executor, netns)| async move {
+        let pinned = executor.pin_async(&netns).await.unwrap();
+        // Its next one is another group's.
+        executor.retire_async(&netns).await.unwrap();
+        let id = pinned.spawn_future(async { here() }).await;
+        assert_eq!(id.unwrap(), netns.id());
+    });
+}
+
+#[in_netns(ns = netns, executor = executor)]
+async fn place(executor: Executor, netns: Netns) -> NetnsId {
+    here()
+}
+
+#[test]
+fn futures_keep_no_runtime_waiting_for_a_busy_worker() {
+    let prepare = || {
+        let builder = Executor::builder().queue_depth(1).max_workers(1);
+        let (executor, netns) = (builder.build().unwrap(), fresh());
+        let held = Held::new(&executor, &netns);
+        (executor, netns, held)
+    };
+    never_blocks("spawn_future", prepare, |prepared| async move {
+        let (executor, netns, Held { job, gate }) = prepared;
+        open_later(gate);
+        let (wakes, woken) = tokio::sync::oneshot::channel();
+        let waits = executor.spawn_future(&netns, woken);
+        let futures = (0..100).map(|n| executor.spawn_future(&netns, async move { n }));
+        let futures: Vec<_> = futures.collect();
+        // By the runtime's thread.
+        wakes.send(()).unwrap();
+        for (n, future) in futures.into_iter().enumerate() {
+            assert_eq!(future.await.unwrap(), n);
+        }
+        waits.await.unwrap().unwrap();
+        job.await.unwrap();
+    });
+    never_blocks("without room", prepare, |prepared| async move {
+        let (executor, _busy, Held { job, gate }) = prepared;
+        let netns = Netns::new_async().await.unwrap();
+        open_later(gate);
+        let local = executor.spawn_local(&netns, || async { here() });
+        assert_eq!(local.await.unwrap(), netns.id());
+        job.await.unwrap();
+    });
+}
+
+/// A future whose poll goes on until it is let go.
+fn held_in_a_poll(executor: &Executor, netns: &Netns) -> (JoinHandle<()>, Gate) {
+    let gate = Gate::new();
+    let pass = gate.pass();
+    let future = executor.spawn_future(netns, async move {
+        pass.stop();
+        std::future::pending().await
+    });
+    gate.wait_for(1);
+    (future, gate)
+}
+
+#[test]
+fn end_of_a_future_keeps_no_runtime_waiting() {
+    type End = fn(JoinHandle<()>, Executor, Netns) -> Pin<Box<dyn Future<Output = ()>>>;
+    let ends: [(&str, End); 6] = [
+        ("drop", |future, _, _| Box::pin(async { drop(future) })),
+        ("abort_on_drop", |future, _, _| {
+            Box::pin(async { drop(future.abort_on_drop()) })
+        }),
+        ("cancel", |future, _, _| {
+            Box::pin(async move {
+                assert!(future.cancel());
+                assert!(future.await.unwrap_err().is_cancelled());
+            })
+        }),
+        ("retire_async", |_, executor, netns| {
+            Box::pin(async move { executor.retire_async(&netns).await.unwrap() })
+        }),
+        ("shutdown_async", |_, executor, _| {
+            Box::pin(async { executor.shutdown_async(None).await.unwrap() })
+        }),
+        ("drop of the executor", |_, executor, _| {
+            Box::pin(async { drop(executor) })
+        }),
+    ];
+    for (what, end) in ends {
+        let prepare = || {
+            let (executor, netns) = (Executor::new().unwrap(), fresh());
+            let (future, gate) = held_in_a_poll(&executor, &netns);
+            (executor, netns, future, gate)
+        };
+        never_blocks(what, prepare, |prepared| async move {
+            let (executor, netns, future, gate) = prepared;
+            open_later(gate);
+            end(future, executor, netns).await;
         });
     }
 }
@@ -234,7 +276,7 @@ impl Wake for Woken {
 }
 
 /// Polls once; the waker is told of later.
-fn poll_once<F: Future>(future: std::pin::Pin<&mut F>, woken: &Arc<Woken>) -> Poll<F::Output> {
+fn poll_once<F: Future>(future: Pin<&mut F>, woken: &Arc<Woken>) -> Poll<F::Output> {
     let waker = Waker::from(Arc::clone(woken));
     future.poll(&mut Context::from_waker(&waker))
 }
