@@ -35,11 +35,11 @@ type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 struct SocketFactory(SocketStock);
 
 impl SocketFactory {
-    fn new(executor: &Executor, pod: &Netns) -> netns_exec::Result<SocketFactory> {
+    async fn new(executor: &Executor, pod: &Netns) -> netns_exec::Result<SocketFactory> {
         let stock = SocketStock::builder()
             .kinds([SocketKind::Tcp4])
             .nonblocking(true);
-        Ok(SocketFactory(stock.build(executor, pod)?))
+        Ok(SocketFactory(stock.build_async(executor, pod).await?))
     }
 
     async fn tcp(&self) -> Outcome<TcpSocket> {
@@ -68,7 +68,11 @@ async fn serve(listener: TcpListener, pod: NetnsId) -> io::Result<()> {
     }
 }
 
-async fn proxy(factories: Vec<Arc<SocketFactory>>) -> Outcome {
+async fn proxy(executor: &Executor, pods: &[Netns]) -> Outcome {
+    let mut factories = Vec::new();
+    for pod in pods {
+        factories.push(Arc::new(SocketFactory::new(executor, pod).await?));
+    }
     let mut servers = Vec::new();
     for factory in &factories {
         let listener = factory.listen(SERVICE).await?;
@@ -115,12 +119,10 @@ fn main() -> Outcome {
     let pods = (0..PODS)
         .map(|_| Netns::new())
         .collect::<Result<Vec<_>, _>>()?;
-    let mut factories = Vec::new();
     for pod in &pods {
         pod.set_loopback_up()?;
-        factories.push(Arc::new(SocketFactory::new(&executor, pod)?));
     }
-    runtime.block_on(proxy(factories))?;
+    runtime.block_on(proxy(&executor, &pods))?;
     match executor.audit()?.strays().count() {
         0 => Ok(()),
         strays => Err(format!("{strays} threads are in a pod").into()),

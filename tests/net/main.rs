@@ -1,6 +1,7 @@
 //! The network wing: sockets of a namespace, ahead of use and one at a time, its tables
 //! and its names.
 
+mod awaited;
 mod proc_net;
 mod resolve;
 mod sockets;

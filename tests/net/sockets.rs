@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use pollster::block_on;
 
-const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(super) const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 #[track_caller]
 fn assert_of(socket: &impl AsFd, netns: &Netns, nonblocking: bool) {
@@ -148,7 +148,7 @@ fn abstract_names_are_each_namespaces_own() {
 }
 
 /// A namespace in which packets to 10.9.0.0/16 go nowhere.
-fn with_black_hole() -> TempNetns {
+pub(super) fn with_black_hole() -> TempNetns {
     let netns = TempNetns::with_loopback();
     let name = netns.name();
     ip(&["-n", name, "link", "add", "hole", "type", "veth"]);

@@ -459,6 +459,18 @@ fn closure_makes_what_the_library_does_not_know() {
 }
 
 #[test]
+fn panic_of_a_closure_is_an_error_where_it_is_awaited() {
+    let builder = SocketStock::builder().custom("panics", || panic!("{}", 7));
+    let (executor, netns) = (Executor::new().unwrap(), fresh());
+    pollster::block_on(async {
+        let stock = builder.build_async(&executor, &netns).await.unwrap();
+        let taken = stock.take_async(SocketKind::Custom("panics")).await;
+        assert!(taken.unwrap_err().is_panic());
+        stock.fill_async().await.unwrap();
+    });
+}
+
+#[test]
 fn sockets_block_unless_they_are_not_to() {
     let (executor, netns) = (Executor::new().unwrap(), TempNetns::with_loopback());
     let builder = SocketStock::builder().kinds([SocketKind::Udp4]);
@@ -537,5 +549,7 @@ fn builder_refuses_nonsense() {
         let error = builder.build(&executor, &netns).unwrap_err();
         assert!(error.is_invalid_input(), "{text}: {error}");
     }
+    let error = pollster::block_on(SocketStock::builder().build_async(&executor, &netns));
+    assert!(error.unwrap_err().is_invalid_input());
     assert_eq!(executor.stats().workers, 0);
 }

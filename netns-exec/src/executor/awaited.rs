@@ -267,6 +267,24 @@ where
     Ok(task)
 }
 
+/// Makes `f` a job in the queue of `group`, which has a worker, and waits for nothing; gives
+/// `f` back when there is no room.
+pub(crate) fn ship_now<F, T>(
+    registry: &Arc<Registry>,
+    group: &Arc<Group>,
+    netns: impl Destination + Send + 'static,
+    f: F,
+) -> Result<TaskHandle<'static, T>, F>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let task = task::spawn(f, |job| group.queue.try_push(job).map_err(|job| (job, ())));
+    let task = task.map_err(|((), f)| f)?;
+    notify(registry, group, netns);
+    Ok(task)
+}
+
 /// A place in line for room in a queue.
 struct Place<'a> {
     group: &'a Arc<Group>,

@@ -14,6 +14,7 @@ use super::owner::Executor;
 use super::registry::{Registry, Room};
 use super::submit::{self, TrySpawnError};
 use crate::error::Result;
+use crate::home::aside;
 use crate::netns::{Netns, NetnsId, WeakNetns};
 
 /// Keeps the workers of a namespace resident, and finds them without a look-up.
@@ -214,10 +215,7 @@ impl Pinned {
     {
         let pinned = self.clone();
         async move {
-            let known = match pinned.group.group.is_retiring() {
-                true => pinned.later(),
-                false => Some(Arc::clone(&pinned.group.group)),
-            };
+            let known = pinned.known();
             let (registry, netns) = (pinned.executor.registry(), &pinned.netns);
             let group = Served::new(registry, known, netns.clone()).await?;
             if pinned.group.group.is_retiring() {
@@ -304,6 +302,24 @@ impl Pinned {
         }
     }
 
+    /// Ships `f` as [`try_spawn`](Pinned::try_spawn) does, and has a thread at home wait
+    /// where a worker has to be started. What cannot be shipped is dropped.
+    pub(crate) fn send(&self, f: impl FnOnce() + Send + 'static) {
+        if current::check_may_wait().is_err() {
+            return;
+        }
+        match self.known().filter(|group| group.is_served()) {
+            Some(group) => {
+                let registry = self.executor.registry();
+                drop(awaited::ship_now(registry, &group, self.netns.clone(), f));
+            }
+            None => {
+                let pinned = self.clone();
+                drop(aside::errand(move || drop(pinned.try_spawn(f))));
+            }
+        }
+    }
+
     pub(crate) fn executor(&self) -> &Executor {
         &self.executor
     }
@@ -354,6 +370,14 @@ impl Pinned {
         let group = submit::started(self.executor.registry(), None, &self.netns, room)?;
         self.note_later(&group);
         Ok(group)
+    }
+
+    /// The group that serves the namespace now, as far as this has heard of it.
+    fn known(&self) -> Option<Arc<Group>> {
+        match self.group.group.is_retiring() {
+            true => self.later(),
+            false => Some(Arc::clone(&self.group.group)),
+        }
     }
 
     /// The group that came after the first one, if it is good.

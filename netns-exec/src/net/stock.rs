@@ -1,5 +1,6 @@
 //! Sockets made ahead of use.
 
+mod awaited;
 mod builder;
 
 pub use builder::StockBuilder;
@@ -173,8 +174,9 @@ impl SocketStock {
     /// # Blocking
     ///
     /// Takes no lock and waits for nothing when there is a socket. Otherwise as
-    /// [`Executor::run`](crate::Executor::run), for the time of socket(2). The caller that finds the stock low
-    /// wakes the worker, and may have to start one where a job has spoiled it.
+    /// [`Executor::run`](crate::Executor::run), for the time of socket(2). The caller that
+    /// finds the stock low wakes the worker; where a job has spoiled that one, a thread at
+    /// home waits for the next.
     ///
     /// # Errors
     ///
@@ -209,41 +211,6 @@ impl SocketStock {
             Some(socket) => Ok(socket),
             None => self.make(index),
         }
-    }
-
-    /// As [`take`](SocketStock::take), to be awaited.
-    ///
-    /// # Errors
-    ///
-    /// As [`take`](SocketStock::take). A panic of a [`custom`](StockBuilder::custom)
-    /// closure is one as well.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// # use netns_exec::net::{SocketKind, SocketStock};
-    /// # async fn f(stock: &SocketStock) -> netns_exec::Result<()> {
-    /// let socket = stock.take_async(SocketKind::Tcp4).await?;
-    /// # let _ = socket;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn take_async(&self, kind: SocketKind) -> Result<OwnedFd> {
-        let index = self.index(kind)?;
-        if let Some(socket) = self.pop(index) {
-            return Ok(socket);
-        }
-        let attempt = || {
-            let maker = self.inner.makers[index].clone();
-            self.inner.pinned.spawn_async(move || maker.make())
-        };
-        let before = spare::given_up();
-        let mut made = attempt().await?.await?;
-        if (made.as_ref()).is_err_and(has_run_out) && spare::run_out(before) {
-            made = attempt().await?.await?;
-        }
-        self.inner.refill(index);
-        made.map_err(|cause| self.inner.failed(index, cause))
     }
 
     /// Fills it up to the high mark, as far as the limits allow, and waits for that: for
@@ -396,7 +363,7 @@ impl Inner {
             has_run: false,
         };
         // Refused, it is the next caller's to try again.
-        drop(self.pinned.try_spawn(move || refill.run()));
+        self.pinned.send(move || refill.run());
     }
 
     fn failed(&self, index: usize, cause: io::Error) -> Error {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Inner, Make, Maker, SocketKind, SocketStock};
 use crate::error::{Error, Kind, Result};
-use crate::executor::{Executor, spare};
+use crate::executor::{Executor, Pinned, spare};
 use crate::net::shelf::Shelf;
 use crate::netns::{Netns, watch};
 
@@ -188,8 +188,16 @@ impl StockBuilder {
     /// ```
     pub fn build(self, executor: &Executor, netns: &Netns) -> Result<SocketStock> {
         let makers = self.makers()?;
+        self.build_on(executor.pin(netns)?, netns, makers)
+    }
+
+    pub(super) fn build_on(
+        self,
+        pinned: Pinned,
+        netns: &Netns,
+        makers: Arc<[Maker]>,
+    ) -> Result<SocketStock> {
         let shelf = Arc::new(Shelf::new(makers.len(), self.low, self.high));
-        let pinned = executor.pin(netns)?;
         let pool = pinned.executor().registry().pool();
         let spare: Weak<Shelf> = Arc::downgrade(&shelf);
         let watched = Weak::clone(&spare);
@@ -214,7 +222,7 @@ impl StockBuilder {
     }
 
     /// How each kind is made, if all that was asked for makes sense.
-    fn makers(&self) -> Result<Arc<[Maker]>> {
+    pub(super) fn makers(&self) -> Result<Arc<[Maker]>> {
         const MOST: usize = 1 << 16;
         let nonsense = |what: String| Error::new(Kind::Invalid, format!("invalid stock: {what}"));
         let (low, high) = (self.low, self.high);
