@@ -6,18 +6,28 @@
 //! goes on at once, per turn; the baseline is the same future on tokio's own threads.
 //! `wake` is a wake-up from another thread and back, of a future that waits: the baseline
 //! is one that waits on the thread of another tokio runtime.
+//! `accept` is a proxy's loop: a connection of a pod is accepted at home, and given a
+//! socket of the pod to go on with. The baseline is the pool's `spawn_blocking, setns`
+//! again; `nothing` is the loop without that socket.
 //! `cargo bench -p benches --bench futures`; needs root.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::hint::black_box;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use criterion::{Bencher, Criterion, criterion_group, criterion_main};
+use netns_exec::net::{self, SocketKind, SocketStock};
 use netns_exec::{Executor, Netns};
+use nix::libc::linger;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt::Linger};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
@@ -171,5 +181,103 @@ fn wakes(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, awaits, polls, wakes);
+/// A socket as proxies open it.
+fn open() -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Inet, SockType::Stream, flags, None).expect(POSSIBLE)
+}
+
+/// Connects from the pod so many times, one after the other.
+fn connect(count: u64, to: SocketAddr) -> io::Result<()> {
+    for _ in 0..count {
+        let mut stream = TcpStream::connect(to)?;
+        // Until the proxy has done with it, which it says by a reset.
+        let _ = stream.read(&mut [0]);
+    }
+    Ok(())
+}
+
+/// Accepts so many connections, and has a socket of the pod for each; how long that took.
+async fn accepts<F: Future>(
+    count: u64,
+    listener: &TcpListener,
+    open: impl Fn() -> F,
+) -> io::Result<Duration> {
+    let start = Instant::now();
+    for _ in 0..count {
+        let (client, _) = listener.accept().await?;
+        black_box(open().await);
+        // No state is left of it, which would use the ports up.
+        let at_once = linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&client, Linger, &at_once)?;
+    }
+    Ok(start.elapsed())
+}
+
+/// Times a proxy's loop with a way to have a socket of the pod.
+fn proxy<F: Future>(
+    bencher: &mut Bencher<'_>,
+    (executor, pod): (&Executor, &Netns),
+    open: impl Fn() -> F,
+) {
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_io().build().expect(POSSIBLE);
+    let listener = runtime.block_on(async {
+        let service = (Ipv4Addr::LOCALHOST, 0);
+        let listener = net::tcp_listen_async((executor, pod), service).await;
+        TcpListener::from_std(listener.expect(POSSIBLE)).expect(POSSIBLE)
+    });
+    let service = listener.local_addr().expect(POSSIBLE);
+    bencher.iter_custom(|count| {
+        let client = executor.thread(pod, move |_| connect(count, service));
+        let took = runtime.block_on(accepts(count, &listener, &open));
+        let connected = client.expect(POSSIBLE).join().expect(POSSIBLE);
+        connected.expect(POSSIBLE);
+        took.expect(POSSIBLE)
+    });
+}
+
+fn sockets(criterion: &mut Criterion) {
+    let (pod, executor) = (
+        Netns::new().expect(POSSIBLE),
+        Executor::new().expect(POSSIBLE),
+    );
+    pod.set_loopback_up().expect(POSSIBLE);
+    let place = (&executor, &pod);
+    let mut group = criterion.benchmark_group("futures/accept");
+    group.bench_function("nothing", |bencher| proxy(bencher, place, async || ()));
+    group.bench_function("spawn_blocking, setns", |bencher| {
+        proxy(bencher, place, || {
+            let pod = pod.clone();
+            tokio::task::spawn_blocking(move || {
+                let home = File::open("/proc/thread-self/ns/net").expect(POSSIBLE);
+                setns(&pod, CloneFlags::CLONE_NEWNET).expect(POSSIBLE);
+                let socket = open();
+                setns(&home, CloneFlags::CLONE_NEWNET).expect(POSSIBLE);
+                socket
+            })
+        });
+    });
+    group.bench_function("spawn_async", |bencher| {
+        proxy(bencher, place, async || {
+            let handle = executor.spawn_async(&pod, open).await;
+            handle.expect(POSSIBLE).await.expect(POSSIBLE)
+        });
+    });
+    let builder = SocketStock::builder().kinds([SocketKind::Tcp4]);
+    let stock = builder.nonblocking(true).build(&executor, &pod);
+    let stock = stock.expect(POSSIBLE);
+    group.bench_function("SocketStock", |bencher| {
+        proxy(bencher, place, async || {
+            let socket = stock.take_async(SocketKind::Tcp4).await;
+            socket.expect(POSSIBLE)
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, awaits, polls, wakes, sockets);
 criterion_main!(benches);
