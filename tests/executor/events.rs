@@ -1,8 +1,11 @@
 //! What those are told who measure, and what the log is told when calls queue for long.
 
 use std::fmt::Debug;
+use std::future::Future;
 use std::panic::panic_any;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -244,6 +247,42 @@ fn calls_that_wait_for_long_behind_one_job_are_told_of() {
         held.end();
         assert_eq!(joins.join().unwrap().unwrap(), 7);
         assert!(WARNINGS.lock().unwrap()[1].contains("Executor::thread"));
+        executor.shutdown(None).unwrap();
+    });
+}
+
+#[test]
+fn what_is_awaited_and_waits_for_long_behind_one_job_is_told_of() {
+    alone!(Alone::AsIs);
+    tracing::subscriber::set_global_default(Warnings).unwrap();
+    let told = || WARNINGS.lock().unwrap().len();
+    within("what waits behind a job that does not end", move || {
+        let executor = Executor::builder().queue_depth(1).build().unwrap();
+        let (netns, full) = (fresh(), fresh());
+        let held = Held::new(&executor, &netns);
+        let mut futures = Vec::new();
+        eventually("the log is told", || {
+            futures.push(executor.spawn_future(&netns, async { here() }));
+            told() == 1
+        });
+        held.end();
+        for future in futures {
+            assert_eq!(future.join().unwrap(), netns.id());
+        }
+        // Of calls that do not even come into the queue.
+        let held = Held::new(&executor, &full);
+        let queued = executor.spawn(&full, here).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        eventually("the log is told", || {
+            let call = pin!(executor.spawn_async(&full, here));
+            assert!(call.poll(&mut cx).is_pending());
+            told() == 2
+        });
+        held.end();
+        assert_eq!(queued.join().unwrap(), full.id());
+        for line in WARNINGS.lock().unwrap().iter() {
+            assert!(line.contains("Executor::thread"), "{line}");
+        }
         executor.shutdown(None).unwrap();
     });
 }

@@ -318,7 +318,10 @@ impl Place<'_> {
         });
         match &shipped {
             Ok(_) => self.is_used = true,
-            Err((None, _)) => Polled(&mut self.line.mark).in_vain(),
+            Err((None, _)) => {
+                Polled(&mut self.line.mark).in_vain();
+                self.group.tell_if_stuck();
+            }
             Err(_) => {}
         }
         shipped

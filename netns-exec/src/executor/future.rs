@@ -158,7 +158,10 @@ fn send<T>(
         };
         match admit(&group, &task, unsent) {
             Ok(how) if how.seeks_worker => seek_worker(registry, &group, netns),
-            Ok(_) => call_worker(registry, &group),
+            Ok(_) => {
+                call_worker(registry, &group);
+                group.tell_if_stuck();
+            }
             // It is on its way out, and the next one comes in its place.
             Err(back) => job = Some(back),
         }
