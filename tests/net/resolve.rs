@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns, net};
+use netns_exec_tests::late::{never_blocks, slow_to_start};
 use netns_exec_tests::{Alone, TempNetns, alone, eventually, within};
 use nix::mount::{MsFlags, mount};
 use pollster::block_on;
@@ -299,5 +300,23 @@ fn worker_is_free_while_a_name_server_is_waited_for() {
         assert!(!look_up.is_finished());
         assert_eq!(executor.stats().workers, 1);
         assert!(look_up.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn silent_name_server_keeps_no_runtime_waiting() {
+    let prepare = || {
+        let netns = TempNetns::with_loopback();
+        let etc = Etc::of(&netns);
+        let options = "options timeout:1 attempts:1 no-aaaa";
+        etc.write("resolv.conf", &format!("nameserver 127.0.0.1\n{options}\n"));
+        serve(&netns, "127.0.0.1", |_, _| Answer::Silence);
+        (slow_to_start(), netns, etc)
+    };
+    never_blocks("resolve_async", prepare, |prepared| async move {
+        let (executor, netns, _etc) = prepared;
+        let found = net::resolve_async((&executor, netns.netns()), "x.example").await;
+        let error = found.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::ETIMEDOUT), "{error}");
     });
 }
