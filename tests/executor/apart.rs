@@ -1,15 +1,18 @@
 //! Threads beside the pool: where they are, what they keep, and how they end.
 
+use std::future::Future;
 use std::io;
 use std::panic::panic_any;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netns_exec::{Executor, Guard};
+use netns_exec::{Executor, Guard, Stop};
+use netns_exec_tests::late::{never_blocks, slow_to_start};
 use netns_exec_tests::{
-    Alone, GUARDS, TempNetns, alone, eventually, fresh, here, strays_in, tid, within,
+    Alone, GUARDS, Gate, TempNetns, alone, eventually, fresh, here, strays_in, tid, within,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
@@ -305,4 +308,45 @@ fn threads_do_not_count_for_max_workers_and_hooks_run_on_them() {
     drop(servers);
     executor.shutdown(None).unwrap();
     assert_eq!(stopped.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn awaited_start_keeps_no_runtime_waiting() {
+    let prepare = || (slow_to_start(), fresh());
+    never_blocks("thread_async", prepare, |(executor, netns)| async move {
+        let thread = executor.thread_async(&netns, |stop| {
+            stop.wait();
+            here()
+        });
+        let thread = thread.await.unwrap();
+        thread.stop();
+        assert_eq!(thread.await.unwrap(), netns.id());
+    });
+}
+
+#[test]
+fn thread_whose_start_is_given_up_is_told_to_stop() {
+    let gate = Gate::new();
+    let pass = gate.pass();
+    let builder = Executor::builder().on_worker_start(move |_| {
+        pass.stop();
+        Ok(())
+    });
+    let (executor, netns) = (builder.build().unwrap(), fresh());
+    let (sender, receiver) = mpsc::channel();
+    let told = move |stop: &Stop| {
+        stop.wait();
+        sender.send(here()).unwrap();
+    };
+    let mut start = Box::pin(executor.thread_async(&netns, told));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(start.as_mut().poll(&mut cx).is_pending());
+    gate.wait_for(1);
+    drop(start);
+    gate.open();
+    let place = receiver.recv_timeout(Duration::from_secs(60));
+    assert_eq!(place, Ok(netns.id()));
+    executor.clone().shutdown(None).unwrap();
+    let late = pollster::block_on(executor.thread_async(&netns, |_| ()));
+    assert!(late.unwrap_err().is_shut_down());
 }

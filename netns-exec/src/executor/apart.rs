@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::{Counters, Door};
 use crate::handoff::task;
-use crate::home::Home;
+use crate::home::{Home, aside};
 use crate::netns::{Netns, watch};
 use crate::sync::{Mutex, thread};
 use crate::sys;
@@ -55,7 +55,7 @@ impl Executor {
     ///
     /// # Blocking
     ///
-    /// Blocks while the thread starts.
+    /// Blocks while the thread starts. [`thread_async`](Executor::thread_async) does not.
     ///
     /// # Errors
     ///
@@ -105,6 +105,59 @@ impl Executor {
                 stop,
             }),
             Err((error, _f)) => Err(error),
+        }
+    }
+
+    /// As [`thread`](Executor::thread), to be awaited.
+    ///
+    /// Nothing happens before it is polled. When it is dropped half way, the thread is told
+    /// to stop as soon as it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`thread`](Executor::thread).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use netns_exec::{Executor, Netns};
+    /// # async fn f(executor: &Executor, container: &Netns) -> netns_exec::Result<()> {
+    /// let sniffer = executor.thread_async(container, |stop| stop.wait()).await?;
+    /// sniffer.stop();
+    /// sniffer.await
+    /// # }
+    /// ```
+    pub fn thread_async<F, T>(
+        &self,
+        netns: &Netns,
+        f: F,
+    ) -> impl Future<Output = Result<ThreadHandle<T>>> + Send + use<F, T>
+    where
+        F: FnOnce(&Stop) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let (executor, netns) = (self.clone(), netns.clone());
+        async move {
+            let failed = {
+                let netns = netns.clone();
+                move |cause| Error::start_thread(netns.label(), cause)
+            };
+            let start = move || executor.thread(&netns, f).map(|it| Untaken(Some(it)));
+            // A start hook may take its time.
+            let errand = aside::errand_apart("netns-aside", start).map_err(&failed)?;
+            let mut thread = errand.await.map_err(&failed)??;
+            Ok(thread.0.take().expect("taken here alone"))
+        }
+    }
+}
+
+/// A thread whose handle no caller has yet: dropped like this, it is told to stop.
+struct Untaken<T>(Option<ThreadHandle<T>>);
+
+impl<T> Drop for Untaken<T> {
+    fn drop(&mut self) {
+        if let Some(thread) = &self.0 {
+            thread.stop();
         }
     }
 }
