@@ -25,6 +25,7 @@ mod scope;
 mod serialized;
 mod shutdown;
 mod signals;
+mod sought;
 mod subscribers;
 mod threads;
 mod unserved;

@@ -202,7 +202,7 @@ fn seek_worker(registry: &Arc<Registry>, group: &Arc<Group>, netns: &impl Destin
         }
     };
     if let Err(error) = begin() {
-        end_search(registry, group, Err(error));
+        end_search(registry, group, &Err(error));
     }
 }
 
@@ -240,21 +240,29 @@ impl Destination for Lent {
 }
 
 fn seek(registry: &Arc<Registry>, group: &Arc<Group>, netns: &Lent, room: Room) {
-    let found = submit::first_worker(registry, group, netns, room);
-    let found = found.and_then(|is_there| match is_there {
-        true => Ok(()),
-        false => Err(Error::new(
-            Kind::Cancelled,
-            "future never polled: its namespace was retired first",
-        )),
-    });
-    end_search(registry, group, found);
+    loop {
+        let found = submit::first_worker(registry, group, netns, room);
+        let found = found.and_then(|is_there| match is_there {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Cancelled,
+                "future never polled: its namespace was retired first",
+            )),
+        });
+        if end_search(registry, group, &found) {
+            return;
+        }
+    }
 }
 
-fn end_search(registry: &Arc<Registry>, group: &Arc<Group>, found: Result<()>) {
-    group.search_found(&found);
+/// `false` when the search goes on, as [`Group::search_found`] says.
+fn end_search(registry: &Arc<Registry>, group: &Arc<Group>, found: &Result<()>) -> bool {
+    if !group.search_found(found) {
+        return false;
+    }
     if found.is_ok() {
         call_worker(registry, group);
     }
     registry.end_search(group);
+    true
 }

@@ -90,7 +90,7 @@ impl Group {
         if state.dead || state.is_closed {
             return Err(job);
         }
-        let seeks_worker = !state.has_workers() && !state.is_sought;
+        let seeks_worker = !self.is_sure_of_worker(&state) && !state.is_sought;
         if seeks_worker {
             state.is_sought = true;
             state.searches += 1;
@@ -118,18 +118,34 @@ impl Group {
         self.unpin()
     }
 
+    /// Whether there is a worker, or one on its way that futures may rely on: when it fails,
+    /// the thread that asked for it tells their owners. Of one that is not needed none does.
+    fn is_sure_of_worker(&self, state: &State) -> bool {
+        !state.live.is_empty() || self.runnable.count() > 0
+    }
+
     /// Whether there is a worker, or one on its way.
     pub(crate) fn has_worker(&self) -> bool {
         let state = self.state.lock();
-        state.has_workers() || state.is_sought
+        self.is_sure_of_worker(&state) || state.is_sought
     }
 
-    /// Gives up all futures, with the reason, unless a worker has been found for them.
-    pub(in crate::executor) fn search_found(&self, found: &Result<()>) {
-        self.state.lock().is_sought = false;
+    /// Ends the search with its outcome, and gives up all futures if that is an error.
+    /// `false` when it goes on: the worker that was found has left again, and futures that
+    /// came after that rely on the search.
+    pub(in crate::executor) fn search_found(&self, found: &Result<()>) -> bool {
+        {
+            let mut state = self.state.lock();
+            let is_left = found.is_ok() && !self.is_sure_of_worker(&state);
+            if is_left && self.futures.len() > 0 {
+                return false;
+            }
+            state.is_sought = false;
+        }
         if let Err(why) = found {
             self.fail_futures(why);
         }
+        true
     }
 
     /// The calling thread seeks no longer. As [`die_if_empty`](Group::die_if_empty).
@@ -180,7 +196,7 @@ impl Group {
     pub(crate) fn fail_futures(&self, why: &Error) {
         {
             let state = self.state.lock();
-            if state.has_workers() || state.is_sought {
+            if self.is_sure_of_worker(&state) || state.is_sought {
                 return;
             }
         }
