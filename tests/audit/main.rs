@@ -2,6 +2,7 @@
 //! descriptors, sockets and mounts, in this process and in others.
 
 mod holders;
+mod leaving;
 mod outside;
 mod ring;
 mod serialized;

@@ -280,7 +280,7 @@ impl Detector {
             }
             let mut known = Vec::new();
             let mut unclear = Vec::new();
-            for tid in roster::unknown(&alive) {
+            for tid in roster::not_signed_in(&alive) {
                 let Some(link) = self.tasks.ns_link(tid)? else {
                     continue;
                 };
@@ -295,6 +295,7 @@ impl Detector {
                 if astray
                     && let Some(stat) = self.tasks.stat(tid)?
                     && !stat.is_io_worker
+                    && !roster::is_leaving(tid, stat.started)
                     && !roster::is_reported(tid, stat.started)
                     && !(others.as_ref()).is_some_and(|it| it.has(tid, stat.started))
                 {

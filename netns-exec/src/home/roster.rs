@@ -228,12 +228,26 @@ pub(crate) fn netns_of(tid: u32) -> Option<NetnsId> {
     ROSTER.lock().get(tid).and_then(|entry| entry.netns)
 }
 
-/// Keeps of `alive`, all the threads there are, those that are no workers.
-pub(crate) fn unknown(alive: &[u32]) -> Vec<u32> {
+/// Keeps of `alive`, all the threads there are, those that are not signed in: strangers, and
+/// those that have signed out, which [`is_leaving`] tells apart.
+pub(crate) fn not_signed_in(alive: &[u32]) -> Vec<u32> {
     let roster = ROSTER.lock();
+    let is_signed_in = |tid: &u32| {
+        let entry = roster.entries.get(tid);
+        entry.is_some_and(|entry| entry.left.get().is_none())
+    };
     (alive.iter().copied())
-        .filter(|tid| roster.get(*tid).is_none())
+        .filter(|tid| !is_signed_in(tid))
         .collect()
+}
+
+/// Tells whether the thread that got this number at this time has signed out, and is about
+/// to end. Takes no descriptor: without one an entry whose thread has ended would stand for
+/// the next thread that has its number.
+pub(crate) fn is_leaving(tid: u32, started: u64) -> bool {
+    let roster = ROSTER.lock();
+    let entry = roster.entries.get(&tid);
+    entry.is_some_and(|entry| entry.left.get() == Some(&started))
 }
 
 /// Tells whether some job was already blamed for the thread that got this
@@ -302,12 +316,16 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.entry.state.store(FREE, Ordering::SeqCst);
+        // Dropped by another thread, it may outlive its own.
         let is_own = self.entry.tid == sys::thread::tid() && !cfg!(loom);
-        let started = is_own.then(|| sys::task::alive_since(self.entry.tid));
+        let started = is_own.then(|| match self.entry.started {
+            0 => sys::task::alive_since(self.entry.tid).ok().flatten(),
+            // Not asked for again: there may be no descriptor for that now.
+            started => Some(started),
+        });
         let mut roster = ROSTER.lock();
         roster.forget_some();
-        // Dropped by another thread, it may outlive its own.
-        if let Some(Ok(Some(started))) = started
+        if let Some(started) = started.flatten()
             && self.entry.left.set(started).is_ok()
         {
             roster.leaving.push_back(Arc::clone(&self.entry));

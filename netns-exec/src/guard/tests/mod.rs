@@ -94,14 +94,21 @@ fn roster_knows_a_thread_until_it_has_ended() {
         });
         let tid = receiver.recv().expect("it has signed in");
         assert_eq!(roster::netns_of(tid), serves);
+        assert!(roster::not_signed_in(&[tid]).is_empty());
+        let started = sys::task::alive_since(tid).expect("procfs");
+        let started = started.expect("it waits");
+        assert!(!roster::is_leaving(tid, started));
         end.send(()).expect("it waits");
         receiver.recv().expect("it has signed out");
         assert!(roster::contains(tid), "it is still there");
-        assert!(roster::unknown(&[tid]).is_empty());
+        assert!(roster::is_leaving(tid, started));
+        // The next thread that has its number.
+        assert!(!roster::is_leaving(tid, started + 1));
+        assert_eq!(roster::not_signed_in(&[tid]), [tid]);
         end.send(()).expect("it waits");
         thread.join().expect("no panic");
         sys::thread::wait_gone(tid);
         assert!(!roster::contains(tid));
-        assert_eq!(roster::unknown(&[tid]), [tid]);
+        assert_eq!(roster::not_signed_in(&[tid]), [tid]);
     }
 }
