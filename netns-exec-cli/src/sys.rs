@@ -169,6 +169,21 @@ pub(crate) fn trim_heap() {
     };
 }
 
+/// How many bytes of the heap are in use, those included that threads keep for their next
+/// requests; `None` where the allocator does not tell. Counts round at 4 GiB, so that only
+/// differences mean something.
+pub(crate) fn heap_in_use() -> Option<u32> {
+    #[cfg(target_env = "gnu")]
+    {
+        // Not mallinfo2(3), which programs for older C libraries cannot have.
+        // SAFETY: it takes nothing, and reads what is the allocator's, under its locks.
+        let info = unsafe { libc::mallinfo() };
+        Some((info.uordblks as u32).wrapping_add(info.hblkhd as u32))
+    }
+    #[cfg(not(target_env = "gnu"))]
+    None
+}
+
 #[cfg(test)]
 mod tests {
     // Of all unit tests of the command. Here, because it stands for unsafe code.

@@ -69,8 +69,9 @@ JSON: one object with
   children, namespaces, executors, audits
                                   how often what was done
   faults, failed_over_faults      moments without descriptors, and attempts that failed then
-  growth                          memory (bytes), descriptors, threads: from the end of the
-                                  warm-up to the end; null when it ended before
+  growth                          memory (bytes), heap (those of it that are allocated; null
+                                  where libc does not tell), descriptors, threads: from the
+                                  end of the warm-up to the end; null when it ended before
   violations, found               how many, and the first of them
   ok                              whether there was none
 

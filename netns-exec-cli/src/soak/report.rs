@@ -10,8 +10,11 @@ use crate::failure::Failure;
 use crate::output;
 use crate::setting::Setting;
 
-/// Memory that comes and goes with what the allocator keeps for its threads.
+/// Memory that comes and goes with what the allocator keeps, and with the stacks that libc
+/// keeps for threads to come.
 const ROOM: i64 = 8 << 20;
+/// The same of what is allocated: each thread has some freed blocks at hand, which count.
+const ROOM_IN_HEAP: i64 = 1 << 20;
 
 #[derive(Serialize)]
 pub(super) struct Report {
@@ -33,10 +36,15 @@ pub(super) struct Report {
 impl Report {
     /// What of the growth is a violation.
     pub(super) fn grown(growth: Figures) -> Option<String> {
-        let grown = growth.memory > ROOM || growth.descriptors > 0 || growth.threads > 0;
+        let heap = growth.heap.unwrap_or(0);
+        let grown = growth.memory > ROOM
+            || heap > ROOM_IN_HEAP
+            || growth.descriptors > 0
+            || growth.threads > 0;
         grown.then(|| {
             format!(
-                "{} bytes of memory, {} descriptors, {} threads more than after the warm-up",
+                "{} bytes of memory, {heap} of them allocated, {} descriptors, {} threads more \
+                 than after the warm-up",
                 growth.memory, growth.descriptors, growth.threads
             )
         })
@@ -74,6 +82,10 @@ impl Report {
             Some(growth) => {
                 let memory = growth.memory / 1024;
                 let _ = writeln!(text, "{:<34}{memory:>12} KiB", "memory growth");
+                if let Some(heap) = growth.heap {
+                    let heap = heap / 1024;
+                    let _ = writeln!(text, "{:<34}{heap:>12} KiB", "  of what is allocated");
+                }
                 let _ = writeln!(
                     text,
                     "{:<34}{:>12}",

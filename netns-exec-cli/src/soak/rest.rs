@@ -15,8 +15,10 @@ use crate::sys;
 /// What a process has.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Figures {
-    /// Memory of its own, in bytes.
+    /// Memory of its own, in bytes, as the kernel counts it: also what the allocator keeps.
     pub(super) memory: i64,
+    /// Of that, what is allocated. As a figure it only has a meaning beside another one.
+    pub(super) heap: Option<i64>,
     pub(super) descriptors: i64,
     pub(super) threads: i64,
 }
@@ -32,6 +34,7 @@ impl Figures {
         };
         Some(Figures {
             memory: field("RssAnon:")? * 1024,
+            heap: sys::heap_in_use().map(i64::from),
             descriptors: i64::try_from(open_files()?).ok()?,
             threads: field("Threads:")?,
         })
@@ -44,6 +47,7 @@ impl Figures {
             thread::sleep(Duration::from_millis(50));
             let now = Figures::read()?;
             least.memory = least.memory.min(now.memory);
+            least.heap = least.heap.min(now.heap);
             least.descriptors = least.descriptors.min(now.descriptors);
             least.threads = least.threads.min(now.threads);
         }
@@ -69,6 +73,9 @@ impl Figures {
     pub(super) fn since(self, before: Figures) -> Figures {
         Figures {
             memory: self.memory - before.memory,
+            // The figures are rounds of 32 bits.
+            heap: (self.heap.zip(before.heap))
+                .map(|(now, before)| i64::from((now - before) as i32)),
             descriptors: self.descriptors - before.descriptors,
             threads: self.threads - before.threads,
         }

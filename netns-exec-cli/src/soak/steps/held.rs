@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::ports::{Allocator, Gate, Ports, Protocol};
-use netns_exec::{NetnsId, WeakNetns};
+use netns_exec::{Error, NetnsId, WeakNetns};
 
 use crate::soak::arena::{Arena, Target};
 use crate::soak::dice::Dice;
@@ -69,17 +69,17 @@ pub(super) fn pin(arena: &Arena, dice: &mut Dice, held: &mut Held) {
         let (token, runs) = Token::new(&arena.tally, *inode);
         let since = arena.faults.since();
         match pinned.run(|| token.begin()) {
-            Err(error) if error.is_not_found() => expect_gone(arena, "a pin", weak, &runs),
+            Err(error) if error.is_not_found() => expect_gone(arena, "a pin", &error, weak, &runs),
             other => drop(arena.expect_ran("run on a pin", since, other, &runs)),
         }
     }
 }
 
 /// A call that says that its namespace is gone says the truth.
-fn expect_gone(arena: &Arena, what: &str, weak: &WeakNetns, runs: &AtomicU32) {
+fn expect_gone(arena: &Arena, what: &str, error: &Error, weak: &WeakNetns, runs: &AtomicU32) {
     let right = weak.upgrade().is_none() && runs.load(Ordering::Relaxed) == 0;
     (arena.tally).check(right, || {
-        format!("{what} says that {weak} is gone, and it is there")
+        format!("{what} says that {weak} is gone, and it is there: {error}")
     });
 }
 
@@ -119,8 +119,10 @@ pub(super) fn stock(arena: &Arena, dice: &mut Dice, held: &mut Held) {
     for (stock, weak) in &held.stocks {
         let since = arena.faults.since();
         let taken = stock.take(*dice.pick(&KINDS));
-        if (taken.as_ref()).is_err_and(netns_exec::Error::is_not_found) {
-            expect_gone(arena, "a stock", weak, &AtomicU32::new(0));
+        if let Err(error) = &taken
+            && error.is_not_found()
+        {
+            expect_gone(arena, "a stock", error, weak, &AtomicU32::new(0));
             continue;
         }
         let Some(socket) = arena.expect("a socket from a stock", since, taken) else {
