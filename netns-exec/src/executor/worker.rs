@@ -334,15 +334,15 @@ impl<'a> Worker<'a> {
         }
         // What an idle worker does is not done yet: on a CPU that both share, the
         // caller would wait for it.
+        let timeout = self.idle_timeout();
         let limit = if idle.has_seen_to_itself {
-            self.idle_timeout()
+            timeout
         } else {
             Some(UPKEEP_AFTER)
         };
         if lane.is_trapped()
             && let Some(listened) = self.door.listened()
         {
-            let timeout = self.idle_timeout();
             let is_short = timeout.is_some_and(|timeout| timeout < LONG_TIMEOUT);
             // The caller is told only when the worker sleeps.
             let mind = match is_short || self.is_new || idle.has_seen_to_itself {
