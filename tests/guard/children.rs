@@ -7,16 +7,13 @@ use std::io::{self, Read, Write};
 use std::process::{Child, Stdio};
 use std::thread;
 
-use netns_exec::{Executor, Guard};
+use netns_exec::Guard;
 use netns_exec_tests::{Alone, alone, fresh, rerun, this_test};
+
+use crate::{executor, is_refused_a_thread};
 
 /// Set for the child, which is this program once more.
 const IS_CHILD: &str = "NETNS_EXEC_TEST_CHILD_WITH_THREADS";
-
-fn sealed() -> Executor {
-    let executor = Executor::builder().guard(Guard::Seal).build();
-    executor.expect("root can seal")
-}
 
 /// To be called by a job: its child, by the standard library, which says on standard output
 /// that it is there and waits for the end of its input.
@@ -69,10 +66,6 @@ fn assert_has_threads(child: Child) {
     );
 }
 
-fn is_refused_a_thread() -> bool {
-    thread::Builder::new().spawn(|| ()).is_err()
-}
-
 #[test]
 fn child_has_its_threads_where_the_filter_refuses_by_itself() {
     if env::var_os(IS_CHILD).is_some() {
@@ -80,7 +73,7 @@ fn child_has_its_threads_where_the_filter_refuses_by_itself() {
     }
     // Another program listens, so that ours cannot.
     alone!(Alone::Listened);
-    let (executor, netns, test) = (sealed(), fresh(), this_test!());
+    let (executor, netns, test) = (executor(Guard::Seal), fresh(), this_test!());
     let job = || (is_refused_a_thread(), child_of_this_thread(test));
     let (refused, mut child) = executor.run(&netns, job).unwrap();
     assert!(refused, "the seal is on, and without a listener");
@@ -94,7 +87,7 @@ fn child_that_outlives_the_executor_has_its_threads() {
         return have_threads();
     }
     alone!(Alone::AsIs);
-    let (executor, netns, test) = (sealed(), fresh(), this_test!());
+    let (executor, netns, test) = (executor(Guard::Seal), fresh(), this_test!());
     let mut child = executor.run(&netns, || child_of_this_thread(test)).unwrap();
     wait_until_ready(&mut child);
     // The listener goes with the worker: a call that would ask it is ENOSYS then.

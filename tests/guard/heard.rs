@@ -13,7 +13,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::executor;
+use crate::{executor, is_refused_a_thread};
 
 /// What the log was told of one refusal.
 #[derive(Clone, Debug, Default)]
@@ -86,10 +86,6 @@ fn lines_of(netns: &Netns) -> Vec<Line> {
     let mut lines = lines();
     lines.retain(|line| line.netns_id == id);
     lines
-}
-
-fn is_refused_a_thread() -> bool {
-    thread::Builder::new().spawn(|| ()).is_err()
 }
 
 /// Returns when the log has been told of all refusals so far, for it is told of them in turn.

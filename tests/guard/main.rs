@@ -10,6 +10,8 @@ mod refusals;
 mod state;
 mod tokio;
 
+use std::thread;
+
 use netns_exec::{Executor, Guard};
 
 netns_exec::rootless::test_harness!(own_net);
@@ -17,4 +19,9 @@ netns_exec::rootless::test_harness!(own_net);
 fn executor(guard: Guard) -> Executor {
     let executor = Executor::builder().guard(guard).build();
     executor.expect("root may have every guard")
+}
+
+/// What a sealed job meets that wants one.
+fn is_refused_a_thread() -> bool {
+    thread::Builder::new().spawn(|| ()).is_err()
 }

@@ -14,12 +14,9 @@ use netns_exec_tests::{Alone, alone, eventually, fresh, threads_named};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
-const CURE: &str = "Builder::prewarm";
+use crate::executor;
 
-fn sealed() -> Executor {
-    let executor = Executor::builder().guard(Guard::Seal).build();
-    executor.expect("root can seal")
-}
+const CURE: &str = "Builder::prewarm";
 
 /// How a job that panics ended, by `spawn` and by `run`.
 fn panic_of(
@@ -35,7 +32,7 @@ fn panic_of(
 
 #[test]
 fn panic_over_an_eperm_of_anything_else_is_a_panic_and_no_more() {
-    let (executor, netns) = (sealed(), fresh());
+    let (executor, netns) = (executor(Guard::Seal), fresh());
     netns.set_loopback_up().unwrap();
     let rules =
         "add table ip t; add chain ip t o { type filter hook output priority 0; policy drop; }";
@@ -63,7 +60,7 @@ fn panic_over_an_eperm_of_anything_else_is_a_panic_and_no_more() {
 
 #[test]
 fn refusal_is_told_with_whatever_the_job_panics_with() {
-    let (executor, netns) = (sealed(), fresh());
+    let (executor, netns) = (executor(Guard::Seal), fresh());
     let jobs: [fn(); 3] = [
         || drop(thread::Builder::new().spawn(|| ()).unwrap()),
         || {
@@ -86,7 +83,7 @@ fn refusal_is_told_with_whatever_the_job_panics_with() {
 
 #[test]
 fn refusal_of_one_job_is_not_told_to_the_next() {
-    let (executor, netns) = (sealed(), fresh());
+    let (executor, netns) = (executor(Guard::Seal), fresh());
     executor
         .run(&netns, || {
             assert!(thread::Builder::new().spawn(|| ()).is_err())
@@ -98,7 +95,7 @@ fn refusal_of_one_job_is_not_told_to_the_next() {
 
 #[test]
 fn cure_is_given_once_however_deep_errors_nest() {
-    let (executor, netns, other) = (sealed(), fresh(), fresh());
+    let (executor, netns, other) = (executor(Guard::Seal), fresh(), fresh());
     let inner = executor.clone();
     // A job that fails like another one, itself refused threads.
     let refused = move || {
@@ -137,7 +134,7 @@ fn cure_is_given_once_however_deep_errors_nest() {
 
 #[test]
 fn sealed_job_keeps_the_processs_files_and_working_directory() {
-    let (executor, netns) = (sealed(), fresh());
+    let (executor, netns) = (executor(Guard::Seal), fresh());
     for flags in [CloneFlags::CLONE_FILES, CloneFlags::CLONE_FS] {
         let refused = executor.run(&netns, || unshare(flags)).unwrap();
         assert_eq!(refused, Err(Errno::EPERM));
@@ -161,7 +158,7 @@ fn listeners() -> usize {
 fn refusals_are_counted_by_one_thread_that_ends_with_the_last_sealed_worker() {
     alone!(Alone::AsIs);
     for _ in 0..2 {
-        let (executor, other, netns) = (sealed(), sealed(), fresh());
+        let (executor, other, netns) = (executor(Guard::Seal), executor(Guard::Seal), fresh());
         assert_eq!(threads_named("netns-guard"), 0, "there is no worker yet");
         executor.run(&netns, || ()).unwrap();
         let spaces: Vec<_> = (0..10).map(|_| fresh()).collect();
@@ -184,7 +181,7 @@ fn namespace_of_the_first_sealed_worker_is_let_go_while_others_are_sealed() {
     // A child that another test starts has all our descriptors until it executes
     // its program, and so keeps namespaces alive.
     alone!(Alone::AsIs);
-    let (executor, first, second) = (sealed(), fresh(), fresh());
+    let (executor, first, second) = (executor(Guard::Seal), fresh(), fresh());
     executor.run(&first, || ()).unwrap();
     executor.run(&second, || ()).unwrap();
     executor.retire(&first).unwrap();
