@@ -18,6 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use std::os::fd::AsFd;
 
+use super::with_births_at;
+
 #[test]
 fn thread_is_in_its_namespace_beside_the_workers() {
     for guard in GUARDS {
@@ -327,12 +329,7 @@ fn awaited_start_keeps_no_runtime_waiting() {
 #[test]
 fn thread_whose_start_is_given_up_is_told_to_stop() {
     let gate = Gate::new();
-    let pass = gate.pass();
-    let builder = Executor::builder().on_worker_start(move |_| {
-        pass.stop();
-        Ok(())
-    });
-    let (executor, netns) = (builder.build().unwrap(), fresh());
+    let (executor, netns) = (with_births_at(&gate), fresh());
     let (sender, receiver) = mpsc::channel();
     let told = move |stop: &Stop| {
         stop.wait();

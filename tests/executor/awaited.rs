@@ -16,7 +16,7 @@ use netns_exec_tests::{
     Alone, Gate, Held, Over, TempName, alone, eventually, fresh, here, threads_named, tid, within,
 };
 
-use super::{with_queue, with_workers};
+use super::{with_births_at, with_queue, with_workers};
 
 #[test]
 fn measure_finds_what_blocks() {
@@ -467,12 +467,7 @@ fn failing_birth_is_the_error_of_all_that_wait_for_it() {
 #[test]
 fn birth_goes_on_without_the_task_that_asked_for_it() {
     let gate = Gate::new();
-    let pass = gate.pass();
-    let builder = Executor::builder().on_worker_start(move |_| {
-        pass.stop();
-        Ok(())
-    });
-    let (executor, netns) = (builder.build().unwrap(), fresh());
+    let (executor, netns) = (with_births_at(&gate), fresh());
     let woken = Arc::new(Woken::default());
     let mut future = Box::pin(executor.spawn_async(&netns, || ()));
     assert!(poll_once(future.as_mut(), &woken).is_pending());

@@ -37,7 +37,7 @@ mod workers;
 use std::time::Duration;
 
 use netns_exec::{Executor, Netns};
-use netns_exec_tests::{eventually, sleeps_soundly, tid};
+use netns_exec_tests::{Gate, eventually, sleeps_soundly, tid};
 
 netns_exec::rootless::test_harness!(own_net);
 
@@ -51,6 +51,16 @@ fn with_queue(depth: usize) -> Executor {
 
 fn with_workers(per_netns: usize) -> Executor {
     let builder = Executor::builder().workers_per_netns(per_netns);
+    builder.build().unwrap()
+}
+
+/// Its workers, and threads beside them, wait at the gate before they serve.
+fn with_births_at(gate: &Gate) -> Executor {
+    let pass = gate.pass();
+    let builder = Executor::builder().on_worker_start(move |_| {
+        pass.stop();
+        Ok(())
+    });
     builder.build().unwrap()
 }
 
