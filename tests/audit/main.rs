@@ -486,7 +486,10 @@ fn every_namespace_on_the_system_is_listed() {
         |what: fn(&Hold) -> bool| listed.holders().iter().filter(|h| what(h.hold())).count();
     // One more for each mount namespace that was copied from this one meanwhile.
     let mounts = kinds(|hold| matches!(hold, Hold::Mount { .. }));
-    assert!(mounts >= 1, "{listed:?}");
+    let of_ours = listed.holders().iter().filter(
+        |held| matches!(held.hold(), Hold::Mount { path: mounted, .. } if *mounted == path),
+    );
+    assert!(mounts >= 1 && of_ours.count() == mounts, "{listed:?}");
     // The handle; none that the audit itself had open.
     assert_eq!(
         kinds(|hold| matches!(hold, Hold::Fd { .. })),
