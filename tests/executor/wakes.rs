@@ -6,11 +6,11 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Over, alone, eventually, fresh, sleeps_in, sleeps_soundly, tid, within,
+    Alone, Gate, Over, alone, eventually, fresh, sleeps_in, sleeps_soundly, tid, tids, within,
 };
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -96,6 +96,47 @@ fn worker_that_has_been_idle_for_long_is_woken_as_cheaply_as_before() {
     // The queue has had all of its jobs.
     let worker = executor.spawn(&netns, tid).unwrap().join().unwrap();
     eventually("it waits for callers", || sleeps_in(worker) == Some(TRAP));
+}
+
+/// The number of the thread that listens for refused calls.
+fn ear() -> i32 {
+    let is_ear = |tid: &i32| {
+        let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
+        name.is_ok_and(|name| name.trim() == "netns-guard")
+    };
+    tids().into_iter().find(is_ear).expect("a worker is sealed")
+}
+
+#[test]
+fn thread_that_listens_is_not_woken_by_each_call_after_a_pause() {
+    /// How often it looks while calls come.
+    const TICK: Duration = Duration::from_millis(5);
+
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    have_it_trapped(&executor, &netns);
+    let ear = ear();
+    for _ in 0..3 {
+        eventually("it listens", || {
+            sleeps_in(ear) == Some(libc::SYS_epoll_wait) && sleeps_soundly(ear)
+        });
+        let (start, before) = (Instant::now(), sleeps_of(ear));
+        let mut pauses = 0;
+        for _ in 0..300 {
+            let apart = Instant::now();
+            thread::sleep(Duration::from_micros(100));
+            executor.run(&netns, || ()).unwrap();
+            pauses += u128::from(apart.elapsed() > TICK / 2);
+        }
+        let (woken, ticks) = (
+            sleeps_of(ear) - before,
+            start.elapsed().as_millis() / TICK.as_millis(),
+        );
+        assert!(
+            u128::from(woken) < 8 + ticks + 4 * pauses,
+            "woken {woken} times in {ticks} ticks, and {pauses} pauses of the machine's"
+        );
+    }
 }
 
 #[test]

@@ -62,6 +62,33 @@ struct Shared {
     next: AtomicU64,
     /// A worker has parked since it looked last.
     has_parked: AtomicBool,
+    /// When a worker parked last while the thread listened, which the trap wakes then; 0
+    /// once that has been told.
+    disturbed: AtomicU64,
+}
+
+impl Shared {
+    /// Whether the thread is to be told that a worker parks, whose alarm is at `when` at the
+    /// latest.
+    fn is_to_be_told(&self, when: u64) -> bool {
+        let next = self.next.load(Ordering::Relaxed);
+        if next == IN_A_RUSH {
+            return false;
+        }
+        when < next || self.disturbs_again(now())
+    }
+
+    /// Notes that the trap of a worker will wake the thread; tells whether one did just
+    /// before. The kernel puts the thread to sleep again, which learns nothing of it, and
+    /// each call takes three times as long as if it were told once.
+    fn disturbs_again(&self, now: u64) -> bool {
+        let before = self.disturbed.swap(now, Ordering::Relaxed);
+        let again = before != 0 && now.saturating_sub(before) < TICK.as_nanos() as u64;
+        if again {
+            self.disturbed.store(0, Ordering::Relaxed);
+        }
+        again
+    }
 }
 
 /// A bell whose listener is on its way.
@@ -97,7 +124,7 @@ impl Listened {
             Punctual::Yes => when,
             Punctual::No => when.saturating_add(SECOND),
         };
-        if at_latest < shared.next.load(Ordering::Relaxed) {
+        if shared.is_to_be_told(at_latest) {
             self.ear.tell(LOOK);
         }
     }
@@ -110,6 +137,9 @@ const LOOK: u64 = 1;
 
 /// No alarm.
 const NEVER: u64 = u64::MAX;
+
+/// In [`Shared::next`]: the thread looks again soon enough, and no trap wakes it.
+const IN_A_RUSH: u64 = 0;
 
 /// The thread looks once in a second at least, for those who are in no hurry.
 const SECOND: u64 = 1_000_000_000;
@@ -183,6 +213,7 @@ impl Ear {
             listeners: AtomicUsize::new(0),
             next: AtomicU64::new(NEVER),
             has_parked: AtomicBool::new(false),
+            disturbed: AtomicU64::new(0),
         });
         let ear = Ear {
             socket,
@@ -331,9 +362,8 @@ impl Listening {
             let in_a_rush = self.look();
             let is_late = mem::take(&mut self.is_late);
             let wait = if (in_a_rush || is_late) && !self.has_new {
-                // It looks again soon enough, whatever comes.
-                self.shared.next.store(0, Ordering::Relaxed);
-                // But at once when it is told of something.
+                self.shared.next.store(IN_A_RUSH, Ordering::Relaxed);
+                // At once when it is told of something.
                 sys::scm::wait(self.socket.as_fd(), TICK);
                 EpollTimeout::ZERO
             } else {
