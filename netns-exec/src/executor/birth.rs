@@ -23,7 +23,11 @@ use crate::payload::{discard, quietly};
 use crate::sync::{Condvar, Mutex, thread};
 
 /// Does what a group has decided that has a worker: the calling thread, for one.
+#[inline]
 pub(crate) fn see_to(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) {
+    if matches!(todo, Todo::Nothing) {
+        return;
+    }
     let orphans = carry_out_and(registry, group, todo, tell_owners);
     debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
 }
@@ -45,8 +49,12 @@ pub(crate) fn see_to_last(
 
 /// Does what a group has decided. Returns jobs that are to be shipped elsewhere.
 #[must_use]
+#[inline]
 pub(crate) fn carry_out(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) -> Vec<JobRef> {
-    carry_out_and(registry, group, todo, tell_owners)
+    match todo {
+        Todo::Nothing => Vec::new(),
+        todo => carry_out_and(registry, group, todo, tell_owners),
+    }
 }
 
 /// As [`carry_out`], with the way to tell the owners of jobs and futures that there will

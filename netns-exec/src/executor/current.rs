@@ -231,7 +231,14 @@ impl Polled<'_> {
     }
 
     /// Notes that the job does not wait for the handle any more. It may for others.
+    #[inline]
     pub(crate) fn no_more(self) {
+        if *self.0 != 0 {
+            self.was_part_of_a_wait();
+        }
+    }
+
+    fn was_part_of_a_wait(self) {
         let (wait, handles) = POLLED.with(Cell::get);
         // A wait that is over, or another thread's, is none of ours.
         if mem::take(self.0) != wait || WAITS.with(Cell::get) != Waits::Polled {

@@ -119,8 +119,6 @@ pub(crate) struct Group {
     retiring: AtomicBool,
     /// Set once: the deletion watch has been asked.
     watch_asked: std::sync::atomic::AtomicBool,
-    /// Set while the log has been told that calls wait behind a long job.
-    stuck_told: std::sync::atomic::AtomicBool,
     /// `state.asked.len()`, for workers that only want to know that it is not 0.
     asked: AtomicU32,
     pins: AtomicU32,
@@ -230,7 +228,6 @@ impl Group {
             is_local,
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
             queue: Queue::new(pool.config.queue_depth, pool.config.clock),
-            stuck_told: false.into(),
             futures: Futures::default(),
             runnable: Runnable(AtomicU32::new(0)),
             alive: AtomicU32::new(0),
@@ -331,17 +328,15 @@ impl Group {
 
     /// Tells the log, once each time, when no job has been taken for long: by the sender of
     /// one more, since the worker that is kept says nothing.
+    #[inline]
     pub(crate) fn tell_if_stuck(&self) {
-        let stands_still = self.queue.stands_still_for();
-        if stands_still < IS_STUCK {
-            if self.stuck_told.load(Ordering::Relaxed) {
-                self.stuck_told.store(false, Ordering::Relaxed);
-            }
-            return;
+        if let Some(stands_still) = self.queue.newly_stands_still_for(IS_STUCK) {
+            self.tell_that_it_is_stuck(stands_still);
         }
-        if self.stuck_told.swap(true, Ordering::Relaxed) {
-            return;
-        }
+    }
+
+    #[cold]
+    fn tell_that_it_is_stuck(&self, stands_still: Duration) {
         quietly(|| {
             tracing::warn!(
                 netns = %self.label,
@@ -354,12 +349,15 @@ impl Group {
         });
     }
 
+    /// Whether more than one worker may serve it at a time.
+    #[inline]
+    pub(crate) fn may_have_several(&self) -> bool {
+        self.lanes.len() > 1
+    }
+
     /// Called by a worker that turns to a job: the sender of another one may have
     /// relied on this worker, which now will not come back for a while.
     pub(crate) fn cover_queue(&self) -> Todo {
-        if self.lanes.len() == 1 {
-            return Todo::Nothing;
-        }
         // Between the claim of this worker's lane and the look at the queue; the
         // other half is in `notify`.
         fence(Ordering::SeqCst);

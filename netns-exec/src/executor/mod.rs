@@ -363,7 +363,7 @@ impl Executor {
         let tasks = submit::spawn_batch(jobs, |batch| {
             submit::with_group(registry, netns, |group| {
                 submit::queue_all(registry, Some(group), netns, batch)
-            })?
+            })
         })?;
         Ok(tasks.into_iter().map(JoinHandle::new).collect())
     }

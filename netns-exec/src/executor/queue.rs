@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ pub(crate) struct Queue {
     /// When it was last empty, or a job was taken, on the clock of [`Clock`]; not to the
     /// millisecond, so that senders and workers seldom have to tell each other.
     moved: AtomicU64,
+    /// Whether a sender has found that it did not move, so that only then it is looked at
+    /// more closely.
+    stands: AtomicU8,
     clock: Clock,
     /// Senders that wait for room.
     waiting: AtomicU32,
@@ -73,6 +76,12 @@ impl Clock {
 const A_MOMENT: u64 = 1_000_000;
 const A_WHILE: u64 = 100 * A_MOMENT;
 
+/// How a queue stands, as far as senders have looked.
+const MOVES: u8 = 0;
+const STANDS: u8 = 1;
+/// And that has been told.
+const IS_TOLD: u8 = 2;
+
 impl Queue {
     pub(crate) fn new(depth: usize, clock: Clock) -> Queue {
         let (sender, receiver) = sync::bounded(depth);
@@ -80,6 +89,7 @@ impl Queue {
             sender,
             receiver,
             moved: AtomicU64::new(0),
+            stands: AtomicU8::new(MOVES),
             clock,
             waiting: AtomicU32::new(0),
             room: Condvar::new(),
@@ -109,35 +119,66 @@ impl Queue {
     }
 
     /// Notes that something is about to be pushed; returns the time.
+    #[inline]
     fn note_push(&self) -> u64 {
         let now = self.clock.now();
-        if self.has_not_moved_for(now) >= A_WHILE && self.is_empty() {
-            self.moved.store(now, Relaxed);
+        if self.has_not_moved_for(now) >= A_WHILE {
+            self.look_closer(now);
         }
         now
+    }
+
+    #[cold]
+    fn look_closer(&self, now: u64) {
+        // Whether it is empty is in lines that workers write.
+        if self.is_empty() {
+            self.note_moved(now);
+        } else if self.stands.load(Relaxed) == MOVES {
+            self.stands.store(STANDS, Relaxed);
+        }
     }
 
     fn has_not_moved_for(&self, now: u64) -> u64 {
         now.saturating_sub(self.moved.load(Relaxed))
     }
 
+    #[cold]
+    fn note_moved(&self, now: u64) {
+        self.moved.store(now, Relaxed);
+        if self.stands.load(Relaxed) != MOVES {
+            self.stands.store(MOVES, Relaxed);
+        }
+    }
+
     /// Notes that what was pushed at `since` has been taken; returns how long it waited.
+    #[inline]
     fn note_taken(&self, since: u64) -> Duration {
         let now = self.clock.now();
         if self.has_not_moved_for(now) >= A_MOMENT {
-            self.moved.store(now, Relaxed);
+            self.note_moved(now);
         }
         Duration::from_nanos(now.saturating_sub(since))
     }
 
-    /// For how long no job has been taken although there was one.
-    pub(crate) fn stands_still_for(&self) -> Duration {
-        let still = self.has_not_moved_for(self.clock.now());
-        // Whether it is empty is in lines that workers write.
-        match still < A_WHILE || self.is_empty() {
-            true => Duration::ZERO,
-            false => Duration::from_nanos(still),
+    /// For how long no job has been taken although there was one, if that is `patience` or
+    /// more, and this has not been answered since a job was taken last. As of the last push.
+    #[inline]
+    pub(crate) fn newly_stands_still_for(&self, patience: Duration) -> Option<Duration> {
+        match self.stands.load(Relaxed) {
+            STANDS => self.stands_still_for(patience),
+            _ => None,
         }
+    }
+
+    #[cold]
+    fn stands_still_for(&self, patience: Duration) -> Option<Duration> {
+        let still = Duration::from_nanos(self.has_not_moved_for(self.clock.now()));
+        let is_first = || {
+            (self.stands)
+                .compare_exchange(STANDS, IS_TOLD, Relaxed, Relaxed)
+                .is_ok()
+        };
+        (still >= patience && !self.is_empty() && is_first()).then_some(still)
     }
 
     /// Puts a job in, and waits for room.

@@ -1,5 +1,6 @@
 //! How a job finds its worker: inline, through a lane, or through the queue.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::error;
 use std::fmt;
@@ -99,7 +100,7 @@ where
     if is_inline(registry, netns.id()) {
         return Ok(f());
     }
-    with_group(registry, netns, |group| run_on(registry, group, netns, f))?
+    with_group(registry, netns, |group| run_on(registry, group, netns, f))
 }
 
 /// Calls `f` with the group of a namespace, which this thread remembers.
@@ -107,24 +108,42 @@ where
 pub(crate) fn with_group<R>(
     registry: &Arc<Registry>,
     netns: &impl Destination,
-    f: impl FnOnce(&Arc<Group>) -> R,
+    f: impl FnOnce(&Arc<Group>) -> Result<R>,
 ) -> Result<R> {
     current::check_may_wait()?;
-    let key = registry.pool().key;
+    let executor = registry.pool().key;
     // Taken out meanwhile: `f` may get here again.
     // Gone already when a thread-local's destructor calls.
     let cached = CACHED.try_with(Cell::take).ok().flatten();
     let cached = cached.filter(|cached| {
-        cached.executor == key && cached.group.id() == netns.id() && !cached.group.is_retiring()
+        cached.executor == executor
+            && cached.group.id() == netns.id()
+            && !cached.group.is_retiring()
     });
     let group = match cached {
         Some(cached) => cached.group,
         None => registry.group(netns.id(), netns.label())?,
     };
-    let result = f(&group);
-    let executor = key;
-    let _ = CACHED.try_with(|cached| cached.set(Some(Cached { executor, group })));
-    Ok(result)
+    let to_cache = ToCache(Some(Cached { executor, group }));
+    f(to_cache.group())
+}
+
+/// Has the calling thread remember it, when it is dropped: what is returned meanwhile
+/// need not be moved once more for that.
+struct ToCache(Option<Cached>);
+
+impl ToCache {
+    #[inline]
+    fn group(&self) -> &Arc<Group> {
+        &self.0.as_ref().expect("it has not been dropped").group
+    }
+}
+
+impl Drop for ToCache {
+    #[inline]
+    fn drop(&mut self) {
+        let _ = CACHED.try_with(|cached| cached.set(self.0.take()));
+    }
 }
 
 /// Runs `f` in a namespace whose group is known, and has not to be alive any more.
@@ -189,11 +208,10 @@ fn queue_with(
     room: Room,
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
-    let group = match served(registry, known, netns, room) {
-        Ok(group) => group,
+    match served(registry, known, netns, room) {
+        Ok(group) => push(registry, &group, netns, job),
         Err(error) => return Err((job, error)),
-    };
-    push(registry, &group, netns, job);
+    }
     Ok(())
 }
 
@@ -235,15 +253,15 @@ pub(crate) fn queue_all(
 
 /// Finds the group of a namespace that has a worker, or sees to it that it has one.
 /// The calling thread's own group, if it is a worker, need not wait for that.
-fn served(
+fn served<'a>(
     registry: &Arc<Registry>,
-    known: Option<&Arc<Group>>,
+    known: Option<&'a Arc<Group>>,
     netns: &impl Destination,
     room: Room,
-) -> Result<Arc<Group>> {
+) -> Result<Cow<'a, Arc<Group>>> {
     match known {
-        Some(group) if group.is_served() => Ok(Arc::clone(group)),
-        _ => current::blocking(|| started(registry, known, netns, room)),
+        Some(group) if group.is_served() => Ok(Cow::Borrowed(group)),
+        _ => current::blocking(|| started(registry, known, netns, room)).map(Cow::Owned),
     }
 }
 
@@ -353,6 +371,7 @@ pub(crate) fn start_first(
 
 /// Sees to it that what was just pushed to `group` is served, or ships it elsewhere
 /// when the group has died in between.
+#[inline]
 pub(crate) fn ensure_served(
     registry: &Arc<Registry>,
     netns: &impl Destination,
@@ -361,7 +380,9 @@ pub(crate) fn ensure_served(
 ) {
     let orphans = birth::carry_out(registry, group, group.notify());
     group.tell_if_stuck();
-    reship(registry, netns, room, orphans);
+    if !orphans.is_empty() {
+        reship(registry, netns, room, orphans);
+    }
 }
 
 /// Ships jobs elsewhere whose group has died.
@@ -388,12 +409,13 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let spawn = |group: &Arc<Group>| task::spawn(f, |job| queue(registry, Some(group), netns, job));
-    let spawned = match known {
-        Some(group) => spawn(group),
-        None => with_group(registry, netns, spawn)?,
+    let spawn = |group: &Arc<Group>| {
+        task::spawn(f, |job| queue(registry, Some(group), netns, job)).map_err(|(error, _f)| error)
     };
-    spawned.map_err(|(error, _f)| error)
+    match known {
+        Some(group) => spawn(group),
+        None => with_group(registry, netns, spawn),
+    }
 }
 
 /// Spawns many jobs, which `send` puts in a queue.

@@ -507,7 +507,14 @@ impl<'a> Worker<'a> {
         !is_future || self.member.counters.done() > done
     }
 
+    #[inline]
     fn cover_queue(&self) {
+        if self.group.may_have_several() {
+            self.have_queue_covered();
+        }
+    }
+
+    fn have_queue_covered(&self) {
         see_to(self.registry, self.group, self.group.cover_queue());
     }
 

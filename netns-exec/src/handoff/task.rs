@@ -16,7 +16,7 @@
 //! one drops the outcome.
 #![allow(unsafe_code)]
 
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, needs_drop};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -141,7 +141,10 @@ pub(super) fn tell<T>(
         // SAFETY: the handle was gone before the latch was set, so the cell
         // is still this side's.
         let mut outcome = cell.with_mut(|outcome| unsafe { (*outcome).take() });
-        through("drop of a result", &mut || drop(outcome.take()));
+        // A plain value is nothing of the user's to run.
+        if needs_drop::<T>() || !matches!(outcome, Some(Outcome::Returned(_))) {
+            through("drop of a result", &mut || drop(outcome.take()));
+        }
     }
     !unclaimed
 }
