@@ -24,8 +24,9 @@ use std::io;
 use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ use parking_lot::Mutex;
 
 use super::{Bell, State, TELL, TRY};
 use crate::home::{Home, roster};
-use crate::sync::Listener;
+use crate::sync::{Listener, futex_wait, futex_wake};
 use crate::sys;
 
 /// How long this thread sleeps at a time while workers are called all the time.
@@ -91,11 +92,38 @@ impl Shared {
     }
 }
 
-/// A bell whose listener is on its way.
-struct Arriving {
-    bell: Arc<State>,
-    /// Where its worker is told that it has come.
-    has_come: SyncSender<()>,
+/// A bell whose listener is on its way, for which its worker waits. Lost when dropped.
+struct Arriving(Arc<State>);
+
+impl Arriving {
+    /// The thread has the listener.
+    fn has_come(self) -> Arc<State> {
+        self.0.arrival.store(HAS_COME, Release);
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        let arrival = &self.0.arrival;
+        let _ = arrival.compare_exchange(COMES, IS_LOST, Release, Relaxed);
+        futex_wake(arrival);
+    }
+}
+
+/// How a listener is on its way; whole words, to sleep on.
+pub(super) const COMES: u32 = 0;
+const HAS_COME: u32 = 1;
+const IS_LOST: u32 = 2;
+
+impl State {
+    /// Waits until the thread has the listener; `false` when it will not.
+    fn wait_for_arrival(&self) -> bool {
+        while self.arrival.load(Acquire) == COMES {
+            futex_wait(&self.arrival, COMES, None);
+        }
+        self.arrival.load(Acquire) == HAS_COME
+    }
 }
 
 /// A worker's side: it is listened to until this is dropped.
@@ -264,11 +292,7 @@ impl Ear {
             ..
         } = &*self.shared;
         listeners.fetch_add(1, Ordering::Relaxed);
-        let (has_come, here) = sync_channel(1);
-        let arrives = Arriving {
-            bell: Arc::clone(&bell.state),
-            has_come,
-        };
+        let arrives = Arriving(Arc::clone(&bell.state));
         arriving.lock().insert(number, arrives);
         let message = number.to_ne_bytes();
         let sent = sys::scm::send(self.socket.as_fd(), &message, [copy.as_fd()].into_iter());
@@ -279,7 +303,9 @@ impl Ear {
         }
         drop(copy);
         // Without an ear that has it no trap of the worker's would be answered.
-        here.recv().map_err(io::Error::other)?;
+        if !bell.state.wait_for_arrival() {
+            return Err(Errno::ESRCH.into());
+        }
         if bell.listener.is_some() {
             bell.try_out();
         }
@@ -464,13 +490,11 @@ impl Listening {
         // then fails with ENOSYS.
         let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
         match (bell, listener.pop()) {
-            (Some(Arriving { bell, has_come }), Some(listener))
-                if self.epoll.add(&listener, event).is_ok() =>
-            {
+            (Some(arriving), Some(listener)) if self.epoll.add(&listener, event).is_ok() => {
                 let listener = Listener::from(listener);
+                let bell = arriving.has_come();
                 self.workers.insert(number, Worker { listener, bell });
                 self.has_new = true;
-                let _ = has_come.send(());
             }
             _ => self.lose_listener(),
         }

@@ -102,6 +102,8 @@ struct State {
     /// Makes the calling thread the one that wakes the worker.
     unpark: Mutex<Option<Unpark>>,
     refusals: Refusals,
+    /// How its listener is on its way to the ear.
+    arrival: AtomicU32,
     /// Answers to calls that are no traps, which the ear is to send.
     replies: Mutex<Vec<(u64, Answer)>>,
 }
@@ -137,6 +139,7 @@ impl Bell {
             is_tried: listener.is_none().into(),
             unpark: Mutex::new(None),
             refusals: Refusals::default(),
+            arrival: AtomicU32::new(ear::COMES),
             replies: Mutex::default(),
         };
         let state = Arc::new(state);

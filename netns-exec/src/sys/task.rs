@@ -199,8 +199,7 @@ fn stat_of(read: io::Result<String>) -> io::Result<Option<Stat>> {
 
 /// As [`TaskDir::alive_since`], for those who look once.
 pub(crate) fn alive_since(tid: u32) -> io::Result<Option<u64>> {
-    let read = std::fs::read(format!("/proc/self/task/{tid}/stat"));
-    let read = read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let read = File::open(format!("/proc/self/task/{tid}/stat")).and_then(read_line);
     Ok(stat_of(read)?.map(|stat| stat.started))
 }
 
@@ -278,10 +277,16 @@ impl TaskDir {
     fn read(&self, path: &str) -> io::Result<String> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let file = openat(self.dir.as_fd(), path, flags, Mode::empty())?;
-        let mut bytes = Vec::new();
-        File::from(file).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        read_line(File::from(file))
     }
+}
+
+/// Reads one of the short files there: at once, since a worker would keep what is allocated
+/// meanwhile.
+fn read_line(mut file: File) -> io::Result<String> {
+    let mut bytes = [0; 1024];
+    let length = file.read(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
 }
 
 /// What names the calling thread's network namespace; `None` without `/proc`.
