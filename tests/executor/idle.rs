@@ -1,5 +1,7 @@
 //! Workers that idle: when they leave, and that no call notices.
 
+use std::fs;
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -159,4 +161,41 @@ fn totals_are_exact_while_workers_come_and_go() {
         }
     });
     assert_eq!(executor.stats().done, 1000);
+}
+
+/// How much memory of the mapping that has `address` in it is resident, in KiB.
+fn resident_around(address: usize) -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut is_it = false;
+    for line in maps.lines() {
+        let bounds = line
+            .split(' ')
+            .next()
+            .and_then(|range| range.split_once('-'));
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        if let Some((Some(from), Some(to))) = bounds.map(|(from, to)| (number(from), number(to))) {
+            is_it = (from..to).contains(&address);
+        } else if is_it && let Some(rss) = line.strip_prefix("Rss:") {
+            return rss.trim().trim_end_matches(" kB").parse().unwrap();
+        }
+    }
+    panic!("{address:x} is nowhere");
+}
+
+#[test]
+fn idle_worker_gives_back_the_stack_that_a_job_needed() {
+    const MUCH: usize = 1 << 20;
+
+    let executor = with_idle(None);
+    let netns = fresh();
+    let job = || {
+        let bytes = [1_u8; MUCH];
+        let here = black_box(&bytes).as_ptr().addr();
+        (here + MUCH, resident_around(here))
+    };
+    for _ in 0..3 {
+        let (stack, resident) = executor.run(&netns, job).unwrap();
+        assert!(resident >= MUCH / 1024, "the job has needed {resident} KiB");
+        eventually("the stack is given back", || resident_around(stack) < 64);
+    }
 }

@@ -28,6 +28,7 @@ use crate::home::roster;
 use crate::netns::{Netns, watch};
 use crate::payload::discard;
 use crate::sys;
+use crate::sys::stack::Stack;
 
 /// A worker that slept for so long is idle, and sees to itself: no caller waits for
 /// its CPU any more. Longer than any timer tick: a timer before the next tick has to
@@ -69,6 +70,7 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         door: Door::new(guard, counters),
         stops_in,
         is_new: true,
+        stack: Stack::of_this_thread().ok(),
     };
     let lane = match role {
         Role::Lane(index) => Some(worker.open(index)),
@@ -129,6 +131,8 @@ struct Worker<'a> {
     stops_in: Option<Netns>,
     /// It has not seen to itself yet, so that nothing may watch its namespace.
     is_new: bool,
+    /// Where that can be told.
+    stack: Option<Stack>,
 }
 
 impl<'a> Worker<'a> {
@@ -374,6 +378,10 @@ impl<'a> Worker<'a> {
         self.tell_news();
         // A subscriber may have polled a handle.
         current::came_back();
+        // One job that needed much would otherwise keep it from the system for ever.
+        if let Some(stack) = &self.stack {
+            stack.trim();
+        }
         !self.door.is_spoiled()
     }
 

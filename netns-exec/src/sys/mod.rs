@@ -20,6 +20,7 @@ pub(crate) mod published;
 pub(crate) mod scm;
 pub(crate) mod seccomp;
 pub(crate) mod socket;
+pub(crate) mod stack;
 pub(crate) mod task;
 pub(crate) mod text;
 pub(crate) mod thread;

@@ -1,0 +1,69 @@
+//! The stack of a thread: pthread_getattr_np(3), madvise(2).
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::hint::black_box;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+
+use nix::errno::Errno;
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Where the calling thread's stack ends, towards which it grows. Not for other threads.
+pub(crate) struct Stack {
+    end: usize,
+    page: usize,
+    of_this_thread: PhantomData<*const ()>,
+}
+
+impl Stack {
+    /// That of the calling thread, which is not the main thread: its stack has no fixed end.
+    pub(crate) fn of_this_thread() -> io::Result<Stack> {
+        let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+        // SAFETY: takes nothing, and cannot fail.
+        let this = unsafe { libc::pthread_self() };
+        // SAFETY: the calling thread is live; the function fills the attributes in.
+        let rc = unsafe { libc::pthread_getattr_np(this, attributes.as_mut_ptr()) };
+        if rc != 0 {
+            return Err(io::Error::from_raw_os_error(rc));
+        }
+        let (mut end, mut size) = (null_mut::<c_void>(), 0);
+        // SAFETY: they have been filled in.
+        let rc = unsafe {
+            libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut end, &raw mut size)
+        };
+        // SAFETY: as above; they are not used after this.
+        unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+        if rc != 0 {
+            return Err(io::Error::from_raw_os_error(rc));
+        }
+        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|page| usize::try_from(page).ok());
+        let page = page.ok_or(Errno::ENOSYS)?;
+        Ok(Stack {
+            end: end.addr().next_multiple_of(page),
+            page,
+            of_this_thread: PhantomData,
+        })
+    }
+
+    /// Gives back the memory in which calls have been that have returned. The kernel makes
+    /// new when it is needed.
+    #[inline(never)]
+    pub(crate) fn trim(&self) {
+        /// For the frames of this call and of the system call that it makes.
+        const IN_USE: usize = 512;
+
+        let frame = 0_u8;
+        let here = black_box(&raw const frame).addr();
+        let used = here.saturating_sub(IN_USE) / self.page * self.page;
+        let Some(length) = used.checked_sub(self.end) else {
+            return;
+        };
+        let end = std::ptr::with_exposed_provenance_mut::<c_void>(self.end);
+        // SAFETY: pages of this thread's own stack, beyond any frame that is in use. What a
+        // signal handler has there is gone when it returns to this frame.
+        unsafe { libc::madvise(end, length, libc::MADV_DONTNEED) };
+    }
+}
