@@ -13,8 +13,8 @@ use netns_exec::audit::{Namespaces, Process, Unreadable, Verdict, namespaces};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::netns_arg::NetnsArg;
 use crate::output::{self, printable};
+use crate::syntax::NetnsArg;
 use crate::table::{self, Saving, Table, Texts, Tone};
 use crate::unreadable::{self, LeftOut};
 

@@ -15,9 +15,9 @@ use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::netns_arg::NetnsArg;
 use crate::output;
 use crate::setting::Setting;
+use crate::syntax::NetnsArg;
 use turn::{Method, Regime, Setup, WokenBy};
 
 /// Time calls into a namespace, against setns and against a thread per call

@@ -1,15 +1,12 @@
 //! `netns-exec lease`: one port number, held in several namespaces at once.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind as IoErrorKind, IsTerminal as _};
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,9 +25,9 @@ use nix::unistd::{Pid, getppid};
 use serde::Serialize;
 
 use crate::failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND};
-use crate::netns_arg::NetnsArg;
 use crate::seconds::seconds;
 use crate::stdio;
+use crate::syntax::{AddrArg, Choice, OnArg};
 use crate::sys::{Inherited, give_back_before_exec};
 
 /// The first descriptor of the socket activation protocol: SD_LISTEN_FDS_START
@@ -140,75 +137,6 @@ pub(crate) struct Args {
     /// The command, after `--`, and its arguments
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-}
-
-/// Which ports will do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Choice {
-    Exact(u16),
-    Range(RangeInclusive<u16>),
-    Dynamic,
-}
-
-impl FromStr for Choice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let port = |text: &str| {
-            text.parse::<u16>()
-                .map_err(|_| format!("`{text}` is not a port; write 8080, 33000-33099 or dynamic"))
-        };
-        Ok(match text.split_once('-') {
-            _ if text == "dynamic" => Choice::Dynamic,
-            Some((low, high)) => Choice::Range(port(low)?..=port(high)?),
-            None => Choice::Exact(port(text)?),
-        })
-    }
-}
-
-/// A namespace, and addresses in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct OnArg {
-    netns: NetnsArg,
-    /// None: every family that the namespace has.
-    addrs: Vec<AddrArg>,
-}
-
-/// An address, and the device that it is tied to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct AddrArg {
-    addr: IpAddr,
-    device: Option<String>,
-}
-
-impl OnArg {
-    /// `NS[,ADDR[%DEVICE]...]`, in which NS is any bytes but a comma.
-    fn parse(text: OsString) -> Result<OnArg, String> {
-        let mut parts = text.as_bytes().split(|&byte| byte == b',');
-        let netns = OsStr::from_bytes(parts.next().unwrap_or_default());
-        if netns.is_empty() {
-            return Err("the namespace comes first".to_owned());
-        }
-        let addr = |bytes: &[u8]| {
-            let text = String::from_utf8_lossy(bytes);
-            let (addr, device) = match text.split_once('%') {
-                Some((addr, device)) => (addr, Some(device.to_owned())),
-                None => (&*text, None),
-            };
-            match addr.parse() {
-                Ok(addr) => Ok(AddrArg { addr, device }),
-                Err(_) => Err(format!("`{text}` is not an IP address")),
-            }
-        };
-        let addrs = parts.map(addr).collect::<Result<_, _>>()?;
-        let netns = NetnsArg::from(netns.to_owned());
-        Ok(OnArg { netns, addrs })
-    }
-
-    /// Whether a member on `addr` was asked for by this.
-    fn names(&self, addr: IpAddr) -> bool {
-        self.addrs.is_empty() || self.addrs.iter().any(|arg| arg.addr.to_canonical() == addr)
-    }
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -526,35 +454,6 @@ fn become_command(args: &Args, lease: Lease, names: &[String], parent: Pid) -> F
                 _ => NOT_EXECUTABLE,
             };
             Failure::io(format!("cannot execute `{program}`"), error).status(status)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_are_one_several_or_dynamic() {
-        assert_eq!("8080".parse(), Ok(Choice::Exact(8080)));
-        assert_eq!("1-65535".parse(), Ok(Choice::Range(1..=65535)));
-        assert_eq!("dynamic".parse(), Ok(Choice::Dynamic));
-        for text in ["", "http", "65536", "-1", "1-", "1-2-3", "1..2"] {
-            let refused = text.parse::<Choice>().expect_err(text);
-            assert!(refused.contains("33000-33099"), "{refused}");
-        }
-    }
-
-    #[test]
-    fn on_is_a_namespace_and_its_addresses() {
-        let parse = |text: &str| OnArg::parse(text.into());
-        let on = parse("blue,127.0.0.1,::1").expect("well-formed");
-        assert_eq!(on.netns, NetnsArg::Name("blue".into()));
-        assert_eq!(on.addrs.len(), 2);
-        let on = parse("pid:1").expect("well-formed");
-        assert_eq!(on.addrs, []);
-        for text in ["", ",::1", "blue,", "blue,localhost", "blue,::1,"] {
-            parse(text).expect_err(text);
         }
     }
 }

@@ -33,6 +33,7 @@ mod shell;
 )]
 mod soak;
 mod stdio;
+mod syntax;
 mod sys;
 mod table;
 mod unreadable;

@@ -1,9 +1,6 @@
 //! The namespaces that a command line names.
 
-use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParserFactory};
 use clap_complete::engine::ArgValueCompleter;
@@ -12,32 +9,7 @@ use netns_exec::Netns;
 use crate::completions::netns_args;
 use crate::failure::Failure;
 use crate::names::names;
-
-/// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`. A name
-/// or path is any bytes, as files' names are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NetnsArg {
-    /// As `ip netns` keeps it.
-    Name(OsString),
-    /// A file of a namespace; what holds a slash.
-    Path(PathBuf),
-    /// The namespace of a process. Kept as text, for `pid:x` to be refused with
-    /// words of our own.
-    Pid(OsString),
-}
-
-impl From<OsString> for NetnsArg {
-    fn from(text: OsString) -> Self {
-        let bytes = text.as_bytes();
-        if bytes.contains(&b'/') {
-            NetnsArg::Path(text.into())
-        } else if let Some(pid) = bytes.strip_prefix(b"pid:") {
-            NetnsArg::Pid(OsStr::from_bytes(pid).to_owned())
-        } else {
-            NetnsArg::Name(text)
-        }
-    }
-}
+use crate::syntax::NetnsArg;
 
 impl ValueParserFactory for NetnsArg {
     type Parser = clap::builder::MapValueParser<OsStringValueParser, fn(OsString) -> NetnsArg>;
@@ -47,26 +19,7 @@ impl ValueParserFactory for NetnsArg {
     }
 }
 
-impl fmt::Display for NetnsArg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_os_string().display().fmt(f)
-    }
-}
-
 impl NetnsArg {
-    /// As it was given.
-    pub(crate) fn to_os_string(&self) -> OsString {
-        match self {
-            NetnsArg::Name(name) => name.clone(),
-            NetnsArg::Path(path) => path.clone().into(),
-            NetnsArg::Pid(pid) => {
-                let mut text = OsString::from("pid:");
-                text.push(pid);
-                text
-            }
-        }
-    }
-
     /// Opens the namespace.
     pub(crate) fn open(&self) -> Result<Netns, Failure> {
         let opened = match self {
@@ -139,30 +92,13 @@ impl NetnsArgs {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn parse(text: &str) -> NetnsArg {
         NetnsArg::from(OsString::from(text))
-    }
-
-    #[test]
-    fn form_decides_what_is_meant() {
-        assert_eq!(parse("blue"), NetnsArg::Name("blue".into()));
-        assert_eq!(parse("./blue"), NetnsArg::Path("./blue".into()));
-        assert_eq!(
-            parse("/proc/1/ns/net"),
-            NetnsArg::Path("/proc/1/ns/net".into())
-        );
-        assert_eq!(parse("pid:1"), NetnsArg::Pid("1".into()));
-        assert_eq!(parse("pid1"), NetnsArg::Name("pid1".into()));
-        assert_eq!(parse("pid:/1"), NetnsArg::Path("pid:/1".into()));
-    }
-
-    #[test]
-    fn what_is_parsed_is_shown_as_it_was() {
-        for text in ["blue", "/run/netns/blue", "pid:4711", "pid:x"] {
-            assert_eq!(parse(text).to_string(), text);
-        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use crate::completions::netns_args;
 use crate::failure::Failure;
-use crate::netns_arg::NetnsArg;
 use crate::output;
+use crate::syntax::NetnsArg;
 use crate::unreadable::{self, LeftOut};
 
 /// List the processes that are in a namespace

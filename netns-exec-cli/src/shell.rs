@@ -12,7 +12,7 @@ use nix::unistd::{User, getuid};
 use crate::completions::netns_args;
 use crate::exec::become_command;
 use crate::failure::{FAILED, Failure};
-use crate::netns_arg::NetnsArg;
+use crate::syntax::NetnsArg;
 use crate::sys::Inherited;
 use crate::view::ViewArgs;
 
