@@ -9,7 +9,7 @@ use netns_exec::Netns;
 use crate::completions::netns_args;
 use crate::failure::Failure;
 use crate::names::names;
-use crate::syntax::NetnsArg;
+use crate::syntax::{self, NetnsArg};
 
 impl ValueParserFactory for NetnsArg {
     type Parser = clap::builder::MapValueParser<OsStringValueParser, fn(OsString) -> NetnsArg>;
@@ -25,7 +25,7 @@ impl NetnsArg {
         let opened = match self {
             NetnsArg::Name(name) => Netns::open_os(name),
             NetnsArg::Path(path) => Netns::from_path(path),
-            NetnsArg::Pid(pid) => match pid.to_str().and_then(|pid| pid.parse().ok()) {
+            NetnsArg::Pid(pid) => match syntax::pid(pid) {
                 Some(pid) => Netns::from_pid(pid),
                 None => {
                     let attempt = format!("`{}` is not a process id", pid.display());
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn pid_that_is_none_is_refused_with_a_hint() {
-        for text in ["pid:x", "pid:", "pid:-1", "pid:99999999999"] {
+        for text in ["pid:x", "pid:", "pid:-1", "pid:+1", "pid:99999999999"] {
             let failure = parse(text).open().expect_err(text).to_string();
             assert!(failure.contains("not a process id") && failure.contains("pid:4711"));
         }

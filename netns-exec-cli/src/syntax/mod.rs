@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::str::FromStr;
+use std::str::{self, FromStr};
 
 /// How people name one namespace: `blue`, `/proc/4711/ns/net`, `pid:4711`. A name
 /// or path is any bytes, as files' names are.
@@ -55,6 +55,17 @@ impl NetnsArg {
     }
 }
 
+/// The number behind `pid:`.
+pub(crate) fn pid(text: &OsStr) -> Option<u32> {
+    number(text.to_str()?)
+}
+
+/// Digits, and nothing else: the standard library takes a plus as well.
+fn number<N: FromStr>(text: &str) -> Option<N> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten()
+}
+
 /// Which ports will do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
@@ -68,8 +79,9 @@ impl FromStr for Choice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let port = |text: &str| {
-            text.parse::<u16>()
-                .map_err(|_| format!("`{text}` is not a port; write 8080, 33000-33099 or dynamic"))
+            number(text).ok_or_else(|| {
+                format!("`{text}` is not a port; write 8080, 33000-33099 or dynamic")
+            })
         };
         Ok(match text.split_once('-') {
             _ if text == "dynamic" => Choice::Dynamic,
@@ -103,15 +115,18 @@ impl OnArg {
             return Err("the namespace comes first".to_owned());
         }
         let addr = |bytes: &[u8]| {
-            let text = String::from_utf8_lossy(bytes);
-            let (addr, device) = match text.split_once('%') {
-                Some((addr, device)) => (addr, Some(device.to_owned())),
-                None => (&*text, None),
+            let (addr, device) = match bytes.iter().position(|&byte| byte == b'%') {
+                Some(at) => (&bytes[..at], Some(&bytes[at + 1..])),
+                None => (bytes, None),
             };
-            match addr.parse() {
-                Ok(addr) => Ok(AddrArg { addr, device }),
-                Err(_) => Err(format!("`{text}` is not an IP address")),
-            }
+            let shown = String::from_utf8_lossy(bytes);
+            let addr = (str::from_utf8(addr).ok())
+                .and_then(|addr| addr.parse().ok())
+                .ok_or_else(|| format!("`{shown}` is not an IP address"))?;
+            let device = (device.map(str::from_utf8).transpose())
+                .map_err(|_| format!("`{shown}` ends with what is no device's name"))?;
+            let device = device.map(str::to_owned);
+            Ok::<_, String>(AddrArg { addr, device })
         };
         let addrs = parts.map(addr).collect::<Result<_, _>>()?;
         let netns = NetnsArg::from(netns.to_owned());
@@ -157,7 +172,7 @@ mod tests {
         assert_eq!("8080".parse(), Ok(Choice::Exact(8080)));
         assert_eq!("1-65535".parse(), Ok(Choice::Range(1..=65535)));
         assert_eq!("dynamic".parse(), Ok(Choice::Dynamic));
-        for text in ["", "http", "65536", "-1", "1-", "1-2-3", "1..2"] {
+        for text in ["", "http", "65536", "-1", "+1", "1-", "1-2-3", "1..2"] {
             let refused = text.parse::<Choice>().expect_err(text);
             assert!(refused.contains("33000-33099"), "{refused}");
         }
@@ -174,5 +189,12 @@ mod tests {
         for text in ["", ",::1", "blue,", "blue,localhost", "blue,::1,"] {
             parse(text).expect_err(text);
         }
+    }
+
+    #[test]
+    fn device_whose_name_is_no_text_is_none() {
+        let bytes = OsStr::from_bytes(b"blue,::1%eth\xff").to_owned();
+        let refused = OnArg::parse(bytes).expect_err("no text");
+        assert!(refused.contains("no device's name"), "{refused}");
     }
 }
