@@ -1,4 +1,9 @@
 //! What NS, PORTS and NS[,ADDR...] mean on a command line. Opens nothing.
+//!
+//! `fuzz/` compiles this folder too, so it uses nothing else of the command.
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

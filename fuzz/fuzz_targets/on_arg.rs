@@ -1,0 +1,9 @@
+//! See `netns_exec_cli::syntax::fuzz::on_arg`: that crate is a program, so what reads its
+//! arguments is compiled here.
+#![no_main]
+
+#[allow(dead_code, reason = "one of three targets, and no command around it")]
+#[path = "../../netns-exec-cli/src/syntax/mod.rs"]
+mod syntax;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| syntax::fuzz::on_arg(bytes));
