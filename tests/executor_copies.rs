@@ -13,31 +13,12 @@ use std::task::{Context, Poll, Waker};
 
 use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
-use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, require_root};
+use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, in_a_copy, require_root};
 use nix::libc::{self, ESRCH};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
 
 netns_exec::rootless::test_harness!(own_net);
-
-/// Calls `f` in a copy of this process, which must come to its end there.
-#[track_caller]
-fn in_a_copy(what: &str, f: impl FnOnce()) {
-    // SAFETY: the copy calls what is tested, and leaves without running anything of
-    // the test harness.
-    match unsafe { fork() }.unwrap() {
-        ForkResult::Child => {
-            alarm::set(20);
-            let ended = catch_unwind(AssertUnwindSafe(f));
-            // SAFETY: ends the copy at once.
-            unsafe { libc::_exit(i32::from(ended.is_err())) }
-        }
-        ForkResult::Parent { child } => {
-            let status = waitpid(child, None).unwrap();
-            assert_eq!(status, WaitStatus::Exited(child, 0), "{what} in a copy");
-        }
-    }
-}
 
 #[track_caller]
 fn assert_told<T>(result: Result<T>) {

@@ -3,6 +3,7 @@
 mod allocator;
 mod alone;
 mod child;
+mod copy;
 mod held;
 pub mod late;
 mod main_thread;
@@ -27,6 +28,7 @@ pub use alone::{
     Alone, Binary, handed_over, is_alone, note, rerun, run_alone, test_of, to_hand_over,
 };
 pub use child::{Sleeper, as_ordinary_user};
+pub use copy::in_a_copy;
 pub use held::Held;
 pub use main_thread::{end_this_thread, has_main_thread_ended, in_main_thread, move_this_thread};
 pub use panics::{panic_of, panic_text};
