@@ -96,6 +96,12 @@ impl TempNetns {
         TempNetns { name, netns }
     }
 
+    /// Deletes the name, and makes another namespace that has it.
+    pub fn renew(&mut self) {
+        Netns::delete(&self.name).expect("the name is there");
+        self.netns = Netns::create(&self.name).expect("a namespace with a free name");
+    }
+
     /// Makes one with its loopback up.
     pub fn with_loopback() -> TempNetns {
         let netns = TempNetns::new();

@@ -16,7 +16,6 @@ mod hooks;
 mod idle;
 mod last_handle;
 mod local_futures;
-mod model;
 mod nested;
 mod panics;
 mod pinned_futures;
