@@ -273,6 +273,29 @@ fn caller_with_descriptors_of_its_own_is_served() {
     });
 }
 
+/// What workers sleep in, made by a job: it does not know what its worker says with it.
+#[test]
+fn trap_that_a_job_makes_is_a_call_that_there_is_not_and_wakes_no_caller() {
+    const OPERATION: libc::c_ulong = 0x2e7e_2e7e;
+    let (executor, netns) = (with_idle(None), fresh());
+    let job = |argument: libc::c_ulong| {
+        // SAFETY: integers are passed; there is no such operation.
+        let made = unsafe { libc::syscall(TRAP, OPERATION, argument, 0_u64, 0_u64, 0_u64) };
+        assert_eq!(made, -1, "nothing answers it");
+        std::io::Error::last_os_error().raw_os_error()
+    };
+    within("the calls", move || {
+        for argument in 0..4 {
+            // Its caller sleeps, and receives; no caller does.
+            have_it_trapped(&executor, &netns);
+            let errno = executor.run(&netns, || job(argument)).unwrap();
+            assert_eq!(errno, Some(libc::EINVAL));
+            let spawned = executor.spawn(&netns, move || job(argument)).unwrap();
+            assert_eq!(spawned.join().unwrap(), Some(libc::EINVAL));
+        }
+    });
+}
+
 #[test]
 fn calls_go_on_in_a_process_that_is_stopped_and_goes_on() {
     alone!(Alone::AsIs);
