@@ -273,6 +273,29 @@ fn caller_with_descriptors_of_its_own_is_served() {
     });
 }
 
+#[test]
+fn caller_that_sleeps_has_its_result_before_the_next_job_has_ended() {
+    let (executor, netns) = (with_idle(None), fresh());
+    within("the calls", move || {
+        for _ in 0..3 {
+            have_it_trapped(&executor, &netns);
+            let (first, next) = (Gate::new(), Gate::new());
+            let pass = first.pass();
+            thread::scope(|scope| {
+                let caller = scope.spawn(|| executor.run(&netns, move || pass.stop()).unwrap());
+                first.wait_for(1);
+                let pass = next.pass();
+                let behind = executor.spawn(&netns, move || pass.stop()).unwrap();
+                first.open();
+                next.wait_for(1);
+                caller.join().unwrap();
+                next.open();
+                behind.join().unwrap();
+            });
+        }
+    });
+}
+
 /// What workers sleep in, made by a job: it does not know what its worker says with it.
 #[test]
 fn trap_that_a_job_makes_is_a_call_that_there_is_not_and_wakes_no_caller() {
