@@ -76,6 +76,19 @@ fn background_shutdown_holds_for_all_handles_and_waits_for_nothing() {
     executor.shutdown(None).unwrap();
 }
 
+/// The room for a worker that a job asks for is not what it waits for, so that it is not
+/// there that it is told.
+#[test]
+fn job_whose_executor_ends_meanwhile_gets_no_new_worker() {
+    let (executor, netns, other) = (Executor::new().unwrap(), fresh(), fresh());
+    let refused = executor.run(&netns, || {
+        executor.clone().shutdown_background();
+        executor.run(&other, || ())
+    });
+    let error = refused.unwrap().unwrap_err();
+    assert!(error.is_shut_down(), "{error}");
+}
+
 #[test]
 fn pinned_is_a_handle_too() {
     let executor = Executor::new().unwrap();
