@@ -235,6 +235,22 @@ fn listener_that_is_closed_behind_our_back_takes_no_caller_its_result() {
     });
 }
 
+/// The thread that hears of them has a descriptor of its own.
+#[test]
+fn listener_that_is_closed_behind_our_back_takes_no_refusal_its_error() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    within("calls", move || {
+        have_it_trapped(&executor, &netns);
+        take_listeners_away();
+        for _ in 0..3 {
+            let job = || thread::Builder::new().spawn(|| ()).map(drop);
+            let error = executor.run(&netns, job).unwrap().unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+        }
+    });
+}
+
 /// As a daemon does that closes all descriptors, and opens others, which get the numbers.
 fn take_listeners_away() {
     let other = fs::File::open("/dev/null").unwrap();
