@@ -274,6 +274,10 @@ fn two_thousand_mounts_that_go_at_once_are_all_reported() {
 fn name_that_was_lost_before_anybody_watched_is_reported_at_once() {
     for kind in KINDS {
         let (watch, dir) = (fresh_watch(kind), Dir::new());
+        // The thread has nothing to look at when the subscriber comes.
+        let other = Netns::new().expect("needs CAP_SYS_ADMIN");
+        let _running = listen(watch, &other);
+        sync(watch, &dir);
         let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
         let inode = fstat(&netns).expect("an open file").st_ino;
         let subscribe = || {
@@ -360,7 +364,17 @@ fn thread_ends_with_the_last_subscription_and_a_new_one_starts_another() {
             watch.state.lock().running.is_some(),
             "{kind:?}: still wanted"
         );
+        // What has happened is no reason to look any more, so that only the last drop is.
+        sync(watch, &dir);
         drop(many);
+        let begun = Instant::now();
+        while watch.state.lock().running.is_some() {
+            assert!(
+                begun.elapsed() < LONG,
+                "{kind:?}: it does not hear of the last"
+            );
+            thread::yield_now();
+        }
         watch.join_thread();
         let state = watch.state.lock();
         assert!(state.running.is_none(), "{kind:?}");
