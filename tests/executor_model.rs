@@ -180,25 +180,7 @@ impl World {
                     }
                 }
             }
-            Step::Spawn(index) => {
-                let netns = self.netns(index);
-                let ran = Arc::new(AtomicU32::new(0));
-                let counter = Arc::clone(&ran);
-                let job = move || {
-                    counter.fetch_add(1, Ordering::SeqCst);
-                    here()
-                };
-                if let Some(handle) = served.expect(executor.spawn(&netns, job)) {
-                    pending.push(Pending {
-                        served: Arc::clone(&served),
-                        handle,
-                        expected: netns.id(),
-                        ran,
-                        cancelled: false,
-                        met_end: served.ends.load(Ordering::SeqCst),
-                    });
-                }
-            }
+            Step::Spawn(index) => pending.extend(self.spawn(&served, index)),
             Step::Cancel => {
                 if let Some(oldest) = pending.iter_mut().find(|job| !job.cancelled) {
                     oldest.cancelled = oldest.handle.cancel();
@@ -259,12 +241,34 @@ impl World {
         }
     }
 
-    fn shut_down(&self, how: End, pending: &[Pending]) {
+    fn spawn(&self, served: &Arc<Served>, index: usize) -> Option<Pending> {
+        let netns = self.netns(index);
+        let ran = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&ran);
+        let job = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            here()
+        };
+        let handle = served.expect(served.executor.spawn(&netns, job))?;
+        Some(Pending {
+            served: Arc::clone(served),
+            handle,
+            expected: netns.id(),
+            ran,
+            cancelled: false,
+            met_end: served.ends.load(Ordering::SeqCst),
+        })
+    }
+
+    fn shut_down(&self, how: End, pending: &mut Vec<Pending>) {
         let new = Served::new(self.guard);
         let old = {
             let mut served = self.served.write().expect("no panic");
             std::mem::replace(&mut *served, new)
         };
+        // So many that some have not run yet.
+        let jobs = (0..10 * NAMES).map(|number| self.spawn(&old, number % NAMES));
+        pending.extend(jobs.flatten());
         old.ends.store(true, Ordering::SeqCst);
         old.is_cut.store(how == End::Cut, Ordering::SeqCst);
         let executor = old.executor.clone();
