@@ -1,6 +1,7 @@
 //! Children of sealed jobs inherit the filter, and have their threads: their code lies
-//! elsewhere than this program's. Both tests see to it that nothing but the addresses can
-//! let them: no thread of the library answers for the filter there.
+//! elsewhere than this program's. Two tests see to it that nothing but the addresses can
+//! let them: no thread of the library answers for the filter there. The third has a child
+//! whose addresses are this program's own.
 
 use std::env;
 use std::io::{self, Read, Write};
@@ -8,7 +9,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 
 use netns_exec::Guard;
-use netns_exec_tests::{Alone, alone, fresh, rerun, this_test};
+use netns_exec_tests::{Alone, alone, fresh, in_a_copy, rerun, this_test};
 
 use crate::{executor, is_refused_a_thread};
 
@@ -93,4 +94,20 @@ fn child_that_outlives_the_executor_has_its_threads() {
     // The listener goes with the worker: a call that would ask it is ENOSYS then.
     executor.shutdown(None).unwrap();
     assert_has_threads(child);
+}
+
+/// The thread that listens tells it from the worker.
+#[test]
+fn copy_that_a_job_makes_by_fork_has_its_threads() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (executor(Guard::Seal), fresh());
+    let refused_where_it_was_made = executor.run(&netns, || {
+        in_a_copy("a thread", || {
+            let thread = thread::Builder::new().spawn(|| 7).expect("no refusal");
+            assert_eq!(thread.join().expect("no panic"), 7);
+        });
+        is_refused_a_thread()
+    });
+    assert!(refused_where_it_was_made.expect("a worker"));
+    assert_eq!(executor.stats().refused, 1, "the copy was refused nothing");
 }
