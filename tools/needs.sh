@@ -80,7 +80,9 @@ need() {
     local packages
     packages=$(missing "$@" | xargs)
     [ -n "$packages" ] || return 0
-    [ "$(id -u)" = 0 ] || refuse "first, as root: apt-get install $packages"
+    # With what is recommended, gcc comes with fonts and half of X.
+    local install="apt-get install --no-install-recommends $packages"
+    [ "$(id -u)" = 0 ] || refuse "first, as root: apt-get update && $install"
     command -v apt-get >/dev/null || refuse "install these first (named as in Debian): $packages"
 
     echo "$0: installing $packages" >&2
@@ -89,7 +91,7 @@ need() {
     # shellcheck disable=SC2086  # a list
     {
         DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages
+            DEBIAN_FRONTEND=noninteractive $install -y -qq
     } >"$log" 2>&1 </dev/null || {
         cat "$log" >&2
         refuse "apt-get install failed: $packages"
