@@ -14,11 +14,14 @@ use crate::sync::{Ordering, fence};
 impl Group {
     /// Whether a worker with nothing to do should not wait for more.
     pub(crate) fn wants_leave(&self, role: Role) -> bool {
-        // A pin holds the lanes' workers and not those that stood in for them.
-        let held = matches!(role, Role::Lane(_)) && self.is_pinned();
         let asked =
             || self.asked.load(Ordering::Relaxed) > 0 || self.pool.capacity.wants_room_of(self.id);
-        self.is_retiring() || (!held && asked())
+        self.is_retiring() || (!self.is_held(role) && asked())
+    }
+
+    /// A pin holds the lanes' workers and not those that stood in for them.
+    fn is_held(&self, role: Role) -> bool {
+        matches!(role, Role::Lane(_)) && self.is_pinned()
     }
 
     /// Closes the lane of a worker that is about to [`leave`](Group::leave); `false`
@@ -49,7 +52,10 @@ impl Group {
         self.runnable.remove();
         // Between saying so and looking; the other half is in `notify`.
         fence(Ordering::SeqCst);
-        if !spoiled && (!self.queue.is_empty() || !self.is_still_told(&state, why)) {
+        // Pinned since this worker looked: a future that was admitted, which pins under this
+        // lock, found it here and relies on it.
+        let is_held = self.is_held(role) && !self.is_retiring();
+        if !spoiled && (!self.queue.is_empty() || is_held || !self.is_still_told(&state, why)) {
             self.runnable.add();
             return None;
         }
