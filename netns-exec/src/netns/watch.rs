@@ -39,7 +39,7 @@ use crate::error::{Error, Result, copy_of};
 use crate::home::{self, Home};
 use crate::netns::{Netns, NetnsId};
 use crate::sys;
-use crate::sys::mount_table::{MountWaiter, MountWatch, Notification};
+use crate::sys::mount_watch::{MountWaiter, MountWatch, Notification};
 
 /// Something for the log. The watch's thread runs no subscriber of tracing's, and none
 /// runs under the watch's lock: it may call into a namespace, and wait for the watch.

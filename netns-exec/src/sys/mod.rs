@@ -12,6 +12,7 @@ pub(crate) mod futex;
 pub(crate) mod inherit;
 pub(crate) mod mount;
 pub(crate) mod mount_table;
+pub(crate) mod mount_watch;
 pub(crate) mod netns;
 pub(crate) mod perf;
 pub(crate) mod pidfd;
