@@ -94,3 +94,20 @@ pub(super) fn names() -> io::Result<HashMap<u64, Vec<String>>> {
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespace_that_was_met_is_there_until_the_end_of_the_audit() {
+        let netns = Netns::new().expect("needs CAP_SYS_ADMIN");
+        let weak = netns.downgrade();
+        let mut spaces = Spaces::default();
+        let fd = netns.as_fd().try_clone_to_owned().expect("a descriptor");
+        let inode = spaces.hold(fd).expect("a network namespace");
+        drop(netns);
+        let again = weak.upgrade().expect("the audit holds it");
+        assert_eq!(spaces.id(inode), Some(again.id()));
+    }
+}
