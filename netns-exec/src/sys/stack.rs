@@ -6,14 +6,16 @@ use std::hint::black_box;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::ptr::null_mut;
 
 use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Where the calling thread's stack ends, towards which it grows. Not for other threads.
+/// The calling thread's stack. Not for other threads.
 pub(crate) struct Stack {
-    end: usize,
+    /// From its end, towards which it grows.
+    addresses: Range<usize>,
     page: usize,
     of_this_thread: PhantomData<*const ()>,
 }
@@ -42,7 +44,7 @@ impl Stack {
         let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|page| usize::try_from(page).ok());
         let page = page.ok_or(Errno::ENOSYS)?;
         Ok(Stack {
-            end: end.addr().next_multiple_of(page),
+            addresses: end.addr().next_multiple_of(page)..end.addr() + size,
             page,
             of_this_thread: PhantomData,
         })
@@ -57,13 +59,55 @@ impl Stack {
 
         let frame = 0_u8;
         let here = black_box(&raw const frame).addr();
+        // On another stack it is, say, a coroutine that calls.
+        if !self.addresses.contains(&here) {
+            return;
+        }
         let used = here.saturating_sub(IN_USE) / self.page * self.page;
-        let Some(length) = used.checked_sub(self.end) else {
+        let Some(length) = used.checked_sub(self.addresses.start) else {
             return;
         };
-        let end = std::ptr::with_exposed_provenance_mut::<c_void>(self.end);
+        let end = std::ptr::with_exposed_provenance_mut::<c_void>(self.addresses.start);
         // SAFETY: pages of this thread's own stack, beyond any frame that is in use. What a
         // signal handler has there is gone when it returns to this frame.
         unsafe { libc::madvise(end, length, libc::MADV_DONTNEED) };
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// As in a coroutine, which has a stack that no thread has been made with.
+    #[test]
+    fn nothing_is_given_back_from_another_stack() {
+        let kept = vec![7_u8; 256 * 1024];
+        let start = kept.as_ptr().addr();
+        let trimmed = thread::spawn(move || {
+            let mut stack = Stack::of_this_thread().expect("a thread has one");
+            let start = start.next_multiple_of(stack.page);
+            stack.addresses = start..start + 128 * 1024;
+            stack.trim();
+        });
+        trimmed.join().expect("no panic");
+        assert!(kept.iter().all(|&byte| byte == 7));
+    }
+
+    #[test]
+    fn callers_frames_are_kept() {
+        let sums = thread::spawn(|| {
+            let stack = Stack::of_this_thread().expect("a thread has one");
+            let kept = black_box([7_u8; 64 * 1024]);
+            let before: u64 = kept.iter().map(|&byte| u64::from(byte)).sum();
+            stack.trim();
+            (
+                before,
+                black_box(&kept).iter().map(|&byte| u64::from(byte)).sum(),
+            )
+        });
+        let (before, after): (u64, u64) = sums.join().expect("no panic");
+        assert_eq!(before, after);
     }
 }
