@@ -25,9 +25,6 @@ use crate::sync::{Condvar, Mutex, thread};
 /// Does what a group has decided that has a worker: the calling thread, for one.
 #[inline]
 pub(crate) fn see_to(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) {
-    if matches!(todo, Todo::Nothing) {
-        return;
-    }
     let orphans = carry_out_and(registry, group, todo, tell_owners);
     debug_assert!(orphans.is_empty(), "a group with a worker is not dead");
 }
@@ -51,14 +48,12 @@ pub(crate) fn see_to_last(
 #[must_use]
 #[inline]
 pub(crate) fn carry_out(registry: &Arc<Registry>, group: &Arc<Group>, todo: Todo) -> Vec<JobRef> {
-    match todo {
-        Todo::Nothing => Vec::new(),
-        todo => carry_out_and(registry, group, todo, tell_owners),
-    }
+    carry_out_and(registry, group, todo, tell_owners)
 }
 
 /// As [`carry_out`], with the way to tell the owners of jobs and futures that there will
 /// be no worker for them.
+#[inline]
 fn carry_out_and(
     registry: &Arc<Registry>,
     group: &Arc<Group>,
@@ -69,14 +64,19 @@ fn carry_out_and(
         Todo::Nothing => Vec::new(),
         Todo::Reship(jobs) => jobs,
         Todo::Start(start) => {
-            // Not kept: once the worker serves, its jobs may end, and their owner may rely
-            // on the namespace's end, before this thread goes on.
-            let netns = start.netns.downgrade();
-            let how = self::start(registry, group, start);
-            settle_and(registry, group, || netns.reopen().ok().flatten(), how, tell);
+            start_and_settle(registry, group, start, tell);
             Vec::new()
         }
     }
+}
+
+#[cold]
+fn start_and_settle(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, tell: Tell) {
+    // Not kept: once the worker serves, its jobs may end, and their owner may rely on the
+    // namespace's end, before this thread goes on.
+    let netns = start.netns.downgrade();
+    let how = self::start(registry, group, start);
+    settle_and(registry, group, || netns.reopen().ok().flatten(), how, tell);
 }
 
 /// Does what is to be done when a birth that jobs relied on has ended: where it failed,
