@@ -70,7 +70,6 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         door: Door::new(guard, counters),
         stops_in,
         is_new: true,
-        stack: Stack::of_this_thread().ok(),
     };
     let lane = match role {
         Role::Lane(index) => Some(worker.open(index)),
@@ -131,8 +130,6 @@ struct Worker<'a> {
     stops_in: Option<Netns>,
     /// It has not seen to itself yet, so that nothing may watch its namespace.
     is_new: bool,
-    /// Where that can be told.
-    stack: Option<Stack>,
 }
 
 impl<'a> Worker<'a> {
@@ -379,7 +376,7 @@ impl<'a> Worker<'a> {
         // A subscriber may have polled a handle.
         current::came_back();
         // One job that needed much would otherwise keep it from the system for ever.
-        if let Some(stack) = &self.stack {
+        if let Ok(stack) = Stack::of_this_thread() {
             stack.trim();
         }
         !self.door.is_spoiled()

@@ -1,6 +1,8 @@
 //! Every raw system call, one file per kernel area. Functions here return
 //! [`std::io::Result`]; what was attempted on whose behalf is said above.
 
+use nix::unistd::{SysconfVar, sysconf};
+
 pub(crate) mod apart;
 #[cfg(feature = "births-at-home")]
 pub(crate) mod births;
@@ -29,6 +31,12 @@ pub(crate) mod time;
 #[cfg(feature = "rootless")]
 pub(crate) mod userns;
 pub(crate) mod view;
+
+/// How many bytes a page of memory has.
+fn page_size() -> std::io::Result<usize> {
+    let size = sysconf(SysconfVar::PAGE_SIZE)?.expect("pages have a size");
+    Ok(usize::try_from(size).expect("and it is none below nothing"))
+}
 
 /// Whether there is no descriptor, or no memory for one, at this moment.
 pub(crate) fn has_run_out(error: &std::io::Error) -> bool {

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::unistd::{SysconfVar, sysconf};
 
 /// `struct perf_event_attr` as it was at first (`PERF_ATTR_SIZE_VER0`), which
 /// has all that is needed.
@@ -105,7 +104,7 @@ impl Recorder {
         // SAFETY: the kernel just made this descriptor, so this is its only owner.
         let event = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
 
-        let page_size = sysconf(SysconfVar::PAGE_SIZE)?.expect("pages have a size") as usize;
+        let page_size = super::page_size()?;
         let length = NonZeroUsize::new(2 * page_size).expect("pages are not empty");
         // Writable, so that the kernel keeps what has not been read.
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

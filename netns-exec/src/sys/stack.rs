@@ -9,9 +9,6 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::null_mut;
 
-use nix::errno::Errno;
-use nix::unistd::{SysconfVar, sysconf};
-
 /// The calling thread's stack. Not for other threads.
 pub(crate) struct Stack {
     /// From its end, towards which it grows.
@@ -41,8 +38,7 @@ impl Stack {
         if rc != 0 {
             return Err(io::Error::from_raw_os_error(rc));
         }
-        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|page| usize::try_from(page).ok());
-        let page = page.ok_or(Errno::ENOSYS)?;
+        let page = super::page_size()?;
         Ok(Stack {
             addresses: end.addr().next_multiple_of(page)..end.addr() + size,
             page,
