@@ -24,7 +24,6 @@ use std::io;
 use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
@@ -98,7 +97,7 @@ struct Arriving(Arc<State>);
 impl Arriving {
     /// The thread has the listener.
     fn has_come(self) -> Arc<State> {
-        self.0.arrival.store(HAS_COME, Release);
+        self.0.arrival.store(HAS_COME, Ordering::Release);
         Arc::clone(&self.0)
     }
 }
@@ -106,7 +105,7 @@ impl Arriving {
 impl Drop for Arriving {
     fn drop(&mut self) {
         let arrival = &self.0.arrival;
-        let _ = arrival.compare_exchange(COMES, IS_LOST, Release, Relaxed);
+        let _ = arrival.compare_exchange(COMES, IS_LOST, Ordering::Release, Ordering::Relaxed);
         futex_wake(arrival);
     }
 }
@@ -119,10 +118,10 @@ const IS_LOST: u32 = 2;
 impl State {
     /// Waits until the thread has the listener; `false` when it will not.
     fn wait_for_arrival(&self) -> bool {
-        while self.arrival.load(Acquire) == COMES {
+        while self.arrival.load(Ordering::Acquire) == COMES {
             futex_wait(&self.arrival, COMES, None);
         }
-        self.arrival.load(Acquire) == HAS_COME
+        self.arrival.load(Ordering::Acquire) == HAS_COME
     }
 }
 

@@ -173,12 +173,12 @@ impl Queue {
     #[cold]
     fn stands_still_for(&self, patience: Duration) -> Option<Duration> {
         let still = Duration::from_nanos(self.has_not_moved_for(self.clock.now()));
-        let is_first = || {
-            (self.stands)
+        let is_new = still >= patience
+            && !self.is_empty()
+            && (self.stands)
                 .compare_exchange(STANDS, IS_TOLD, Relaxed, Relaxed)
-                .is_ok()
-        };
-        (still >= patience && !self.is_empty() && is_first()).then_some(still)
+                .is_ok();
+        is_new.then_some(still)
     }
 
     /// Puts a job in, and waits for room.

@@ -209,10 +209,12 @@ fn queue_with(
     job: JobRef,
 ) -> Result<(), (JobRef, Error)> {
     match served(registry, known, netns, room) {
-        Ok(group) => push(registry, &group, netns, job),
-        Err(error) => return Err((job, error)),
+        Ok(group) => {
+            push(registry, &group, netns, job);
+            Ok(())
+        }
+        Err(error) => Err((job, error)),
     }
-    Ok(())
 }
 
 /// Puts a job in the queue of a group that had a worker a moment ago.
