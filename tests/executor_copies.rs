@@ -13,7 +13,10 @@ use std::task::{Context, Poll, Waker};
 
 use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::{Executor, Netns, Result, TrySpawnError};
-use netns_exec_tests::{Alone, Gate, Held, alone, eventually, fresh, in_a_copy, require_root};
+use netns_exec_tests::{
+    Alone, Gate, Held, alone, assert_ended_well, begin_copy, eventually, fresh, in_a_copy,
+    require_root,
+};
 use nix::libc::{self, ESRCH};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
@@ -209,19 +212,10 @@ fn copy_made_during_the_first_use_is_told_or_works() {
             let first = std::thread::spawn(|| Executor::global().run(&fresh(), || ()));
             let mut copies = Vec::new();
             while !first.is_finished() && copies.len() < 30 {
-                // SAFETY: as in `in_a_copy`.
-                match unsafe { fork() }.unwrap() {
-                    ForkResult::Child => {
-                        alarm::set(20);
-                        let ended = catch_unwind(use_for_the_first_time);
-                        // SAFETY: ends the copy at once.
-                        unsafe { libc::_exit(i32::from(ended.is_err())) }
-                    }
-                    ForkResult::Parent { child } => copies.push(child),
-                }
+                copies.push(begin_copy(use_for_the_first_time));
             }
             for copy in copies {
-                assert_eq!(waitpid(copy, None).unwrap(), WaitStatus::Exited(copy, 0));
+                assert_ended_well(copy, "the first use");
             }
             first.join().unwrap().unwrap();
         });

@@ -28,15 +28,15 @@ pub use alone::{
     Alone, Binary, handed_over, is_alone, note, rerun, run_alone, test_of, to_hand_over,
 };
 pub use child::{Sleeper, as_ordinary_user};
-pub use copy::in_a_copy;
+pub use copy::{assert_ended_well, begin_copy, in_a_copy};
 pub use held::Held;
 pub use main_thread::{end_this_thread, has_main_thread_ended, in_main_thread, move_this_thread};
 pub use panics::{panic_of, panic_text};
 pub use process::{
     blocked_signals, blocked_signals_of, drop_all_capabilities, drop_sys_admin,
     fds_of_this_process, is_cloexec, netns_cookie_of, netns_link_of, netns_link_of_this_thread,
-    next_bpf_program, on_a_thread, path_of, resident, settle, sleeps_in, sleeps_soundly, status_of,
-    threads_named, threads_of_this_process, tid, tids, wait_for_exit,
+    next_bpf_program, on_a_thread, path_of, resident, settle, sleeps_in, sleeps_of, sleeps_soundly,
+    status_of, threads_named, threads_of_this_process, tid, tids, tids_named, wait_for_exit,
 };
 pub use refuse::{
     listen_to, refuse_fanotify, refuse_fstatfs, refuse_mount, refuse_own_mounts, refuse_traps,

@@ -117,11 +117,24 @@ pub fn threads_of_this_process() -> usize {
     tids().len()
 }
 
+/// The threads of this process that have that name.
+pub fn tids_named(name: &str) -> Vec<i32> {
+    let is_named = |tid: &i32| {
+        let comm = fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    };
+    tids().into_iter().filter(is_named).collect()
+}
+
 /// How many threads of this process have that name.
 pub fn threads_named(name: &str) -> usize {
-    let comm = |tid| std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).ok();
-    let names = tids().into_iter().filter_map(comm);
-    names.filter(|comm| comm.trim_end() == name).count()
+    tids_named(name).len()
+}
+
+/// How often a thread of this process has gone to sleep; `None` when it is gone.
+pub fn sleeps_of(tid: i32) -> Option<u64> {
+    let count = status_of(tid, "voluntary_ctxt_switches")?;
+    Some(count.parse().expect("a number"))
 }
 
 /// Tells whether a descriptor is closed by exec.
@@ -200,7 +213,7 @@ fn keep_capabilities(kept: u64) {
 pub fn sleeps_soundly(tid: i32) -> bool {
     let look = || {
         let asleep = status_of(tid, "State")?.starts_with('S');
-        Some((asleep, status_of(tid, "voluntary_ctxt_switches")?))
+        Some((asleep, sleeps_of(tid)?))
     };
     let Some(before) = look() else {
         return true;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use netns_exec::{Executor, Guard, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Held, TempNetns, alone, eventually, fresh, handed_over, here, status_of, tid,
+    Alone, Gate, Held, TempNetns, alone, eventually, fresh, handed_over, here, sleeps_of, tid,
     to_hand_over, within,
 };
 
@@ -259,10 +259,7 @@ fn caller_sleeps_and_is_woken_about_once() {
     let executor = Executor::new().unwrap();
     let spaces = spaces(100);
     visit(&executor, &spaces);
-    let switches = || {
-        let count = status_of(tid(), "voluntary_ctxt_switches").unwrap();
-        count.parse::<usize>().unwrap()
-    };
+    let switches = || sleeps_of(tid()).unwrap();
     // Locks that others hold cost some as well, on a loaded machine.
     let fewest = (0..10).map(|_| {
         let before = switches();

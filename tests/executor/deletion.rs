@@ -9,7 +9,7 @@ use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::{CommandExt, Executor, Guard, Netns, WeakNetns};
 use netns_exec_tests::{
     Alone, Gate, Held, TempNetns, alone, eventually, fds_of_this_process, fresh, here, ip,
-    is_alone, path_of, refuse_fanotify, rerun, this_test, threads_of_this_process, tids,
+    is_alone, path_of, refuse_fanotify, rerun, this_test, threads_of_this_process, tids_named,
     unique_name,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -266,14 +266,12 @@ fn idle_workers_and_the_watch_cost_no_cpu() {
 
 /// What the watch's thread has used of a CPU so far.
 fn watch_cost() -> Duration {
-    let is_watch = |tid: &i32| {
-        let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
-        name.is_ok_and(|name| name.trim() == "netns-watch")
-    };
     let mut cost = None;
     eventually("the watch is there", || {
-        let watch = tids().into_iter().find(is_watch);
-        let used = watch.map(|tid| fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")));
+        let watch = tids_named("netns-watch");
+        let used = watch
+            .first()
+            .map(|tid| fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")));
         cost = used.and_then(Result::ok);
         cost.is_some()
     });

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Over, alone, eventually, fresh, sleeps_in, sleeps_soundly, tid, tids, within,
+    Alone, Gate, Over, alone, eventually, fresh, sleeps_in, sleeps_of, sleeps_soundly, tid,
+    tids_named, within,
 };
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -69,42 +70,21 @@ fn have_it_trapped(executor: &Executor, netns: &Netns) {
     });
 }
 
-/// How often a thread of this process has gone to sleep.
-fn sleeps_of(tid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
-    let count = |line: &str| {
-        line.strip_prefix("voluntary_ctxt_switches:")?
-            .trim()
-            .parse()
-            .ok()
-    };
-    status.lines().find_map(count).expect("proc_pid_status(5)")
-}
-
 #[test]
 fn worker_that_has_been_idle_for_long_is_woken_as_cheaply_as_before() {
     let (executor, netns) = (with_idle(None), fresh());
     have_it_trapped(&executor, &netns);
     for _ in 0..3 {
-        let job = || (tid(), sleeps_of(tid()));
+        let job = || (tid(), sleeps_of(tid()).unwrap());
         let (worker, before) = executor.run(&netns, job).unwrap();
         // After the call, and once more when it has seen to itself.
         eventually("it has been idle for long", || {
-            sleeps_of(worker) >= before + 2 && sleeps_in(worker) == Some(TRAP)
+            sleeps_of(worker).unwrap() >= before + 2 && sleeps_in(worker) == Some(TRAP)
         });
     }
     // The queue has had all of its jobs.
     let worker = executor.spawn(&netns, tid).unwrap().join().unwrap();
     eventually("it waits for callers", || sleeps_in(worker) == Some(TRAP));
-}
-
-/// The number of the thread that listens for refused calls.
-fn ear() -> i32 {
-    let is_ear = |tid: &i32| {
-        let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
-        name.is_ok_and(|name| name.trim() == "netns-guard")
-    };
-    tids().into_iter().find(is_ear).expect("a worker is sealed")
 }
 
 #[test]
@@ -115,12 +95,12 @@ fn thread_that_listens_is_not_woken_by_each_call_after_a_pause() {
     alone!(Alone::AsIs);
     let (executor, netns) = (with_idle(None), fresh());
     have_it_trapped(&executor, &netns);
-    let ear = ear();
+    let ear = tids_named("netns-guard")[0];
     for _ in 0..3 {
         eventually("it listens", || {
             sleeps_in(ear) == Some(libc::SYS_epoll_wait) && sleeps_soundly(ear)
         });
-        let (start, before) = (Instant::now(), sleeps_of(ear));
+        let (start, before) = (Instant::now(), sleeps_of(ear).unwrap());
         let mut pauses = 0;
         for _ in 0..300 {
             let apart = Instant::now();
@@ -129,7 +109,7 @@ fn thread_that_listens_is_not_woken_by_each_call_after_a_pause() {
             pauses += u128::from(apart.elapsed() > TICK / 2);
         }
         let (woken, ticks) = (
-            sleeps_of(ear) - before,
+            sleeps_of(ear).unwrap() - before,
             start.elapsed().as_millis() / TICK.as_millis(),
         );
         assert!(

@@ -13,7 +13,7 @@ use netns_exec::net::{SocketKind, SocketStock};
 use netns_exec::{Executor, Guard, Netns};
 use netns_exec_tests::{
     Alone, Gate, Held, TempNetns, alone, eventually, fds_of_this_process, fresh, here, is_cloexec,
-    netns_cookie_of, panic_text, threads_of_this_process, tids, within,
+    netns_cookie_of, panic_text, threads_named, threads_of_this_process, within,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockaddrStorage, connect, getsockname, getsockopt, sockopt};
@@ -293,13 +293,7 @@ fn unused_stock_empties_itself_and_leaves_no_thread() {
     };
     let stock = full(&idle(Duration::from_millis(50)).unwrap());
     let on_hand = || -> usize { ALL.iter().map(|kind| stock.on_hand(*kind)).sum() };
-    let keeper = || {
-        let name = |tid: &i32| std::fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
-        tids()
-            .iter()
-            .flat_map(name)
-            .any(|name| name.trim() == "netns-stocks")
-    };
+    let keeper = || threads_named("netns-stocks") > 0;
     for _ in 0..3 {
         eventually("it is empty", || on_hand() == 0);
         eventually("its keeper is gone", || !keeper());

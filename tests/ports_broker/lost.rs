@@ -11,7 +11,7 @@ use netns_exec::ports::{
 };
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::ports::{V4, netns, refused, taken};
-use netns_exec_tests::{eventually, fds_of_this_process};
+use netns_exec_tests::{eventually, fds_of_this_process, sleeps_of, threads_of_this_process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 use pollster::block_on;
@@ -139,12 +139,12 @@ fn dropped_future_stops_waiting_for_a_stopped_broker() {
     let w = World::new();
     drop(w.request().acquire().unwrap());
     w.signal(Signal::SIGSTOP);
-    let before = threads();
+    let before = threads_of_this_process();
     let mut future = Box::pin(w.request().acquire_async());
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(future.as_mut().poll(&mut cx).is_pending());
     drop(future);
-    eventually("its thread ends", || threads() <= before);
+    eventually("its thread ends", || threads_of_this_process() <= before);
     w.signal(Signal::SIGCONT);
     let fds = fds_of_this_process();
     drop(block_on(w.request().acquire_async()).unwrap());
@@ -154,21 +154,7 @@ fn dropped_future_stops_waiting_for_a_stopped_broker() {
 
 /// A thread that waits for a broker looks up from time to time.
 fn has_slept(tid: Pid) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status"));
-    let status = status.expect("it lives");
-    let count = |line: &str| {
-        line.strip_prefix("voluntary_ctxt_switches:")?
-            .trim()
-            .parse()
-            .ok()
-    };
-    let count: u32 = status.lines().find_map(count).expect("every status has it");
-    count >= 5
-}
-
-fn threads() -> usize {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
-    tasks.count()
+    sleeps_of(tid.as_raw()).expect("it lives") >= 5
 }
 
 #[test]
