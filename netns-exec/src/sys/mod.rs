@@ -35,7 +35,7 @@ pub(crate) mod view;
 /// How many bytes a page of memory has.
 fn page_size() -> std::io::Result<usize> {
     let size = sysconf(SysconfVar::PAGE_SIZE)?.expect("pages have a size");
-    Ok(usize::try_from(size).expect("and it is none below nothing"))
+    Ok(usize::try_from(size).expect("a size is not negative"))
 }
 
 /// Whether there is no descriptor, or no memory for one, at this moment.
