@@ -112,7 +112,7 @@ impl Ship for ByTask {
     }
 }
 
-/// The closure writes to the caller's stack, so a third cache line moves.
+/// The closure writes to the caller's stack, so a second cache line moves.
 struct Borrowing(Pinned);
 
 pub(super) fn borrowed(setup: &Setup<'_>) -> Result<Box<dyn Peer>> {

@@ -23,7 +23,7 @@ use crate::guard::ThreadGuard;
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{Counters, Door};
-use crate::handoff::pace;
+use crate::handoff::pace::{self, FirstLook};
 use crate::home::roster;
 use crate::netns::{Netns, watch};
 use crate::payload::discard;
@@ -237,6 +237,7 @@ impl<'a> Worker<'a> {
         // Whether it has just emptied the queue.
         let mut emptied = false;
         let mut idle = Idle::default();
+        let mut first_look = FirstLook::default();
         loop {
             current::came_back();
             if self.door.is_spoiled() {
@@ -274,7 +275,7 @@ impl<'a> Worker<'a> {
                 // A caller that comes at once; or a sender that floods the queue, and
                 // would sleep by turns with this worker.
                 emptied = false;
-                if let Err(since) = pace::spin(pace::SPIN, || self.has_work(lane)) {
+                if let Err(since) = first_look.spin(pace::SPIN, || self.has_work(lane)) {
                     idle.since = Some(since);
                 }
             } else if mem::take(&mut emptied)

@@ -1,15 +1,18 @@
-//! The lane between callers and one worker: cache lines that carry a
-//! small closure there and its result back, and the word that says who may use them.
+//! The lane between callers and one worker: a cache line that carries a small
+//! closure there and its result back, and the word that says who may use it.
 //!
 //! | line  | written by        | holds                                            |
 //! |-------|-------------------|--------------------------------------------------|
-//! | gate  | callers, parking worker | who may use the lane: a number and five flags |
-//! | request | the caller that owns the lane | the number again once the job is in; the job |
-//! | reply | the worker        | the number again once the job is done; its result |
+//! | gate  | callers, parking worker | who may use the lane: a number and five flags; what callers have learnt |
+//! | trip  | the caller that owns the lane, then the worker | the number again once the job is in, and once it is done; the job, then its result |
 //!
 //! The number counts calls. The caller that moves the gate from `n` (free) to
-//! `n+1 | OWNED` owns the lane: it writes the job, posts `n+1` in the request, waits
-//! for `n+1` in the reply, reads the result and clears `OWNED`.
+//! `n+1 | OWNED` owns the lane: it writes the job, posts `n+1`, waits until `n+1` is
+//! done, reads the result and clears `OWNED`.
+//!
+//! Both ways go through one line, because who has read what the other CPU wrote is given
+//! the line for good by many a machine, and then writes its answer at once. To write it
+//! to another line would take that from the other CPU first, as long a way again.
 //!
 //! | gate flag | set by  | cleared by          | meaning                                  |
 //! |-----------|---------|---------------------|------------------------------------------|
@@ -68,35 +71,36 @@ const FLAGS: u32 = OWNED | BUSY | PARKED | CLOSED | TRAPPED;
 /// `--cfg netns_wrap` there are two numbers in all, so that every other call does.
 const CALL: u32 = if cfg!(netns_wrap) { 1 << 31 } else { 1 << 5 };
 
-/// In the reply: the caller sleeps: wake it through the bell if the lane has one that
+/// In `done`: the caller sleeps: wake it through the bell if the lane has one that
 /// rings, else on the word.
 const ASLEEP: u32 = 1;
 
-const REQUEST: usize = 48;
-const REPLY: usize = 56;
+/// What the numbers leave of a line.
+const ROOM: usize = 56;
 
-/// A job in the lane: reads the closure from the request, writes the outcome to the
-/// reply, and returns how: 0 for a plain value, or [`BOXED`].
-type Call = unsafe fn(*mut Request, *mut Reply, &mut Door) -> u32;
+/// A job in the lane: reads its [`Request`] from the room, writes the outcome there,
+/// and returns how: 0 for a plain value, or [`BOXED`].
+type Call = unsafe fn(*mut Room, &mut Door) -> u32;
 
-struct Request {
-    call: Option<Call>,
-    closure: Room<REQUEST>,
+/// What is put in the room on the way there. The worker finds the call at its beginning,
+/// and the call knows the rest.
+#[repr(C)]
+struct Request<F> {
+    call: Call,
+    closure: F,
 }
-
-type Reply = Room<REPLY>;
 
 /// Bytes that hold a value of whatever type is small enough.
 #[repr(align(8))]
-struct Room<const N: usize>([MaybeUninit<u8>; N]);
+struct Room([MaybeUninit<u8>; ROOM]);
 
-impl<const N: usize> Room<N> {
+impl Room {
     const fn new() -> Self {
-        Room([MaybeUninit::uninit(); N])
+        Room([MaybeUninit::uninit(); ROOM])
     }
 
     const fn fits<X>() -> bool {
-        size_of::<X>() <= N && align_of::<X>() <= align_of::<Self>()
+        size_of::<X>() <= size_of::<Self>() && align_of::<X>() <= align_of::<Self>()
     }
 
     fn put<X>(&mut self, value: X) {
@@ -107,7 +111,8 @@ impl<const N: usize> Room<N> {
 
     /// # Safety
     ///
-    /// The last thing that was `put` is an `X` that has not been taken yet.
+    /// The last thing that was `put` is an `X`, or begins with one, that has not been
+    /// taken yet.
     unsafe fn take<X>(&self) -> X {
         assert!(Self::fits::<X>());
         // SAFETY: it is there, the caller says; read as it was written.
@@ -115,16 +120,14 @@ impl<const N: usize> Room<N> {
     }
 }
 
-#[repr(align(64))]
+/// Two of the usual 64 bytes: CPUs fetch them in pairs.
+#[repr(align(128))]
 struct Line<T>(T);
 
 /// See the module.
 pub(crate) struct Lane {
-    gate: Line<AtomicU32>,
-    request: Line<RequestLine>,
-    reply: Line<ReplyLine>,
-    /// What callers have learnt; belongs to the one that owns the lane.
-    pace: Line<UnsafeCell<Pace>>,
+    gate: Line<Gate>,
+    trip: Line<Trip>,
     /// The worker has ended without leaving.
     lost: AtomicBool,
     /// The worker's thread.
@@ -136,20 +139,21 @@ pub(crate) struct Lane {
     idle_since: StdAtomicU64,
 }
 
-struct RequestLine {
+struct Gate {
+    word: AtomicU32,
+    /// What callers have learnt; belongs to the one that owns the lane.
+    pace: UnsafeCell<Pace>,
+}
+
+struct Trip {
     posted: AtomicU32,
-    job: UnsafeCell<Request>,
-}
-
-struct ReplyLine {
     done: AtomicU32,
-    result: UnsafeCell<Reply>,
+    room: UnsafeCell<Room>,
 }
 
-// SAFETY: the gate gives each cell one owner at a time: the request is the owning
-// caller's until it is posted and the worker's until the call is done; the reply is
-// the worker's until the call is done and the caller's until it lets go. Closures
-// and results are `Send`, see `Claim::run`.
+// SAFETY: the gate gives each cell one owner at a time: the pace is the owning caller's;
+// so is the room until the job is posted, which is the worker's until it is done, and the
+// caller's again until it lets go. Closures and results are `Send`, see `Claim::run`.
 unsafe impl Send for Lane {}
 // SAFETY: as above.
 unsafe impl Sync for Lane {}
@@ -157,19 +161,15 @@ unsafe impl Sync for Lane {}
 impl Lane {
     pub(crate) fn new() -> Lane {
         Lane {
-            gate: Line(AtomicU32::new(CLOSED)),
-            request: Line(RequestLine {
+            gate: Line(Gate {
+                word: AtomicU32::new(CLOSED),
+                pace: UnsafeCell::new(Pace::new()),
+            }),
+            trip: Line(Trip {
                 posted: AtomicU32::new(0),
-                job: UnsafeCell::new(Request {
-                    call: None,
-                    closure: Room::new(),
-                }),
-            }),
-            reply: Line(ReplyLine {
                 done: AtomicU32::new(0),
-                result: UnsafeCell::new(Reply::new()),
+                room: UnsafeCell::new(Room::new()),
             }),
-            pace: Line(UnsafeCell::new(Pace::new())),
             lost: AtomicBool::new(false),
             worker: StdAtomicU32::new(0),
             bell: Mutex::new(None),
@@ -181,7 +181,7 @@ impl Lane {
     /// Takes the lane for one call, if its worker is free.
     #[inline]
     pub(crate) fn claim(&self) -> Option<Claim<'_>> {
-        let gate = self.gate.0.load(Ordering::Relaxed);
+        let gate = self.gate.0.word.load(Ordering::Relaxed);
         if gate & (FLAGS & !(PARKED | TRAPPED)) != 0 {
             return None;
         }
@@ -190,6 +190,7 @@ impl Lane {
         // read its result from the line that our worker will write.
         self.gate
             .0
+            .word
             .compare_exchange(gate, claimed, Ordering::Acquire, Ordering::Relaxed)
             .ok()?;
         Some(Claim {
@@ -201,15 +202,15 @@ impl Lane {
 
     /// Whether the worker is awake and free, at this moment.
     pub(crate) fn is_awake_and_free(&self) -> bool {
-        self.gate.0.load(Ordering::Relaxed) & FLAGS == 0
+        self.gate.0.word.load(Ordering::Relaxed) & FLAGS == 0
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.gate.0.load(Ordering::Acquire) & CLOSED != 0
+        self.gate.0.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
     pub(crate) fn is_parked(&self) -> bool {
-        self.gate.0.load(Ordering::Relaxed) & PARKED != 0
+        self.gate.0.word.load(Ordering::Relaxed) & PARKED != 0
     }
 
     /// Wakes the worker if it is parked; tells whether it did.
@@ -221,7 +222,7 @@ impl Lane {
             None => return false,
             // It goes on beside us, not in our place.
             Some(TRAPPED) => self.bell().expect("who traps has one").ring(false),
-            Some(_) => futex_wake(&self.gate.0),
+            Some(_) => futex_wake(&self.gate.0.word),
         }
         true
     }
@@ -239,12 +240,12 @@ impl Lane {
     /// Clears `PARKED` if the worker sleeps as `how` says, and tells whether that is in
     /// its trap.
     fn unpark(&self, how: u32) -> Option<u32> {
-        let mut gate = self.gate.0.load(Ordering::Relaxed);
+        let mut gate = self.gate.0.word.load(Ordering::Relaxed);
         while gate & how != 0 {
             let trapped = gate & TRAPPED;
             // No caller claims the lane before the worker is out of its trap.
             let busy = if trapped == 0 { 0 } else { BUSY };
-            match self.gate.0.compare_exchange_weak(
+            match self.gate.0.word.compare_exchange_weak(
                 gate,
                 gate & !(PARKED | TRAPPED) | busy,
                 Ordering::Relaxed,
@@ -285,7 +286,7 @@ impl Lane {
         self.bell.lock().clone_from(&bell);
         // Acquire: the worker before us has left the lines alone since. Release:
         // for who claims the lane and sees the line before this.
-        let gate = (self.gate.0)
+        let gate = (self.gate.0.word)
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |gate| {
                 // OWNED stays: the last caller may not have let go yet.
                 (gate & CLOSED != 0).then_some(gate & !CLOSED | BUSY)
@@ -320,28 +321,21 @@ impl Claim<'_> {
         F: FnOnce() -> T + Send,
         T: Send,
     {
-        if const { Room::<REQUEST>::fits::<F>() && Reply::fits::<T>() } {
+        if const { Room::fits::<Request<F>>() && Room::fits::<T>() } {
             self.put(call_inline::<F, T>, f);
             let how = self.post_and_wait(may_spin);
-            let outcome = self.lane.reply.0.result.with_mut(|reply| {
-                // SAFETY: done and not let go: the reply is ours.
-                let reply = unsafe { &*reply };
+            let outcome = self.lane.trip.0.room.with_mut(|room| {
+                // SAFETY: done and not let go: the room is ours.
+                let room = unsafe { &*room };
                 match how {
                     // SAFETY: `call_inline` has put a T and said so.
-                    0 => Some(Outcome::Returned(unsafe { reply.take() })),
+                    0 => Ok(Outcome::Returned(unsafe { room.take() })),
                     // SAFETY: `call_inline` has put a box and said so.
-                    BOXED => Some(*unsafe { reply.take::<Box<Outcome<T>>>() }),
-                    LOST => Some(lost()),
-                    _ => None,
-                }
-            });
-            let outcome = outcome.ok_or_else(|| {
-                self.lane.request.0.job.with_mut(|request| {
-                    // SAFETY: done: the request is ours again.
-                    let request = unsafe { &*request };
+                    BOXED => Ok(*unsafe { room.take::<Box<Outcome<T>>>() }),
+                    LOST => Ok(lost()),
                     // SAFETY: refused: the closure is where we put it.
-                    unsafe { request.closure.take() }
-                })
+                    _ => Err(unsafe { room.take::<Request<F>>() }.closure),
+                }
             });
             self.let_go_after(how);
             outcome
@@ -370,11 +364,10 @@ impl Claim<'_> {
 
     #[inline]
     fn put<X>(&self, call: Call, closure: X) {
-        self.lane.request.0.job.with_mut(|request| {
-            // SAFETY: the claim makes the request ours until it is posted.
-            let request = unsafe { &mut *request };
-            request.call = Some(call);
-            request.closure.put(closure);
+        self.lane.trip.0.room.with_mut(|room| {
+            // SAFETY: the claim makes the room ours until the job is posted.
+            let room = unsafe { &mut *room };
+            room.put(Request { call, closure });
         });
     }
 
@@ -383,7 +376,7 @@ impl Claim<'_> {
     fn post_and_wait(&self, may_spin: bool) -> u32 {
         // From here to the end the worker uses lines and frames of ours.
         let stay = AbortOnUnwind;
-        let word = self.lane.pace.0.with_mut(|pace| {
+        let word = self.lane.gate.0.pace.with_mut(|pace| {
             // SAFETY: the claim makes it ours.
             let pace = unsafe { &mut *pace };
             if self.parked != 0 {
@@ -402,7 +395,7 @@ impl Claim<'_> {
     #[inline]
     fn post(&self) {
         // Release: the job is visible to the worker that sees the number.
-        (self.lane.request.0.posted).store(self.number, Ordering::Release);
+        (self.lane.trip.0.posted).store(self.number, Ordering::Release);
     }
 
     /// Makes a call to a worker that sleeps.
@@ -422,7 +415,7 @@ impl Claim<'_> {
         let woken = match &mut receiver {
             Some(receiver) if self.parked & TRAPPED != 0 => receiver.answer(true),
             _ => {
-                futex_wake(&self.lane.gate.0);
+                futex_wake(&self.lane.gate.0.word);
                 Ok(())
             }
         };
@@ -440,7 +433,7 @@ impl Claim<'_> {
     fn part_and_spin(&self, pace: &mut Pace) -> u32 {
         let elsewhere = ElsewhereThan::here(self.lane.worker.load(Ordering::Relaxed));
         if self.parked & TRAPPED == 0 {
-            futex_wake(&self.lane.gate.0);
+            futex_wake(&self.lane.gate.0.word);
         } else {
             self.lane.bell().expect("who traps has one").ring(false);
         }
@@ -457,7 +450,7 @@ impl Claim<'_> {
     #[inline]
     fn done(&self) -> Option<u32> {
         // Acquire: the result is visible to us.
-        let word = self.lane.reply.0.done.load(Ordering::Acquire);
+        let word = self.lane.trip.0.done.load(Ordering::Acquire);
         (word & !FLAGS == self.number).then_some(word)
     }
 
@@ -486,38 +479,33 @@ impl Claim<'_> {
     }
 
     fn sleep_on_word(&self) -> u32 {
-        let reply = &self.lane.reply.0.done;
+        let done = &self.lane.trip.0.done;
         loop {
             if let Some(word) = self.done() {
                 return word;
             }
             if self.fall_asleep() {
-                futex_wait(reply, reply.load(Ordering::Relaxed) | ASLEEP, None);
+                futex_wait(done, done.load(Ordering::Relaxed) | ASLEEP, None);
             }
         }
     }
 
     /// Says that the caller sleeps; `false` when the call is done.
     fn fall_asleep(&self) -> bool {
-        let reply = &self.lane.reply.0.done;
-        let now = reply.load(Ordering::Relaxed);
+        let done = &self.lane.trip.0.done;
+        let now = done.load(Ordering::Relaxed);
         // Relaxed: the worker finds ASLEEP by an RMW on the same word.
         now & !FLAGS != self.number
             && (now & ASLEEP != 0
-                || (reply.compare_exchange(
-                    now,
-                    now | ASLEEP,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                ))
-                .is_ok())
+                || (done.compare_exchange(now, now | ASLEEP, Ordering::Relaxed, Ordering::Relaxed))
+                    .is_ok())
     }
 
     #[inline]
     fn let_go_after(&self, how: u32) {
         if how == LOST {
             // There is no worker to serve the next caller, nor to close it.
-            self.lane.gate.0.fetch_or(CLOSED, Ordering::Relaxed);
+            self.lane.gate.0.word.fetch_or(CLOSED, Ordering::Relaxed);
             self.lane.lost.store(true, Ordering::Release);
         }
         self.let_go();
@@ -528,7 +516,7 @@ impl Claim<'_> {
     fn let_go(&self) {
         // An RMW because the worker may set PARKED or CLOSED meanwhile.
         // Release: our reads of the result come before the next claim.
-        self.lane.gate.0.fetch_and(!OWNED, Ordering::Release);
+        self.lane.gate.0.word.fetch_and(!OWNED, Ordering::Release);
     }
 }
 
@@ -541,50 +529,47 @@ fn lost<T>() -> Outcome<T> {
     ))
 }
 
-/// In the reply: the result is a boxed [`Outcome`], because the job did not return.
+/// In `done`: the result is a boxed [`Outcome`], because the job did not return.
 const BOXED: u32 = 1 << 1;
-/// In the reply: the closure has not been touched, because the worker must leave.
+/// In `done`: the closure has not been touched, because the worker must leave.
 const REFUSED: u32 = 1 << 2;
-/// In no reply: the worker's thread has ended in the midst of the job.
+/// Never in `done`: the worker's thread has ended in the midst of the job.
 const LOST: u32 = 1 << 3;
 
 /// # Safety
 ///
-/// For both calls: posted and not done, so that both lines are the worker's, and
-/// the request holds what [`Claim::run`] put there for this very call.
-unsafe fn call_inline<F, T>(request: *mut Request, reply: *mut Reply, door: &mut Door) -> u32
+/// For both calls: posted and not done, so that the room is the worker's, and holds what
+/// [`Claim::run`] put there for this very call.
+unsafe fn call_inline<F, T>(room: *mut Room, door: &mut Door) -> u32
 where
     F: FnOnce() -> T,
 {
-    // SAFETY: the worker's.
-    let request = unsafe { &*request };
-    // SAFETY: an F was put there.
-    let f: F = unsafe { request.closure.take() };
-    let outcome = door.call(f);
-    // SAFETY: the worker's.
-    let reply = unsafe { &mut *reply };
-    match outcome {
+    // SAFETY: the worker's, and for as long as this takes.
+    let room = unsafe { &mut *room };
+    // SAFETY: it was put there.
+    let request: Request<F> = unsafe { room.take() };
+    match door.call(request.closure) {
         Outcome::Returned(value) => {
-            reply.put(value);
+            room.put(value);
             0
         }
         other => {
-            reply.put(Box::new(other));
+            room.put(Box::new(other));
             BOXED
         }
     }
 }
 
-unsafe fn call_framed<F, T>(request: *mut Request, _reply: *mut Reply, door: &mut Door) -> u32
+unsafe fn call_framed<F, T>(room: *mut Room, door: &mut Door) -> u32
 where
     F: FnOnce() -> T,
 {
     // SAFETY: the worker's.
-    let request = unsafe { &*request };
-    // SAFETY: a pointer to the caller's frame was put there.
-    let frame: *mut Frame<F, T> = unsafe { request.closure.take() };
+    let room = unsafe { &*room };
+    // SAFETY: it was put there, with a pointer to the caller's frame.
+    let request: Request<*mut Frame<F, T>> = unsafe { room.take() };
     // SAFETY: the caller waits, so its frame is live, and leaves it to us.
-    let frame = unsafe { &mut *frame };
+    let frame = unsafe { &mut *request.closure };
     let f = frame.f.take().expect("a job runs once");
     frame.outcome = Some(door.call(f));
     0

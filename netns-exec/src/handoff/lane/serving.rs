@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ASLEEP, BUSY, CALL, CLOSED, FLAGS, Lane, PARKED, REFUSED, RequestLine, TRAPPED};
+use super::{ASLEEP, BUSY, CALL, CLOSED, Call, FLAGS, Lane, PARKED, REFUSED, TRAPPED, Trip};
 use crate::bell::{Bell, Unpark};
 use crate::handoff::job::AbortOnUnwind;
 use crate::handoff::outcome::Door;
@@ -53,31 +53,27 @@ impl Serving<'_> {
     /// Whether a call waits.
     #[inline]
     pub(crate) fn has_call(&self) -> bool {
-        self.lane.request.0.posted.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
+        self.lane.trip.0.posted.load(Ordering::Relaxed) == self.served.wrapping_add(CALL)
     }
 
     /// Runs the call that waits, if any.
     #[inline]
     pub(crate) fn serve(&mut self, door: &mut Door) {
         let number = self.served.wrapping_add(CALL);
-        let RequestLine {
-            posted,
-            job: request,
-        } = &self.lane.request.0;
-        let reply = &self.lane.reply.0.result;
+        let Trip { posted, room, .. } = &self.lane.trip.0;
         // Acquire: the job is visible to us.
         if posted.load(Ordering::Acquire) != number {
             return;
         }
         // The caller waits for this thread, whatever happens.
         let stay = AbortOnUnwind;
-        let how = request.with_mut(|request| {
-            reply.with_mut(|reply| {
-                // SAFETY: posted: the caller has written this, and leaves it.
-                let call = unsafe { (*request).call }.expect("posted with a call");
-                // SAFETY: it is the one that was written with the closure.
-                unsafe { call(request, reply, door) }
-            })
+        let how = room.with_mut(|room| {
+            // SAFETY: posted: the caller leaves it to us.
+            let request = unsafe { &*room };
+            // SAFETY: what was put there begins with its call.
+            let call: Call = unsafe { request.take() };
+            // SAFETY: it is the one that was put with this closure.
+            unsafe { call(room, door) }
         });
         mem::forget(stay);
         self.done(number | how);
@@ -111,7 +107,7 @@ impl Serving<'_> {
     fn done(&mut self, word: u32) {
         self.served = word & !FLAGS;
         self.expects_caller = true;
-        let done = &self.lane.reply.0.done;
+        let done = &self.lane.trip.0.done;
         // Release: the result is visible to the caller. Acquire: whether the bell
         // serves. An RMW to learn of ASLEEP.
         let before = done.swap(word, Ordering::AcqRel);
@@ -139,7 +135,7 @@ impl Serving<'_> {
     /// A caller that cannot use the bell sleeps on the word.
     fn wake_if_broken(&self) {
         if self.bell.as_ref().is_some_and(|bell| bell.is_broken()) {
-            futex_wake(&self.lane.reply.0.done);
+            futex_wake(&self.lane.trip.0.done);
         }
     }
 
@@ -156,7 +152,7 @@ impl Serving<'_> {
     }
 
     pub(crate) fn end_busy(&mut self) {
-        self.lane.gate.0.fetch_and(!BUSY, Ordering::Relaxed);
+        self.lane.gate.0.word.fetch_and(!BUSY, Ordering::Relaxed);
     }
 
     /// Whether the worker has been woken to look at the queue.
@@ -190,10 +186,10 @@ impl Serving<'_> {
     /// Takes [`begin_park`](Serving::begin_park) back.
     pub(crate) fn stay_awake(&mut self) {
         let parked = PARKED | TRAPPED;
-        let gate = self.lane.gate.0.fetch_and(!parked, Ordering::Relaxed);
+        let gate = self.lane.gate.0.word.fetch_and(!parked, Ordering::Relaxed);
         if mem::take(&mut self.trapped) && gate & PARKED == 0 {
             self.meet_waker();
-            self.is_called = self.lane.gate.0.load(Ordering::Relaxed) & BUSY != 0;
+            self.is_called = self.lane.gate.0.word.load(Ordering::Relaxed) & BUSY != 0;
         }
     }
 
@@ -212,7 +208,7 @@ impl Serving<'_> {
     pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> bool {
         while self.trapped {
             self.meet_waker();
-            let gate = self.lane.gate.0.load(Ordering::Relaxed);
+            let gate = self.lane.gate.0.word.load(Ordering::Relaxed);
             if gate & PARKED == 0 {
                 self.trapped = false;
                 self.is_called = gate & BUSY != 0;
@@ -220,7 +216,7 @@ impl Serving<'_> {
                 return !rang;
             }
             // Nothing answers any more: it sleeps on the gate.
-            if (self.lane.gate.0)
+            if (self.lane.gate.0.word)
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |gate| {
                     (gate & PARKED != 0).then_some(gate & !TRAPPED)
                 })
@@ -232,12 +228,12 @@ impl Serving<'_> {
         // A trap wakes the caller; the gate does not.
         self.tell();
         loop {
-            let gate = self.lane.gate.0.load(Ordering::Relaxed);
+            let gate = self.lane.gate.0.word.load(Ordering::Relaxed);
             if gate & PARKED == 0 {
                 return true;
             }
-            if !futex_wait(&self.lane.gate.0, gate, timeout) {
-                let gate = self.lane.gate.0.fetch_and(!PARKED, Ordering::Relaxed);
+            if !futex_wait(&self.lane.gate.0.word, gate, timeout) {
+                let gate = self.lane.gate.0.word.fetch_and(!PARKED, Ordering::Relaxed);
                 return gate & PARKED == 0;
             }
         }
@@ -268,7 +264,7 @@ impl Serving<'_> {
     pub(crate) fn reopen(&mut self) {
         self.lane.bell.lock().clone_from(&self.bell);
         self.give_unpark_back();
-        self.lane.gate.0.fetch_and(!CLOSED, Ordering::Relaxed);
+        self.lane.gate.0.word.fetch_and(!CLOSED, Ordering::Relaxed);
     }
 
     /// Sets `flag` in the gate unless a caller has claimed the lane since the last call
@@ -279,6 +275,7 @@ impl Serving<'_> {
         self.lane
             .gate
             .0
+            .word
             .fetch_update(Ordering::Release, Ordering::Relaxed, |gate| {
                 (gate & !FLAGS == self.served).then_some(gate | flag)
             })
