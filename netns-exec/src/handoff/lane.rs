@@ -10,9 +10,9 @@
 //! `n+1 | OWNED` owns the lane: it writes the job, posts `n+1`, waits until `n+1` is
 //! done, reads the result and clears `OWNED`.
 //!
-//! Both ways go through one line, because who has read what the other CPU wrote is given
-//! the line for good by many a machine, and then writes its answer at once. To write it
-//! to another line would take that from the other CPU first, as long a way again.
+//! Both ways go through one line, because on an Intel Xeon a ping-pong in one takes half as
+//! long as one in two: as if the reader of what the other CPU wrote were given the line for
+//! good, and could write its answer at once.
 //!
 //! | gate flag | set by  | cleared by          | meaning                                  |
 //! |-----------|---------|---------------------|------------------------------------------|
@@ -187,7 +187,7 @@ impl Lane {
         }
         let claimed = (gate & !FLAGS).wrapping_add(CALL) | OWNED;
         // Acquire: pairs with the Release of the caller before us, which has
-        // read its result from the line that our worker will write.
+        // read its result from the room that our worker will write to.
         self.gate
             .0
             .word
@@ -284,8 +284,8 @@ impl Lane {
         // Before the lane is open: until then its callers might move another thread.
         self.worker.store(sys::thread::tid(), Ordering::Relaxed);
         self.bell.lock().clone_from(&bell);
-        // Acquire: the worker before us has left the lines alone since. Release:
-        // for who claims the lane and sees the line before this.
+        // Acquire: the worker before us has left the room alone since. Release:
+        // for who claims the lane and sees what is before this.
         let gate = (self.gate.0.word)
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |gate| {
                 // OWNED stays: the last caller may not have let go yet.
@@ -374,7 +374,7 @@ impl Claim<'_> {
     /// Returns how it ended: 0, or `BOXED`, `REFUSED` or `LOST`.
     #[inline]
     fn post_and_wait(&self, may_spin: bool) -> u32 {
-        // From here to the end the worker uses lines and frames of ours.
+        // From here to the end the worker uses a room and a frame of ours.
         let stay = AbortOnUnwind;
         let word = self.lane.gate.0.pace.with_mut(|pace| {
             // SAFETY: the claim makes it ours.
@@ -446,7 +446,7 @@ impl Claim<'_> {
         self.done().unwrap_or_else(|| self.sleep())
     }
 
-    /// The word in the reply, if it says that the call is done.
+    /// The word in `done`, if it says that the call is done.
     #[inline]
     fn done(&self) -> Option<u32> {
         // Acquire: the result is visible to us.

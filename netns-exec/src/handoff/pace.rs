@@ -80,8 +80,8 @@ pub(crate) fn spin(patience: Duration, mut found: impl FnMut() -> bool) -> Resul
 /// one will come.
 ///
 /// A look that comes while the caller takes the answer out and writes takes the line away
-/// from it, and it has to fetch it once more: that may double what a call takes. How long
-/// that is the worker finds out by its own calls.
+/// from it, and it has to fetch it once more. How long that is the worker finds out by its
+/// own calls; senders that flood the queue are waited for in the same way.
 #[derive(Debug, Default)]
 pub(crate) struct FirstLook {
     pauses: u16,

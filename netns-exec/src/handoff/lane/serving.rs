@@ -270,7 +270,7 @@ impl Serving<'_> {
     /// Sets `flag` in the gate unless a caller has claimed the lane since the last call
     /// was served.
     fn set_flag(&mut self, flag: u32) -> bool {
-        // Release: what the worker did to the lines comes before a claim by way
+        // Release: what the worker did to the room comes before a claim by way
         // of a later worker.
         self.lane
             .gate
