@@ -268,16 +268,17 @@ impl<'a> Worker<'a> {
                 } else {
                     lane.await_post();
                 }
-            } else if may_spin
-                && !self.wants_leave()
-                && (lane.expects_call() || emptied && self.group.queue.expects_jobs())
-            {
-                // A caller that comes at once; or a sender that floods the queue, and
-                // would sleep by turns with this worker.
+            } else if may_spin && !self.wants_leave() && lane.expects_call() {
+                // A caller that comes at once.
                 emptied = false;
-                if let Err(since) = first_look.spin(pace::SPIN, || self.has_work(lane)) {
-                    idle.since = Some(since);
-                }
+                let spun = first_look.spin(pace::SPIN, || self.has_work(lane));
+                idle.since = spun.err().or(idle.since);
+            } else if may_spin && emptied && !self.wants_leave() && self.group.queue.expects_jobs()
+            {
+                // Senders that flood the queue, and would sleep by turns with this worker.
+                emptied = false;
+                let spun = pace::spin(pace::SPIN, || self.has_work(lane));
+                idle.since = spun.err().or(idle.since);
             } else if mem::take(&mut emptied)
                 && !self.wants_leave()
                 && pace::spin_by_turns(|| self.has_work(lane))

@@ -81,7 +81,7 @@ pub(crate) fn spin(patience: Duration, mut found: impl FnMut() -> bool) -> Resul
 ///
 /// A look that comes while the caller takes the answer out and writes takes the line away
 /// from it, and it has to fetch it once more. How long that is the worker finds out by its
-/// own calls; senders that flood the queue are waited for in the same way.
+/// own calls.
 #[derive(Debug, Default)]
 pub(crate) struct FirstLook {
     pauses: u16,
