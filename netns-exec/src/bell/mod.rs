@@ -162,6 +162,7 @@ impl Bell {
     }
 
     /// What the worker was refused since it was born.
+    #[inline]
     pub(crate) fn refused(&self) -> Refused {
         self.state.refusals.count()
     }

@@ -47,6 +47,7 @@ impl Refusals {
         let _ = self.place.set(place);
     }
 
+    #[inline]
     pub(super) fn count(&self) -> Refused {
         Refused {
             threads: self.threads.load(Ordering::Relaxed),

@@ -141,6 +141,7 @@ pub(crate) struct Group {
 struct Runnable(AtomicU32);
 
 impl Runnable {
+    #[inline]
     fn count(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
@@ -299,11 +300,13 @@ impl Group {
 
     /// Whether there is a worker just now. It may leave before a job is pushed:
     /// [`notify`](Group::notify) sees to that.
+    #[inline]
     pub(crate) fn is_served(&self) -> bool {
         self.alive.load(Ordering::Relaxed) > 0
     }
 
     /// Sees to it that what was just pushed, be it many jobs, is served.
+    #[inline]
     pub(crate) fn notify(&self) -> Todo {
         // Between the push and all that follows; the other halves are in
         // `Serving::begin_park`, `worker_blocks` and `leave`.
@@ -315,6 +318,7 @@ impl Group {
     }
 
     /// Has a worker look at the queue, of those that are not blocked.
+    #[inline]
     fn call_worker(&self) -> Todo {
         // One that is awake and free looks before it parks.
         if self.lanes.iter().any(Lane::is_awake_and_free) {
@@ -438,6 +442,7 @@ impl Group {
         self.pins.load(Ordering::Relaxed) > 0
     }
 
+    #[inline]
     pub(crate) fn is_retiring(&self) -> bool {
         self.retiring.load(Ordering::Relaxed)
     }

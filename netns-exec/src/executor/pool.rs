@@ -171,6 +171,7 @@ impl Pool {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }

@@ -101,6 +101,7 @@ impl Queue {
         }
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.receiver.is_empty() && self.ready_len.load(Ordering::Relaxed) == 0
     }
@@ -110,6 +111,7 @@ impl Queue {
     }
 
     /// Puts a job in, if there is room.
+    #[inline]
     pub(crate) fn try_push(&self, job: JobRef) -> Result<(), JobRef> {
         let since = self.note_push();
         let queued = Queued { job, since };
@@ -260,6 +262,7 @@ impl Queue {
     }
 
     /// Takes a job, and tells a sender that there is room.
+    #[inline]
     fn take_job(&self) -> Option<(JobRef, Duration)> {
         let Queued { job, since } = self.receiver.try_recv().ok()?;
         let waited = self.note_taken(since);

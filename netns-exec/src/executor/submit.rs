@@ -192,6 +192,7 @@ fn run_result<T>(outcome: Outcome<T>) -> Result<T> {
 ///
 /// Gives the job back with the error when it has none and cannot get one. After
 /// that it is the job's owner who is told of errors, through the job.
+#[inline]
 pub(crate) fn queue(
     registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
@@ -201,6 +202,7 @@ pub(crate) fn queue(
     queue_with(registry, known, netns, Room::Awaited, job)
 }
 
+#[inline]
 fn queue_with(
     registry: &Arc<Registry>,
     known: Option<&Arc<Group>>,
@@ -218,6 +220,7 @@ fn queue_with(
 }
 
 /// Puts a job in the queue of a group that had a worker a moment ago.
+#[inline]
 pub(crate) fn push(
     registry: &Arc<Registry>,
     group: &Arc<Group>,
@@ -255,6 +258,7 @@ pub(crate) fn queue_all(
 
 /// Finds the group of a namespace that has a worker, or sees to it that it has one.
 /// The calling thread's own group, if it is a worker, need not wait for that.
+#[inline]
 fn served<'a>(
     registry: &Arc<Registry>,
     known: Option<&'a Arc<Group>>,

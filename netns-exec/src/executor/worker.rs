@@ -493,6 +493,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Tells whether the job has ended: a future may wait again.
+    #[inline]
     fn run(&mut self, job: JobRef) -> bool {
         let (is_future, done) = (job.is_future(), self.member.counters.done());
         // A future is closed by now, and dropped by its poll.

@@ -490,6 +490,7 @@ macro_rules! mechanisms {
                 }
             }
 
+            #[inline]
             fn refused(&self) -> Refused {
                 match self {
                     $($(#[$when])* Installed::$guard(guard) => guard.refused(),)*
@@ -633,6 +634,7 @@ impl ThreadGuard {
     }
 
     /// What this guard refused since the job began.
+    #[inline]
     pub(crate) fn refused(&self) -> Refused {
         self.installed.refused()
     }

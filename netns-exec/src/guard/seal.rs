@@ -257,6 +257,7 @@ impl OnThread for Sealed {
         None
     }
 
+    #[inline]
     fn refused(&self) -> Refused {
         let listened = self.listened.as_ref();
         listened.map_or_else(Refused::default, |listened| {

@@ -35,7 +35,7 @@ use std::thread::ThreadId;
 use super::job::{Header, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack, Violation};
-use super::task::{Abortable, CANCELLED, Packet, STARTED, TaskHandle, tell};
+use super::task::{Abortable, Actions, CANCELLED, Packet, STARTED, TaskHandle, tell};
 use crate::error::{Error, Kind};
 use crate::payload::quietly;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell};
@@ -138,7 +138,7 @@ where
                 vtable: &Self::VTABLE,
             },
             state: AtomicU32::new(READY),
-            latch: WakerLatch::new(),
+            latch: WakerLatch::new(1),
             staged: UnsafeCell::new(ManuallyDrop::new(Staged {
                 stage,
                 polled: false,
@@ -200,7 +200,7 @@ where
                 return;
             }
             Outcome::Returned(Poll::Ready(value)) => Outcome::Returned(value),
-            Outcome::Panicked(panic, refused) => Outcome::Panicked(panic, refused),
+            Outcome::Panicked(panic) => Outcome::Panicked(panic),
             Outcome::Aborted(error) => Outcome::Aborted(error),
             Outcome::Violated(violation) => return job.finish_elsewhere(*violation, door),
         };
@@ -413,7 +413,9 @@ where
     }
 }
 
-impl<B, F, T, P> Abortable for FutureJob<B, F, T, P>
+// SAFETY: the references that the latch counts own one of the `Arc` together, by the
+// pointer that `make` got from it.
+unsafe impl<B, F, T, P> Abortable for FutureJob<B, F, T, P>
 where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = T> + 'static,
@@ -424,8 +426,18 @@ where
         &self.latch
     }
 
-    fn cancelled(self: Arc<Self>) {
-        self.close();
+    fn actions(&self) -> &'static Actions {
+        &Actions {
+            // SAFETY: the last of them gives up what they own.
+            free: |job| drop(unsafe { Arc::from_raw(job.cast::<Self>().as_ptr()) }),
+            cancelled: |job| {
+                let job = job.cast::<Self>().as_ptr().cast_const();
+                // SAFETY: it is live, which is what they own it for.
+                unsafe { Arc::increment_strong_count(job) };
+                // SAFETY: counted just now.
+                unsafe { Arc::from_raw(job) }.close();
+            },
+        }
     }
 }
 
@@ -443,10 +455,6 @@ where
             self.drop_quietly();
         }
         outcome
-    }
-
-    unsafe fn into_ref(self: Arc<Self>) -> JobRef {
-        unreachable!("the queue has a future's job before there is a handle")
     }
 
     fn pack(&self) -> Pack<T> {
@@ -519,9 +527,12 @@ where
     P: Scheduler,
 {
     let (job, job_ref) = FutureJob::new(stage, is_bound, scheduler);
+    let task = Arc::clone(&job) as _;
+    let job = NonNull::new(Arc::into_raw(job).cast_mut()).expect("an Arc is not null");
     Unsent {
-        task: Arc::clone(&job) as _,
+        task,
         job: job_ref,
-        handle: TaskHandle::new(job),
+        // SAFETY: the latch counts one, which owns what `into_raw` took.
+        handle: unsafe { TaskHandle::new(job) },
     }
 }

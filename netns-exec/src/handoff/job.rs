@@ -231,10 +231,10 @@ mod tests {
     #[test]
     fn panic_comes_back_with_its_payload() {
         let outcome: Outcome<()> = run(|| std::panic::panic_any("out".to_owned()));
-        let Outcome::Panicked(payload, _) = outcome else {
+        let Outcome::Panicked(panic) = outcome else {
             panic!("it panicked");
         };
-        assert_eq!(*payload.downcast::<String>().unwrap(), "out");
+        assert_eq!(*panic.payload.downcast::<String>().unwrap(), "out");
     }
 
     #[test]

@@ -201,6 +201,7 @@ impl Lane {
     }
 
     /// Whether the worker is awake and free, at this moment.
+    #[inline]
     pub(crate) fn is_awake_and_free(&self) -> bool {
         self.gate.0.word.load(Ordering::Relaxed) & FLAGS == 0
     }
@@ -217,6 +218,7 @@ impl Lane {
     ///
     /// The caller has put something where the worker looks before it parks, and
     /// a fence of sequential consistency after that.
+    #[inline]
     pub(crate) fn wake(&self) -> bool {
         match self.unpark(PARKED) {
             None => return false,
@@ -239,6 +241,7 @@ impl Lane {
 
     /// Clears `PARKED` if the worker sleeps as `how` says, and tells whether that is in
     /// its trap.
+    #[inline]
     fn unpark(&self, how: u32) -> Option<u32> {
         let mut gate = self.gate.0.word.load(Ordering::Relaxed);
         while gate & how != 0 {
@@ -648,10 +651,10 @@ mod tests {
         let lane = Lane::new();
         served(&lane, || {
             let small: Outcome<()> = call(&lane, || std::panic::panic_any(7));
-            let Outcome::Panicked(payload, _) = small else {
+            let Outcome::Panicked(panic) = small else {
                 panic!("it panicked");
             };
-            assert!(payload.is::<i32>());
+            assert!(panic.payload.is::<i32>());
             let large = [1_u64; 40];
             let framed: Outcome<u64> = call(&lane, || panic!("{}", large[0]));
             assert!(matches!(framed, Outcome::Panicked(..)));

@@ -7,7 +7,8 @@
 //! | `SET`     | setter   | done: what was written before is visible to who sees this  |
 //! | `PARKED`  | waiter   | a thread sleeps on the word: wake it after setting `SET`   |
 //! | `WAKER`   | waiter   | a waker is stored: the setter takes it after setting `SET` |
-//! | from bit 8| owner    | the user's own flags, changed together with the above      |
+//! | from bit 3| owner    | the user's own flags, changed together with the above      |
+//! | from bit 8| owner    | references to what the latch is in, if it counts them      |
 //!
 //! The waker's cell belongs to the waiting side while `WAKER` is clear and `SET`
 //! is clear, and to the setter alone once both are set.
@@ -23,7 +24,11 @@ const SET: u32 = 1;
 const PARKED: u32 = 1 << 1;
 const WAKER: u32 = 1 << 2;
 /// The first bit that users of a latch may give a meaning of their own.
-pub(crate) const FIRST_FLAG: u32 = 1 << 8;
+pub(crate) const FIRST_FLAG: u32 = 1 << 3;
+/// One reference, as they are counted above the flags.
+const REFERENCE: u32 = 1 << 8;
+/// More than that is a mistake: each takes memory as well.
+const MAX_REFERENCES: u32 = u32::MAX / REFERENCE / 2;
 
 /// A latch that one thread waits on.
 #[derive(Debug)]
@@ -36,6 +41,54 @@ impl Latch {
         Latch {
             state: AtomicU32::new(0),
         }
+    }
+
+    /// One that is in something which has so many references.
+    fn with_references(references: u32) -> Latch {
+        Latch {
+            state: AtomicU32::new(references * REFERENCE),
+        }
+    }
+
+    /// Counts one more reference.
+    ///
+    /// # Panics
+    ///
+    /// When there are millions of them.
+    pub(crate) fn retain(&self) {
+        // Relaxed: the caller has a reference, which made all else visible to it.
+        let before = self.state.fetch_add(REFERENCE, Ordering::Relaxed);
+        if before / REFERENCE >= MAX_REFERENCES {
+            self.state.fetch_sub(REFERENCE, Ordering::Relaxed);
+            panic!("too many handles of one job");
+        }
+    }
+
+    /// Counts one reference less; tells whether it was the last.
+    #[must_use]
+    #[inline]
+    pub(crate) fn release(&self) -> bool {
+        // AcqRel: what was done through the others is visible to who frees it.
+        self.state.fetch_sub(REFERENCE, Ordering::AcqRel) / REFERENCE == 1
+    }
+
+    /// Sets `flag` and counts one reference less; tells whether it was the last. `None`
+    /// when the latch is set, and nothing has been changed.
+    #[inline]
+    pub(crate) fn release_unset(&self, flag: u32) -> Option<bool> {
+        let before = self
+            .state
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                (state & SET == 0).then_some((state | flag) - REFERENCE)
+            });
+        before.ok().map(|before| before / REFERENCE == 1)
+    }
+
+    /// Sets `flag`, which only the caller ever sets, and once; returns the state before.
+    #[inline]
+    pub(crate) fn start(&self, flag: u32) -> Before {
+        // By an addition, whose first access to the line is the write.
+        Before(self.state.fetch_add(flag, Ordering::AcqRel))
     }
 
     pub(crate) fn is_set(&self) -> bool {
@@ -60,11 +113,6 @@ impl Latch {
                 (state & barred == 0).then_some(state | flag)
             })
             .is_ok()
-    }
-
-    /// Sets `flag` whatever the state; returns whether the latch was set before.
-    pub(crate) fn flag(&self, flag: u32) -> bool {
-        self.state.fetch_or(flag, Ordering::AcqRel) & SET != 0
     }
 
     /// Sets the latch and wakes the thread that waits.
@@ -132,6 +180,21 @@ impl Latch {
     }
 }
 
+/// What a latch was like before its state was changed.
+#[derive(Clone, Copy)]
+pub(crate) struct Before(u32);
+
+impl Before {
+    pub(crate) fn has(self, flag: u32) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// Whether there was one reference, and no waiter to be woken.
+    pub(crate) fn is_sole(self) -> bool {
+        self.0 / REFERENCE == 1 && !self.has(PARKED | WAKER)
+    }
+}
+
 #[cfg(all(test, loom))]
 impl Latch {
     /// Fails the model if another thread may still touch the latch: its memory
@@ -162,19 +225,21 @@ impl std::ops::Deref for WakerLatch {
 }
 
 impl WakerLatch {
-    pub(crate) fn new() -> WakerLatch {
+    /// One that is in something which has so many references.
+    pub(crate) fn new(references: u32) -> WakerLatch {
         WakerLatch {
-            latch: Latch::new(),
+            latch: Latch::with_references(references),
             waker: UnsafeCell::new(None),
         }
     }
 
     /// Sets the latch and wakes the thread that waits; returns the state before, and
     /// the waker that the caller is to wake: it is user code. Called once.
-    pub(crate) fn complete(&self) -> (u32, Option<Waker>) {
+    #[inline]
+    pub(crate) fn complete(&self) -> (Before, Option<Waker>) {
         let before = self.latch.set_shared();
         let waker = (before & WAKER != 0).then(|| self.take_waker());
-        (before, waker.flatten())
+        (Before(before), waker.flatten())
     }
 
     /// Wakes a stored waker because of one of the user's flags. The waiting side may be
@@ -257,12 +322,12 @@ mod tests {
         assert!(latch.try_flag(A, B) && !latch.try_flag(B, A));
         assert_eq!(latch.flags(), A);
         latch.set_shared();
-        assert!(!latch.try_flag(B, 0) && latch.flag(B));
+        assert!(!latch.try_flag(B, 0));
     }
 
     #[test]
     fn setter_gets_the_last_waker() {
-        let latch = Arc::new(WakerLatch::new());
+        let latch = Arc::new(WakerLatch::new(1));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(latch.poll(0, &mut cx).is_pending() && latch.poll(0, &mut cx).is_pending());
         let setter = Arc::clone(&latch);

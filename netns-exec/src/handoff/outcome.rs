@@ -21,12 +21,19 @@ use crate::payload::{Payload, discard};
 /// How a job ended.
 pub(crate) enum Outcome<T> {
     Returned(T),
-    /// And so often was it refused what it asked for.
-    Panicked(Payload, Refused),
+    /// Boxed, as is what else is rare: a result is moved from place to place.
+    Panicked(Box<Panic>),
     /// It never ran.
     Aborted(Error),
     /// It ended one way or the other, and did what the guard forbids.
     Violated(Box<Violation<T>>),
+}
+
+/// The panic that a job ended with.
+pub(crate) struct Panic {
+    pub(crate) payload: Payload,
+    /// So often was the job refused what it asked for.
+    pub(crate) refused: Refused,
 }
 
 /// What the guard found after a job.
@@ -56,8 +63,8 @@ impl<T> Outcome<T> {
     pub(crate) fn into_join_result(self, pack: Pack<T>) -> Result<T, Error> {
         match self {
             Outcome::Returned(value) => Ok(value),
-            Outcome::Panicked(panic, refused) => {
-                Err(Error::panicked("job panicked", panic).beside(refused))
+            Outcome::Panicked(panic) => {
+                Err(Error::panicked("job panicked", panic.payload).beside(panic.refused))
             }
             Outcome::Aborted(error) => Err(error),
             Outcome::Violated(violation) => Err(violation.into_error(pack)),
@@ -67,7 +74,7 @@ impl<T> Outcome<T> {
     /// What the caller that waited for the job is given: its panic goes on there.
     pub(crate) fn into_run_result(self) -> Result<T, Error> {
         match self {
-            Outcome::Panicked(panic, _) => resume_unwind(panic),
+            Outcome::Panicked(panic) => resume_unwind(panic.payload),
             other => other.into_join_result(|_| None),
         }
     }
@@ -142,6 +149,7 @@ impl Counters {
     }
 
     /// One writer, so that no read-modify-write is needed.
+    #[inline]
     fn bump(counter: &AtomicU64) {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
@@ -215,7 +223,10 @@ impl Door {
             ThreadState::Clean => {
                 return match result {
                     Ok(value) => Outcome::Returned(value),
-                    Err(panic) => Outcome::Panicked(panic, self.refused),
+                    Err(payload) => Outcome::Panicked(Box::new(Panic {
+                        payload,
+                        refused: self.refused,
+                    })),
                 };
             }
             ThreadState::Escaped => Finding::Escaped,
@@ -274,12 +285,17 @@ impl Door {
         let verdict = self.guard.after_job();
         self.refused = self.guard.refused();
         if !self.refused.is_none() {
-            self.refusals += self.refused.total();
-            if let Some(listened) = self.guard.listened() {
-                listened.bell().tell_of_refusals_anew();
-            }
+            self.note_refusals();
         }
         verdict
+    }
+
+    #[cold]
+    fn note_refusals(&mut self) {
+        self.refusals += self.refused.total();
+        if let Some(listened) = self.guard.listened() {
+            listened.bell().tell_of_refusals_anew();
+        }
     }
 
     /// How often the guard has refused something since the last time that this was asked.

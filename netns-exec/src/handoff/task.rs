@@ -9,6 +9,10 @@
 //! | `DETACHED` | handle, dropped  | no handle will take the outcome: the worker drops it    |
 //! | set        | worker           | the outcome is stored and belongs to the handle         |
 //!
+//! The same word counts the references: the handle's, the `JobRef`'s, and those of who may
+//! only cancel. So a handle that is dropped says so and goes with one read-modify-write,
+//! and a worker that starts a job finds out with the same one whether it is alone with it.
+//!
 //! A job that is aborted before it was cancelled leaves its closure to the handle,
 //! with the outcome that says so.
 //!
@@ -16,7 +20,9 @@
 //! one drops the outcome.
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, needs_drop};
+use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -58,38 +64,131 @@ impl OnEnd for () {
     fn panic_dropped(&self) {}
 }
 
-/// A job behind an `Arc`, shared by the queue and the handle.
+/// What becomes of the result of a job whose guard found something: see [`Pack`].
+pub(crate) trait Packing<T>: Send + Sync {
+    const PACK: Pack<T>;
+}
+
+/// The error carries it.
+struct Carried;
+
+impl<T: Send + 'static> Packing<T> for Carried {
+    const PACK: Pack<T> = |value| Some(Box::new(value));
+}
+
+/// It is dropped: it may borrow, and an error does not.
+struct Dropped;
+
+impl<T> Packing<T> for Dropped {
+    const PACK: Pack<T> = |_| None;
+}
+
+/// A job on the heap, shared by the queue and the handle.
 #[repr(C)]
-struct HeapJob<F, T, E> {
+struct HeapJob<F, T, E, P> {
     header: Header,
     latch: WakerLatch,
     f: UnsafeCell<ManuallyDrop<Option<F>>>,
     outcome: UnsafeCell<Option<Outcome<T>>>,
     on_end: E,
-    pack: Pack<T>,
+    packing: PhantomData<P>,
 }
 
 // SAFETY: the flags at the top of this file give each cell one owner at a time,
 // and what is in them may move between threads.
-unsafe impl<F: Send, T: Send, E: Send> Send for HeapJob<F, T, E> {}
+unsafe impl<F: Send, T: Send, E: Send, P> Send for HeapJob<F, T, E, P> {}
 // SAFETY: as above; `on_end` is shared, and `Sync`.
-unsafe impl<F: Send, T: Send, E: Sync> Sync for HeapJob<F, T, E> {}
+unsafe impl<F: Send, T: Send, E: Sync, P> Sync for HeapJob<F, T, E, P> {}
 
 /// What can be done to a heap job from anywhere, whatever its closure and its result.
-pub(super) trait Abortable: Send + Sync {
+///
+/// # Safety
+///
+/// The latch counts the [`Shared`]s of the job, all of which are made by [`Shared::new`] with
+/// the same pointer, that `free` and `cancelled` take.
+pub(super) unsafe trait Abortable: Send + Sync {
     fn latch(&self) -> &WakerLatch;
-    /// It has just been cancelled.
-    fn cancelled(self: Arc<Self>) {}
+    fn actions(&self) -> &'static Actions;
 }
 
-impl<F, T, E> Abortable for HeapJob<F, T, E>
+/// What takes the job by the pointer that it has been made with.
+pub(super) struct Actions {
+    /// The last reference has gone.
+    pub(super) free: unsafe fn(NonNull<()>),
+    /// It has just been cancelled. The job is live.
+    pub(super) cancelled: unsafe fn(NonNull<()>),
+}
+
+/// A reference to a job, counted by its latch.
+pub(super) struct Shared<J: Abortable + ?Sized>(NonNull<J>);
+
+// SAFETY: it gives what a shared borrow gives, and whichever is the last one frees the job.
+unsafe impl<J: Abortable + ?Sized> Send for Shared<J> {}
+// SAFETY: as above.
+unsafe impl<J: Abortable + ?Sized> Sync for Shared<J> {}
+
+impl<J: Abortable + ?Sized> Shared<J> {
+    /// # Safety
+    ///
+    /// One reference that the latch counts becomes this one.
+    pub(super) unsafe fn new(job: NonNull<J>) -> Shared<J> {
+        Shared(job)
+    }
+
+    /// The reference is counted already, or not any more: by who has called this.
+    fn into_raw(self) -> NonNull<J> {
+        ManuallyDrop::new(self).0
+    }
+
+    /// Frees the job, whose latch counts no reference any more.
+    ///
+    /// # Safety
+    ///
+    /// It is the caller who took the last one from the count.
+    unsafe fn free(job: NonNull<J>) {
+        // SAFETY: nobody else can free it.
+        let free = unsafe { job.as_ref() }.actions().free;
+        // SAFETY: made by `new`.
+        unsafe { free(job.cast()) }
+    }
+}
+
+impl<J: Abortable + ?Sized> Deref for Shared<J> {
+    type Target = J;
+
+    fn deref(&self) -> &J {
+        // SAFETY: counted.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<J: Abortable + ?Sized> Drop for Shared<J> {
+    fn drop(&mut self) {
+        if self.latch().release() {
+            // SAFETY: that was the last one.
+            unsafe { Self::free(self.0) }
+        }
+    }
+}
+
+// SAFETY: `Draft` is what makes them, by the pointer of the box.
+unsafe impl<F, T, E, P> Abortable for HeapJob<F, T, E, P>
 where
     F: Send,
     T: Send,
     E: OnEnd,
+    P: Packing<T>,
 {
     fn latch(&self) -> &WakerLatch {
         &self.latch
+    }
+
+    fn actions(&self) -> &'static Actions {
+        &Actions {
+            // SAFETY: boxed by `Draft::new`, and live until this very call.
+            free: |job| drop(unsafe { Box::from_raw(job.cast::<Self>().as_ptr()) }),
+            cancelled: |_| (),
+        }
     }
 }
 
@@ -99,12 +198,6 @@ pub(super) trait Packet<T>: Abortable {
     ///
     /// The latch is set, and the caller is the handle, which calls this once.
     unsafe fn take_outcome(&self) -> Option<Outcome<T>>;
-    /// The queue's side of the job.
-    ///
-    /// # Safety
-    ///
-    /// Called once for a job: there is one `JobRef`.
-    unsafe fn into_ref(self: Arc<Self>) -> JobRef;
     fn pack(&self) -> Pack<T>;
     fn panic_dropped(&self);
     /// Whether the calling thread would wait for itself.
@@ -136,24 +229,33 @@ pub(super) fn tell<T>(
             }
         });
     }
-    let unclaimed = before & DETACHED != 0;
+    let unclaimed = before.has(DETACHED);
     if unclaimed {
         // SAFETY: the handle was gone before the latch was set, so the cell
         // is still this side's.
-        let mut outcome = cell.with_mut(|outcome| unsafe { (*outcome).take() });
-        // A plain value is nothing of the user's to run.
-        if needs_drop::<T>() || !matches!(outcome, Some(Outcome::Returned(_))) {
-            through("drop of a result", &mut || drop(outcome.take()));
-        }
+        let outcome = cell.with_mut(|outcome| unsafe { (*outcome).take() });
+        drop_unclaimed(outcome, through);
     }
     !unclaimed
 }
 
-impl<F, T, E> Packet<T> for HeapJob<F, T, E>
+/// Drops an outcome that no handle will take.
+fn drop_unclaimed<T>(
+    mut outcome: Option<Outcome<T>>,
+    through: &mut dyn FnMut(&'static str, &mut dyn FnMut()),
+) {
+    // A plain value is nothing of the user's to run.
+    if needs_drop::<T>() || !matches!(outcome, Some(Outcome::Returned(_))) {
+        through("drop of a result", &mut || drop(outcome.take()));
+    }
+}
+
+impl<F, T, E, P> Packet<T> for HeapJob<F, T, E, P>
 where
     F: FnOnce() -> T + Send,
     T: Send,
     E: OnEnd,
+    P: Packing<T>,
 {
     unsafe fn take_outcome(&self) -> Option<Outcome<T>> {
         // SAFETY: set and not detached: the cell belongs to the handle.
@@ -165,17 +267,8 @@ where
         outcome
     }
 
-    unsafe fn into_ref(self: Arc<Self>) -> JobRef {
-        let job = Arc::into_raw(self).cast_mut();
-        // `HeapJob` is repr(C) with the header first.
-        let job = NonNull::new(job.cast()).expect("an Arc is not null");
-        // SAFETY: the reference that `into_raw` took keeps the job; the caller makes
-        // no other.
-        unsafe { JobRef::new(job) }
-    }
-
     fn pack(&self) -> Pack<T> {
-        self.pack
+        P::PACK
     }
 
     fn panic_dropped(&self) {
@@ -183,11 +276,12 @@ where
     }
 }
 
-impl<F, T, E> HeapJob<F, T, E>
+impl<F, T, E, P> HeapJob<F, T, E, P>
 where
     F: FnOnce() -> T + Send,
     T: Send,
     E: OnEnd,
+    P: Packing<T>,
 {
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
@@ -196,17 +290,21 @@ where
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
-        // SAFETY: the `JobRef` that was consumed owned this reference, which
-        // `spawn` made with `Arc::into_raw`.
-        let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
-        if job.latch.try_flag(STARTED, CANCELLED) {
-            let f = job.take_closure().expect("a job runs once");
-            let outcome = door.call(f);
-            job.end(outcome, Some(door));
-        } else {
+        // SAFETY: the `JobRef` that was consumed owned this reference, see `Draft`.
+        let job = unsafe { Shared::new(job.cast::<Self>()) };
+        let before = job.latch.start(STARTED);
+        if before.has(CANCELLED) {
             let f = job.take_closure();
             door.run("drop of a cancelled job", || drop(f));
             job.on_end.job_over(false);
+            return;
+        }
+        let f = job.take_closure().expect("a job runs once");
+        let outcome = door.call(f);
+        if before.has(DETACHED) && before.is_sole() {
+            job.end_alone(outcome, door);
+        } else {
+            job.end(outcome, Some(door));
         }
     }
 
@@ -214,12 +312,12 @@ where
     /// that has not run is dropped by the handle, on its own thread.
     unsafe fn abort(job: NonNull<Header>, why: Error) {
         // SAFETY: as in `execute`.
-        let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
-        if job.latch.try_flag(STARTED, CANCELLED) {
-            job.end(Outcome::Aborted(why), None);
-        } else {
+        let job = unsafe { Shared::new(job.cast::<Self>()) };
+        if job.latch.start(STARTED).has(CANCELLED) {
             quietly(|| drop(job.take_closure()));
             job.on_end.job_over(false);
+        } else {
+            job.end(Outcome::Aborted(why), None);
         }
     }
 
@@ -246,42 +344,81 @@ where
     }
 }
 
-/// A job on the heap that is not on its way yet.
-struct Draft<F, T, E> {
-    job: Arc<HeapJob<F, T, E>>,
-}
-
-impl<F, T, E> Draft<F, T, E>
+impl<F, T, E, P> Shared<HeapJob<F, T, E, P>>
 where
     F: FnOnce() -> T + Send,
     T: Send,
     E: OnEnd,
+    P: Packing<T>,
 {
-    fn new(f: F, on_end: E, pack: Pack<T>) -> Self {
-        let job = HeapJob {
-            header: Header {
-                vtable: &HeapJob::<F, T, E>::VTABLE,
+    /// Drops the outcome of a job that has run, and that nothing else refers to: there is
+    /// nothing to be told.
+    fn end_alone(self, outcome: Outcome<T>, door: &mut Door) {
+        let panicked = matches!(outcome, Outcome::Panicked(..));
+        drop_unclaimed(Some(outcome), &mut |what, f| _ = door.run(what, f));
+        self.on_end.job_over(panicked);
+        // SAFETY: there is no other reference, and nothing to make one of.
+        unsafe { Self::free(self.into_raw()) }
+    }
+}
+
+/// A job on the heap that is not on its way yet: with one reference for its handle, and
+/// one for its `JobRef`.
+struct Draft<F, T, E, P>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+    P: Packing<T>,
+{
+    job: NonNull<HeapJob<F, T, E, P>>,
+}
+
+impl<F, T, E, P> Draft<F, T, E, P>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+    P: Packing<T>,
+{
+    #[inline]
+    fn new(f: F, on_end: E) -> Self {
+        // Its place first: a job that is built elsewhere and then copied waits for itself.
+        let place = Box::new_uninit();
+        let job = Box::write(
+            place,
+            HeapJob {
+                header: Header {
+                    vtable: &HeapJob::<F, T, E, P>::VTABLE,
+                },
+                latch: WakerLatch::new(2),
+                f: UnsafeCell::new(ManuallyDrop::new(Some(f))),
+                outcome: UnsafeCell::new(None),
+                on_end,
+                packing: PhantomData,
             },
-            latch: WakerLatch::new(),
-            f: UnsafeCell::new(ManuallyDrop::new(Some(f))),
-            outcome: UnsafeCell::new(None),
-            on_end,
-            pack,
-        };
-        Draft { job: Arc::new(job) }
+        );
+        Draft {
+            job: NonNull::from(Box::leak(job)),
+        }
     }
 
     /// The handle's side of the job.
+    #[inline]
     fn into_handle<'a>(self) -> TaskHandle<'a, T>
     where
         F: 'a,
         T: 'a,
         E: 'a,
+        P: 'a,
     {
-        TaskHandle::new(self.job)
+        let job = ManuallyDrop::new(self).job;
+        // SAFETY: the draft is gone, so it is the only handle.
+        unsafe { TaskHandle::new(job) }
     }
 
     /// Has `send` hand the job over; gives the closure back when it could not.
+    #[inline]
     fn send<'a, X>(
         self,
         send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
@@ -290,26 +427,42 @@ where
         F: 'a,
         T: 'a,
         E: 'a,
+        P: 'a,
     {
-        // SAFETY: the draft is gone after this, so it is the only one.
-        let job_ref = unsafe { Arc::clone(&self.job).into_ref() };
-        let raw = Arc::as_ptr(&self.job);
+        // SAFETY: the only one. `HeapJob` is repr(C) with the header first.
+        let job_ref = unsafe { JobRef::new(self.job.cast()) };
         match send(job_ref) {
             Ok(()) => Ok(self.into_handle()),
             Err((back, why)) => {
-                let back = back.into_raw().as_ptr().cast_const().cast();
-                assert_eq!(back, raw, "`send` returned another job");
-                // SAFETY: the reference that came back owns what into_ref took.
-                drop(unsafe { Arc::from_raw(back) });
-                let f = self.job.take_closure();
-                Err((why, f.expect("the job has not run")))
+                let job = self.job;
+                assert_eq!(back.into_raw(), job.cast(), "`send` returned another job");
+                // SAFETY: what came back is the `JobRef`'s reference.
+                let job = unsafe { Shared::new(job) };
+                let f = job.take_closure().expect("the job has not run");
+                self.into_handle().taken = true;
+                Err((why, f))
             }
         }
     }
 }
 
+impl<F, T, E, P> Drop for Draft<F, T, E, P>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+    E: OnEnd,
+    P: Packing<T>,
+{
+    /// For a `send` that panics, which has dropped the `JobRef`.
+    fn drop(&mut self) {
+        // SAFETY: the draft is gone, so it is the only handle.
+        drop(unsafe { TaskHandle::new(self.job) });
+    }
+}
+
 /// Makes `f` a job of its own and has `send` hand it over; gives the closure
 /// back when it could not.
+#[inline]
 pub(crate) fn spawn<F, T, X>(
     f: F,
     send: impl FnOnce(JobRef) -> Result<(), (JobRef, X)>,
@@ -318,7 +471,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    Draft::new(f, (), |value| Some(Box::new(value))).send(send)
+    Draft::<F, T, (), Carried>::new(f, ()).send(send)
 }
 
 /// As [`spawn`], for a job that borrows; `on_end` is told when it is over.
@@ -337,7 +490,7 @@ where
     T: Send + 'a,
     E: OnEnd + 'a,
 {
-    Draft::new(f, on_end, |_| None).send(send)
+    Draft::<F, T, E, Dropped>::new(f, on_end).send(send)
 }
 
 /// Jobs of their own that are handed over together: gives out each once, in
@@ -350,11 +503,15 @@ pub(crate) struct Batch<'a, T> {
 
 impl<'a, T: 'a> Batch<'a, T> {
     /// Asks `jobs` for all it has. When it panics, none of them runs.
-    fn new<F, E>(jobs: impl IntoIterator<Item = F>, draft: impl Fn(F) -> Draft<F, T, E>) -> Self
+    fn new<F, E, P>(
+        jobs: impl IntoIterator<Item = F>,
+        draft: impl Fn(F) -> Draft<F, T, E, P>,
+    ) -> Self
     where
         F: FnOnce() -> T + Send + 'a,
         T: Send,
         E: OnEnd + 'a,
+        P: Packing<T> + 'a,
     {
         let jobs = jobs.into_iter();
         let mut batch = Batch {
@@ -386,8 +543,9 @@ impl<T> Iterator for Batch<'_, T> {
     fn next(&mut self) -> Option<JobRef> {
         let handle = self.handles.get(self.sent)?;
         self.sent += 1;
-        // SAFETY: counted as sent, so this is the only time.
-        Some(unsafe { Arc::clone(&handle.packet).into_ref() })
+        // SAFETY: counted as sent, so this is the only time; all are heap jobs, made by a
+        // `Draft`, with the header first.
+        Some(unsafe { JobRef::new(handle.packet.0.cast()) })
     }
 }
 
@@ -410,7 +568,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    Batch::new(jobs, |f| Draft::new(f, (), |value| Some(Box::new(value)))).send(send)
+    Batch::new(jobs, |f| Draft::<F, T, (), Carried>::new(f, ())).send(send)
 }
 
 /// As [`spawn_batch`], for jobs that borrow; each has an `on_end` of its own.
@@ -429,7 +587,7 @@ where
     T: Send + 'a,
     E: OnEnd + 'a,
 {
-    Batch::new(jobs, |f| Draft::new(f, on_end(), |_| None)).send(send)
+    Batch::new(jobs, |f| Draft::<F, T, E, Dropped>::new(f, on_end())).send(send)
 }
 
 fn cancel(latch: &WakerLatch) -> bool {
@@ -445,16 +603,19 @@ fn is_over(latch: &WakerLatch) -> bool {
 }
 
 /// A spawned job, for those that only want to give it up.
-#[derive(Clone)]
-pub(crate) struct AbortTask(Arc<dyn Abortable>);
+pub(crate) struct AbortTask(Shared<dyn Abortable>);
+
+impl Clone for AbortTask {
+    fn clone(&self) -> AbortTask {
+        self.0.latch().retain();
+        // SAFETY: counted just now.
+        AbortTask(unsafe { Shared::new(self.0.0) })
+    }
+}
 
 impl AbortTask {
     pub(crate) fn cancel(&self) -> bool {
-        let cancelled = cancel(self.0.latch());
-        if cancelled {
-            Arc::clone(&self.0).cancelled();
-        }
-        cancelled
+        self.0.cancel()
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -462,24 +623,43 @@ impl AbortTask {
     }
 }
 
+impl<J: Abortable + ?Sized> Shared<J> {
+    fn cancel(&self) -> bool {
+        let cancelled = cancel(self.latch());
+        if cancelled {
+            let told = self.actions().cancelled;
+            // SAFETY: the job is live, by this reference, which was made by `new`.
+            unsafe { told(self.0.cast()) }
+        }
+        cancelled
+    }
+}
+
 impl<T: 'static> TaskHandle<'static, T> {
     pub(crate) fn abort_task(&self) -> AbortTask {
-        AbortTask(self.packet.clone())
+        self.packet.latch().retain();
+        // SAFETY: counted just now.
+        AbortTask(unsafe { Shared::new(self.packet.0) })
     }
 }
 
 /// The handle's side of a spawned job: joins, awaits or cancels it.
 pub(crate) struct TaskHandle<'a, T> {
-    packet: Arc<dyn Packet<T> + Send + Sync + 'a>,
+    packet: ManuallyDrop<Shared<dyn Packet<T> + 'a>>,
     taken: bool,
     /// Its owner's, who may keep a number here; 0 at first.
     pub(crate) mark: u64,
 }
 
 impl<'a, T> TaskHandle<'a, T> {
-    pub(super) fn new(packet: Arc<dyn Packet<T> + Send + Sync + 'a>) -> Self {
+    /// # Safety
+    ///
+    /// One reference that the latch counts becomes the handle's, of which there is one.
+    #[inline]
+    pub(super) unsafe fn new(packet: NonNull<dyn Packet<T> + 'a>) -> Self {
         TaskHandle {
-            packet,
+            // SAFETY: as the caller says.
+            packet: ManuallyDrop::new(unsafe { Shared::new(packet) }),
             taken: false,
             mark: 0,
         }
@@ -499,15 +679,12 @@ impl<T> TaskHandle<'_, T> {
     /// Gives the job up if it has not started, or the future if it has not ended; tells
     /// whether it did.
     pub(crate) fn cancel(&self) -> bool {
-        let cancelled = cancel(self.packet.latch());
-        if cancelled {
-            Arc::clone(&self.packet).cancelled();
-        }
-        cancelled
+        self.packet.cancel()
     }
 
     pub(crate) fn has_started(&self) -> bool {
-        self.packet.latch().flags() & STARTED != 0
+        // A worker that comes to a cancelled one only drops it.
+        self.packet.latch().flags() & (STARTED | CANCELLED) == STARTED
     }
 
     /// Blocks until the job is over or `deadline` has passed; tells which.
@@ -547,18 +724,25 @@ impl<T> TaskHandle<'_, T> {
 
 impl<T> Drop for TaskHandle<'_, T> {
     fn drop(&mut self) {
+        // SAFETY: it is dropped once.
+        let packet = unsafe { ManuallyDrop::take(&mut self.packet) };
         if self.taken {
             return;
         }
-        let was_set = self.packet.latch().flag(DETACHED);
-        if was_set {
-            // SAFETY: set before it was detached, and not taken.
-            let outcome = unsafe { self.packet.take_outcome() };
-            if matches!(outcome, Some(Outcome::Panicked(..))) {
-                self.packet.panic_dropped();
+        if let Some(is_last) = packet.latch().release_unset(DETACHED) {
+            let job = packet.into_raw();
+            if is_last {
+                // SAFETY: this reference was the last one.
+                unsafe { Shared::free(job) }
             }
-            quietly(|| drop(outcome));
+            return;
         }
+        // SAFETY: set before it was detached, and not taken.
+        let outcome = unsafe { packet.take_outcome() };
+        if matches!(outcome, Some(Outcome::Panicked(..))) {
+            packet.panic_dropped();
+        }
+        quietly(|| drop(outcome));
     }
 }
 
@@ -630,6 +814,41 @@ mod tests {
         assert!(handle.cancel() && !handle.cancel());
         execute(job);
         assert_eq!(Arc::strong_count(&captured), 1);
+    }
+
+    #[test]
+    fn job_that_does_not_go_gives_its_closure_back_and_is_freed() {
+        let (captured, on_end) = (Arc::new(()), Arc::new(()));
+        let kept = Arc::clone(&captured);
+        // SAFETY: it borrows nothing.
+        let refused = unsafe {
+            spawn_borrowing(
+                move || drop(kept),
+                Arc::clone(&on_end),
+                |job| Err((job, "full")),
+            )
+        };
+        let Err((why, f)) = refused else {
+            panic!("it was refused");
+        };
+        assert_eq!((why, Arc::strong_count(&on_end)), ("full", 1));
+        f();
+        assert_eq!(Arc::strong_count(&captured), 1);
+    }
+
+    #[test]
+    fn job_whose_sender_panics_is_freed_with_its_closure() {
+        let (captured, on_end) = (Arc::new(()), Arc::new(()));
+        let (kept, told) = (Arc::clone(&captured), Arc::clone(&on_end));
+        let send = move || {
+            // SAFETY: it borrows nothing.
+            let sent: Result<_, ((), _)> =
+                unsafe { spawn_borrowing(move || drop(kept), told, |_job| panic!("no room")) };
+            sent.is_ok()
+        };
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(send)).is_err());
+        assert_eq!(Arc::strong_count(&captured), 1);
+        assert_eq!(Arc::strong_count(&on_end), 1);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Jobs: who owns the closure and the outcome at any time.
+#![allow(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +10,7 @@ use super::{check, panicked, returned};
 use crate::error::Error;
 use crate::handoff::job::{self, JobRef};
 use crate::handoff::outcome::{Door, Outcome};
-use crate::handoff::task::{self, TaskHandle};
+use crate::handoff::task::{self, OnEnd, TaskHandle};
 use crate::sync::{Mutex, thread};
 
 /// Counts drops, of closures and of results.
@@ -44,6 +45,20 @@ fn spawn<T: Send + 'static>(
     });
     let Ok(ticket) = ticket else { unreachable!() };
     (ticket, sent.unwrap())
+}
+
+/// Told when a job is over; in the job, so that it is there as long as that.
+#[derive(Default)]
+struct Ends {
+    over: AtomicUsize,
+}
+
+impl OnEnd for Ends {
+    fn job_over(&self, _panicked: bool) {
+        self.over.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn panic_dropped(&self) {}
 }
 
 fn execute(job: JobRef) -> thread::JoinHandle<()> {
@@ -222,5 +237,63 @@ fn awaiting_task_is_woken_by_the_canceller() {
         let outcome = ticket.lock().take_outcome();
         assert_eq!(canceller.join().unwrap(), outcome.is_none());
         worker.join().unwrap();
+    });
+}
+
+#[test]
+fn last_of_all_references_frees_the_job() {
+    check(2, || {
+        let (ends, drops) = (Arc::new(Ends::default()), Drops::default());
+        let mut sent = None;
+        let result = drops.one();
+        // SAFETY: it borrows nothing.
+        let ticket = unsafe {
+            task::spawn_borrowing(
+                move || result,
+                Arc::clone(&ends),
+                |job| {
+                    sent = Some(job);
+                    Ok::<(), (JobRef, ())>(())
+                },
+            )
+        };
+        let Ok(ticket) = ticket else { unreachable!() };
+        let aborter = ticket.abort_task();
+        let worker = execute(sent.unwrap());
+        let canceller = thread::spawn(move || {
+            let before = aborter.is_over();
+            aborter.cancel();
+            assert!(aborter.is_over() || !before);
+        });
+        drop(ticket);
+        worker.join().unwrap();
+        canceller.join().unwrap();
+        assert_eq!(drops.count(), 1);
+        assert_eq!(ends.over.load(Ordering::Relaxed), 1);
+        assert_eq!(Arc::strong_count(&ends), 1, "the job has been freed");
+    });
+}
+
+#[test]
+fn job_that_is_awaited_by_none_is_freed_by_its_worker_or_its_handle() {
+    check(3, || {
+        let ends = Arc::new(Ends::default());
+        let mut sent = None;
+        // SAFETY: it borrows nothing.
+        let ticket = unsafe {
+            task::spawn_borrowing(
+                || 7,
+                Arc::clone(&ends),
+                |job| {
+                    sent = Some(job);
+                    Ok::<(), (JobRef, ())>(())
+                },
+            )
+        };
+        let Ok(ticket) = ticket else { unreachable!() };
+        let worker = execute(sent.unwrap());
+        drop(ticket);
+        worker.join().unwrap();
+        assert_eq!(Arc::strong_count(&ends), 1, "the job has been freed");
     });
 }

@@ -89,7 +89,7 @@ fn flag_set_meanwhile_costs_no_wake_up() {
 #[test]
 fn completion_wakes_the_last_waker() {
     check(3, || {
-        let latch = Arc::new(WakerLatch::new());
+        let latch = Arc::new(WakerLatch::new(1));
         let setter = thread::spawn({
             let latch = Arc::clone(&latch);
             move || {
@@ -117,7 +117,7 @@ fn completion_wakes_the_last_waker() {
 #[test]
 fn flag_set_from_elsewhere_wakes_the_task_that_polls_meanwhile() {
     check(3, || {
-        let latch = Arc::new(WakerLatch::new());
+        let latch = Arc::new(WakerLatch::new(1));
         let aborter = thread::spawn({
             let latch = Arc::clone(&latch);
             move || {

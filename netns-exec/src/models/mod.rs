@@ -114,7 +114,7 @@ fn returned<T>(outcome: Outcome<T>) -> T {
 
 fn panicked<T>(outcome: Outcome<T>) -> Box<dyn Any + Send> {
     match outcome {
-        Outcome::Panicked(panic, _) => panic,
+        Outcome::Panicked(panic) => panic.payload,
         _ => panic!("the job did not panic"),
     }
 }
