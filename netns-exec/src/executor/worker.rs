@@ -20,10 +20,11 @@ use crate::bell::ear::Punctual;
 use crate::bell::refusals::Place;
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
+use crate::handoff::first_look::FirstLook;
 use crate::handoff::job::JobRef;
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{Counters, Door};
-use crate::handoff::pace::{self, FirstLook};
+use crate::handoff::pace;
 use crate::home::roster;
 use crate::netns::{Netns, watch};
 use crate::payload::discard;
@@ -237,7 +238,7 @@ impl<'a> Worker<'a> {
         // Whether it has just emptied the queue.
         let mut emptied = false;
         let mut idle = Idle::default();
-        let mut first_look = FirstLook::default();
+        let mut first_look = FirstLook::of_worker();
         loop {
             current::came_back();
             if self.door.is_spoiled() {

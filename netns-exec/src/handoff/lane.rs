@@ -387,7 +387,7 @@ impl Claim<'_> {
             }
             self.post();
             if may_spin && pace.is_hot() {
-                pace.note(pace::spin(SPIN, || self.done().is_some()).is_ok());
+                pace.spin(|| self.done().is_some());
             }
             self.done().unwrap_or_else(|| self.sleep())
         });

@@ -11,8 +11,8 @@
 //! once, and spins. They go on while that pays. Where it does not (both are
 //! bound to one CPU, the others are busy) it is tried ever more seldom.
 //!
-//! A worker that spins has its first look when the call is there, as far as it can tell
-//! by the last ones ([`FirstLook`]).
+//! When a thread that spins looks for the first time it finds out by trying, see
+//! [`first_look`](super::first_look).
 //!
 //! A thread that waits for a job's latch or for room in a queue is often one of many, and
 //! gives the CPU to the others between looks ([`spin_by_turns`]).
@@ -23,6 +23,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::first_look::FirstLook;
 use crate::home::Home;
 use crate::sync;
 
@@ -76,48 +77,6 @@ pub(crate) fn spin(patience: Duration, mut found: impl FnMut() -> bool) -> Resul
     }
 }
 
-/// How long a worker that has answered a call leaves the line alone in which the next
-/// one will come.
-///
-/// A look that comes while the caller takes the answer out and writes takes the line away
-/// from it, and it has to fetch it once more. How long that is the worker finds out by its
-/// own calls.
-#[derive(Debug, Default)]
-pub(crate) struct FirstLook {
-    pauses: u16,
-    /// How often in succession there was something to see at the first look.
-    hits: u16,
-}
-
-impl FirstLook {
-    /// As [`spin`], with the first look in time.
-    #[inline]
-    pub(crate) fn spin(
-        &mut self,
-        patience: Duration,
-        mut found: impl FnMut() -> bool,
-    ) -> Result<(), Instant> {
-        const MANY: u16 = STREAK * 4;
-
-        if !cfg!(loom) {
-            (0..self.pauses).for_each(|_| hint::spin_loop());
-        }
-        if found() {
-            self.hits += 1;
-            // An earlier one may do as well.
-            if self.hits == MANY {
-                self.hits = 0;
-                self.pauses = self.pauses.saturating_sub(1);
-            }
-            return Ok(());
-        }
-        self.hits = 0;
-        spin(patience, found)?;
-        self.pauses = (self.pauses + 1).min(MANY);
-        Ok(())
-    }
-}
-
 /// What the calls of a lane have been like; belongs to the caller whose turn it is.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -127,6 +86,7 @@ pub(crate) struct Pace {
     needed: u16,
     /// Spinning pays; 0 when it does not.
     credit: u16,
+    first_look: FirstLook,
 }
 
 impl Pace {
@@ -135,6 +95,7 @@ impl Pace {
             quick: 0,
             needed: STREAK,
             credit: 0,
+            first_look: FirstLook::of_caller(),
         }
     }
 
@@ -158,6 +119,14 @@ impl Pace {
             self.credit = 1;
         }
         self.is_hot()
+    }
+
+    /// Spins for the result of a worker that is awake, see [`spin`], and learns what came
+    /// of it.
+    #[inline]
+    pub(crate) fn spin(&mut self, found: impl FnMut() -> bool) {
+        let spun = self.first_look.spin(SPIN, found);
+        self.note(spun.is_ok());
     }
 
     /// Learns what came of spinning. One miss after many hits changes nothing.
@@ -234,8 +203,6 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::mem;
-
     use super::*;
 
     #[test]
@@ -272,32 +239,6 @@ mod tests {
             }
         }
         assert!((100..200).contains(&tries), "{tries}");
-    }
-
-    #[test]
-    fn first_look_comes_when_there_is_something_to_see() {
-        let mut first = FirstLook::default();
-        let mut pauses = Vec::new();
-        for call in 0..4_000 {
-            // It is there after five pauses, and after three from the middle on.
-            let there = if call < 2_000 { 5 } else { 3 };
-            let mut looks = first.pauses;
-            pauses.push(first.pauses);
-            assert!(
-                first
-                    .spin(SPIN, || mem::replace(&mut looks, u16::MAX) >= there)
-                    .is_ok()
-            );
-        }
-        let typical = |calls: &[u16], at| calls.iter().filter(|&&it| it == at).count();
-        assert!(typical(&pauses[1_000..2_000], 5) > 900, "{pauses:?}");
-        assert!(typical(&pauses[3_000..], 3) > 900, "{pauses:?}");
-        // What comes late does not keep the worker from it for ever.
-        for _ in 0..1_000 {
-            let mut is_first = true;
-            assert!(first.spin(SPIN, || !mem::take(&mut is_first)).is_ok());
-        }
-        assert_eq!(first.pauses, STREAK * 4);
     }
 
     #[test]
