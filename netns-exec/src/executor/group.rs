@@ -33,6 +33,7 @@ pub(crate) use self::births::First;
 pub(in crate::executor) use self::exits::Remains;
 pub(crate) use self::futures::Admitted;
 use self::futures::Futures;
+use super::crowd::Crowd;
 use super::pool::Pool;
 use super::queue::Queue;
 use super::stats::NetnsStats;
@@ -110,6 +111,7 @@ pub(crate) struct Group {
     /// no spare.
     is_local: bool,
     lanes: Box<[Lane]>,
+    pub(super) crowd: Crowd,
     pub(super) queue: Queue,
     futures: Futures,
     runnable: Runnable,
@@ -228,6 +230,7 @@ impl Group {
             label: label.into(),
             is_local,
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
+            crowd: Crowd::default(),
             queue: Queue::new(pool.config.queue_depth, pool.config.clock),
             futures: Futures::default(),
             runnable: Runnable(AtomicU32::new(0)),
@@ -288,14 +291,26 @@ impl Group {
 
     // What callers do.
 
-    /// Takes the lane of a free worker, of one that is awake if there is a choice.
+    /// Takes the lane of a free worker, of one that is awake if there is a choice; none
+    /// while callers crowd.
     #[inline]
     pub(crate) fn claim(&self) -> Option<Claim<'_>> {
-        if let [lane] = &*self.lanes {
-            return lane.claim();
+        if self.crowd.is_there() {
+            return None;
         }
-        let awake = self.lanes.iter().filter(|lane| lane.is_awake_and_free());
-        (awake.chain(&self.lanes)).find_map(Lane::claim)
+        let claim = match &*self.lanes {
+            [lane] => lane.claim(),
+            lanes => {
+                let awake = lanes.iter().filter(|lane| lane.is_awake_and_free());
+                (awake.chain(lanes)).find_map(Lane::claim)
+            }
+        };
+        if claim.is_some() {
+            self.crowd.alone();
+        } else if self.lanes.iter().any(Lane::is_owned) {
+            self.crowd.met();
+        }
+        claim
     }
 
     /// Whether there is a worker just now. It may leave before a job is pushed:

@@ -7,6 +7,7 @@ mod awaited;
 pub(crate) mod birth;
 mod broadcast;
 mod builder;
+mod crowd;
 pub(crate) mod current;
 mod event;
 pub(crate) mod future;

@@ -174,6 +174,7 @@ where
                 Err(f) => f,
             },
         };
+        let _waiting = group.crowd.wait();
         job::run_on_stack(f, |job| queue(registry, Some(group), netns, job))
     });
     run_result(outcome)

@@ -21,7 +21,7 @@ use crate::bell::refusals::Place;
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
 use crate::handoff::first_look::FirstLook;
-use crate::handoff::job::JobRef;
+use crate::handoff::job::{self, JobRef};
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{Counters, Door};
 use crate::handoff::pace;
@@ -235,8 +235,8 @@ impl<'a> Worker<'a> {
 
     fn serve_lane(&mut self, lane: &mut Serving<'a>) -> Leaving {
         let may_spin = self.group.pool().may_spin;
-        // Whether it has just emptied the queue.
-        let mut emptied = false;
+        // What the last job was of the queue that it has just emptied.
+        let mut emptied = None;
         let mut idle = Idle::default();
         let mut first_look = FirstLook::of_worker();
         loop {
@@ -257,9 +257,10 @@ impl<'a> Worker<'a> {
                 idle = Idle::default();
             } else if lane.is_called() || !self.group.queue.is_empty() {
                 if lane.begin_busy() {
-                    if self.serve_queue() {
+                    let last = self.serve_queue();
+                    if last.is_some() {
                         lane.expect_caller(false);
-                        emptied = true;
+                        emptied = last;
                         idle = Idle::default();
                     }
                     if self.door.is_spoiled() {
@@ -271,20 +272,23 @@ impl<'a> Worker<'a> {
                 }
             } else if may_spin && !self.wants_leave() && lane.expects_call() {
                 // A caller that comes at once.
-                emptied = false;
+                emptied = None;
                 let spun = first_look.spin(pace::SPIN, || self.has_work(lane));
                 idle.since = spun.err().or(idle.since);
-            } else if may_spin && emptied && !self.wants_leave() && self.group.queue.expects_jobs()
+            } else if may_spin
+                && emptied.is_some()
+                && !self.wants_leave()
+                && self.group.queue.expects_jobs()
             {
                 // Senders that flood the queue, and would sleep by turns with this worker.
-                emptied = false;
+                emptied = None;
                 let spun = pace::spin(pace::SPIN, || self.has_work(lane));
                 idle.since = spun.err().or(idle.since);
-            } else if mem::take(&mut emptied)
+            } else if let Some(last) = emptied.take()
                 && !self.wants_leave()
-                && pace::spin_by_turns(|| self.has_work(lane))
+                && self.finds_more_after(last, lane)
             {
-                // A sender that floods it from this very CPU goes on meanwhile.
+                // Served in the next round.
             } else if let Some(why) = self.park(lane, &mut idle) {
                 return why;
             }
@@ -303,18 +307,30 @@ impl<'a> Worker<'a> {
         lane.has_call() || !self.group.queue.is_empty()
     }
 
+    /// Waits for a moment for more jobs like the last one of the queue; tells whether there
+    /// is work.
+    fn finds_more_after(&self, last: job::Kind, lane: &Serving<'_>) -> bool {
+        let found = || self.has_work(lane);
+        match last {
+            // Its caller is about to see that it is over, and may have another one.
+            job::Kind::Call => pace::spin_then_by_turns(found),
+            // A sender that floods the queue from this very CPU goes on meanwhile.
+            job::Kind::Task | job::Kind::Poll => pace::spin_by_turns(found),
+        }
+    }
+
     /// Runs the jobs of the queue until there is none, or the thread is spoiled; tells
-    /// whether there was any.
-    fn serve_queue(&mut self) -> bool {
-        let mut any = false;
+    /// what the last one was.
+    fn serve_queue(&mut self) -> Option<job::Kind> {
+        let mut last = None;
         while !self.door.is_spoiled()
             && let Some((job, waited)) = self.group.queue.take_timed()
         {
-            any = true;
+            last = Some(job.kind());
             self.cover_queue();
             self.observed(waited, |worker| worker.run(job));
         }
-        any
+        last
     }
 
     /// Sleeps until there may be work; says so when the worker has left instead.
@@ -496,7 +512,7 @@ impl<'a> Worker<'a> {
     /// Tells whether the job has ended: a future may wait again.
     #[inline]
     fn run(&mut self, job: JobRef) -> bool {
-        let (is_future, done) = (job.is_future(), self.member.counters.done());
+        let (is_future, done) = (job.kind() == job::Kind::Poll, self.member.counters.done());
         // A future is closed by now, and dropped by its poll.
         if self.group.pool().is_abandoned() && !is_future {
             self.door.run("drop of a cancelled job", || {

@@ -32,7 +32,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 
-use super::job::{Header, JobRef, Vtable};
+use super::job::{self, Header, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack, Violation};
 use super::task::{Abortable, Actions, CANCELLED, Packet, STARTED, TaskHandle, tell};
@@ -128,7 +128,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
-        is_future: true,
+        kind: job::Kind::Poll,
     };
 
     /// A future that nothing has been promised about yet, and the only `JobRef` of it.

@@ -18,14 +18,24 @@ use std::ptr::NonNull;
 
 use super::latch::Latch;
 use super::outcome::{Door, Outcome};
-use crate::error::{Error, Kind};
+use crate::error::{self, Error};
 use crate::sync::UnsafeCell;
 
 pub(super) struct Vtable {
     pub(super) execute: unsafe fn(NonNull<Header>, &mut Door),
     pub(super) abort: unsafe fn(NonNull<Header>, Error),
-    /// Whether it is a poll of a future, which may be one of many.
-    pub(super) is_future: bool,
+    pub(super) kind: Kind,
+}
+
+/// What a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Its caller waits for it.
+    Call,
+    /// Its owner goes on meanwhile.
+    Task,
+    /// A poll of a future, which may be one of many.
+    Poll,
 }
 
 /// The first field of every job.
@@ -80,9 +90,8 @@ impl JobRef {
         unsafe { abort(self.into_raw(), why) }
     }
 
-    /// Whether it is a poll of a future, which may be one of many.
-    pub(crate) fn is_future(&self) -> bool {
-        self.vtable().is_future
+    pub(crate) fn kind(&self) -> Kind {
+        self.vtable().kind
     }
 
     fn vtable(&self) -> &'static Vtable {
@@ -95,7 +104,10 @@ impl Drop for JobRef {
     fn drop(&mut self) {
         // SAFETY: this is the only reference, and it is gone after this.
         let job = unsafe { JobRef::new(self.job) };
-        job.abort(Error::new(Kind::Cancelled, "job lost before it started"));
+        job.abort(Error::new(
+            error::Kind::Cancelled,
+            "job lost before it started",
+        ));
     }
 }
 
@@ -175,7 +187,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
-        is_future: false,
+        kind: Kind::Call,
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
@@ -252,7 +264,7 @@ mod tests {
 
     #[test]
     fn job_that_is_not_sent_ends_with_the_reason() {
-        let refuse = |job| Err((job, Error::new(Kind::Full, "no room")));
+        let refuse = |job| Err((job, Error::new(error::Kind::Full, "no room")));
         let outcome = run_on_stack(|| (), refuse);
         assert!(matches!(outcome, Outcome::Aborted(error) if error.is_full()));
     }

@@ -206,6 +206,11 @@ impl Lane {
         self.gate.0.word.load(Ordering::Relaxed) & FLAGS == 0
     }
 
+    /// Whether a call is under way.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.gate.0.word.load(Ordering::Relaxed) & OWNED != 0
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.gate.0.word.load(Ordering::Acquire) & CLOSED != 0
     }

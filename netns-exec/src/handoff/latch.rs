@@ -146,7 +146,7 @@ impl Latch {
 
     /// Blocks until the latch is set or `deadline` has passed; tells which.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        if pace::spin_by_turns(|| self.is_set()) {
+        if pace::spin_then_by_turns(|| self.is_set()) {
             return true;
         }
         let mut state = self.state.load(Ordering::Acquire);

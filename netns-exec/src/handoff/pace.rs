@@ -15,7 +15,8 @@
 //! [`first_look`](super::first_look).
 //!
 //! A thread that waits for a job's latch or for room in a queue is often one of many, and
-//! gives the CPU to the others between looks ([`spin_by_turns`]).
+//! gives the CPU to the others between looks ([`spin_by_turns`]); for a latch that may be
+//! set at once it spins first ([`spin_then_by_turns`]).
 
 use std::cell::Cell;
 use std::hint;
@@ -161,12 +162,40 @@ pub(crate) fn may_spin() -> bool {
     *MAY.get_or_init(ask)
 }
 
-/// Looks between turns of other threads, which are those that are waited for, or wait
-/// for the same; not while that has not paid lately on this thread.
-pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
+/// Whether a way to wait pays on a thread: not while it has not lately.
+struct Credit(Cell<i16>);
+
+impl Credit {
+    const fn new() -> Credit {
+        Credit(Cell::new(STREAK as i16))
+    }
+
+    /// Says no for a while after it has not paid. What did not pay may pay again.
+    fn may_try(&self) -> bool {
+        let credit = self.0.get();
+        if credit < 0 {
+            self.0.set(credit + 1);
+        }
+        credit >= 0
+    }
+
+    fn note(&self, paid: bool) {
+        self.0.set(match (paid, self.0.get() / 2) {
+            (true, _) => STREAK as i16,
+            (false, 0) => -(STREAK as i16) * 8,
+            (false, half) => half,
+        });
+    }
+}
+
+/// Looks with ever longer pauses, for about a microsecond; then as [`spin_by_turns`]. For
+/// what may be there before others had their turn.
+pub(crate) fn spin_then_by_turns(mut found: impl FnMut() -> bool) -> bool {
+    /// Each twice as long as the one before.
+    const PAUSES: u32 = 6;
+
     sync::local! {
-        /// Below zero: how often not to.
-        static CREDIT: Cell<i16> = Cell::new(STREAK as i16);
+        static SPINS: Credit = Credit::new();
     }
     if found() {
         return true;
@@ -174,9 +203,29 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
     if cfg!(loom) || !may_spin() {
         return false;
     }
-    let credit = CREDIT.try_with(Cell::get).unwrap_or(i16::MIN);
-    if credit < 0 {
-        let _ = CREDIT.try_with(|it| it.set(credit + 1));
+    if SPINS.try_with(Credit::may_try) == Ok(true) {
+        let seen = (0..PAUSES).any(|nth| {
+            (0..1 << nth).for_each(|_| hint::spin_loop());
+            found()
+        });
+        let _ = SPINS.try_with(|spins| spins.note(seen));
+        if seen {
+            return true;
+        }
+    }
+    spin_by_turns(found)
+}
+
+/// Looks between turns of other threads, which are those that are waited for, or wait
+/// for the same.
+pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
+    sync::local! {
+        static TURNS: Credit = Credit::new();
+    }
+    if found() {
+        return true;
+    }
+    if cfg!(loom) || !may_spin() || TURNS.try_with(Credit::may_try) != Ok(true) {
         return false;
     }
     let mut before = Instant::now();
@@ -191,13 +240,7 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
         }
         before = now;
     }
-    let credit = match (seen, credit / 2) {
-        (true, _) => STREAK as i16,
-        // What did not pay may pay again.
-        (false, 0) => -(STREAK as i16) * 8,
-        (false, half) => half,
-    };
-    let _ = CREDIT.try_with(|it| it.set(credit));
+    let _ = TURNS.try_with(|turns| turns.note(seen));
     seen
 }
 

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::job::{Header, JobRef, Vtable};
+use super::job::{self, Header, JobRef, Vtable};
 use super::latch::{FIRST_FLAG, WakerLatch};
 use super::outcome::{Door, Outcome, Pack};
 use crate::error::{Error, Kind};
@@ -286,7 +286,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
-        is_future: false,
+        kind: job::Kind::Task,
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
