@@ -145,6 +145,7 @@ mod payload;
 #[cfg(feature = "ports")]
 pub mod ports;
 mod process;
+mod refused;
 #[cfg(feature = "rootless")]
 pub mod rootless;
 #[cfg(feature = "serde")]

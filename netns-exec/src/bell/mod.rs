@@ -57,7 +57,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use self::refusals::{Place, Refusals};
-use crate::error::Refused;
+use crate::refused::Refused;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Listener, Ordering, yield_now};
 use crate::sys::seccomp::{Answer, Notified};
 

@@ -12,9 +12,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::error::Refused;
 use crate::home::aside;
 use crate::netns::id::NetnsId;
+use crate::refused::Refused;
 
 /// What one worker is refused. Relaxed throughout: the worker waits in its call while
 /// others write.

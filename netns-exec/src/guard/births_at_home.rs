@@ -18,9 +18,10 @@ use parking_lot::{Condvar, Mutex};
 use super::seal::{Seal, Sealed};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
 use crate::bell::ear::Listened;
-use crate::error::{Error, Kind, Refused, Result};
+use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::home::roster::Registration;
+use crate::refused::Refused;
 use crate::sys;
 use crate::sys::births::Birth;
 

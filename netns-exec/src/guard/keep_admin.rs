@@ -13,8 +13,9 @@ use super::check::{HomeTid, StateCheck};
 use super::seal::{Seal, Sealed};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
 use crate::bell::ear::Listened;
-use crate::error::{Refused, Result};
+use crate::error::Result;
 use crate::home::roster::Registration;
+use crate::refused::Refused;
 
 pub(super) struct KeepAdmin {
     seal: Seal,

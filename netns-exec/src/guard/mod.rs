@@ -27,8 +27,9 @@ use std::rc::Rc;
 pub(crate) use check::NetnsCheck;
 
 use crate::bell::ear::Listened;
-use crate::error::{Error, LeftThread, Refused, Result};
+use crate::error::{Error, LeftThread, Result};
 use crate::home::roster::Registration;
+use crate::refused::Refused;
 use crate::sys;
 use crate::sys::view::Place;
 

@@ -22,9 +22,10 @@ use parking_lot::Mutex;
 use super::filter::{Code, Refusal, program};
 use super::{Mechanism, NetnsCheck, OnThread, ThreadState};
 use crate::bell::ear::{self, Listened};
-use crate::error::{Error, Kind, Refused, Result};
+use crate::error::{Error, Kind, Result};
 use crate::home::Home;
 use crate::home::roster::Registration;
+use crate::refused::Refused;
 use crate::sys;
 
 /// What creating a thread fails with when clone(2) fails with `EPERM`.

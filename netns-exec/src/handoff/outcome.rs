@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use crate::bell::ear::Listened;
-use crate::error::{Error, Kind, LeftThread, Refused};
+use crate::error::{Error, Kind, LeftThread};
 use crate::guard::{ThreadGuard, ThreadState};
 use crate::payload::{Payload, discard};
+use crate::refused::Refused;
 
 /// How a job ended.
 pub(crate) enum Outcome<T> {
