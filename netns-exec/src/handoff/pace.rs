@@ -203,7 +203,7 @@ pub(crate) fn spin_then_by_turns(mut found: impl FnMut() -> bool) -> bool {
     if cfg!(loom) || !may_spin() {
         return false;
     }
-    if SPINS.try_with(Credit::may_try) == Ok(true) {
+    if SPINS.try_with(Credit::may_try).unwrap_or(false) {
         let seen = (0..PAUSES).any(|nth| {
             (0..1 << nth).for_each(|_| hint::spin_loop());
             found()
@@ -225,7 +225,7 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
     if found() {
         return true;
     }
-    if cfg!(loom) || !may_spin() || TURNS.try_with(Credit::may_try) != Ok(true) {
+    if cfg!(loom) || !may_spin() || !TURNS.try_with(Credit::may_try).unwrap_or(false) {
         return false;
     }
     let mut before = Instant::now();
