@@ -9,7 +9,7 @@
 //! | job          | lives                         | stays because                           |
 //! |--------------|-------------------------------|-----------------------------------------|
 //! | [`StackJob`] | on the caller's stack         | its caller waits on the job's latch     |
-//! | `HeapJob`, see `task` | behind an `Arc`, 1 allocation | the `JobRef` owns one of two references |
+//! | `HeapJob`, see `task` | in a box, 1 allocation | the `JobRef` owns one of its references |
 //! | `FutureJob`, see `future` | behind an `Arc`, 1 allocation | the `JobRef` of a poll owns a reference |
 #![allow(unsafe_code)]
 

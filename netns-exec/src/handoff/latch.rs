@@ -204,6 +204,14 @@ impl Latch {
     }
 }
 
+#[cfg(all(test, loom))]
+impl WakerLatch {
+    /// As that of a latch.
+    pub(crate) fn check_unused(&mut self) {
+        self.latch.check_unused();
+    }
+}
+
 /// A latch that a thread waits on or a future polls, one at a time.
 #[derive(Debug)]
 pub(crate) struct WakerLatch {

@@ -185,8 +185,14 @@ where
 
     fn actions(&self) -> &'static Actions {
         &Actions {
-            // SAFETY: boxed by `Draft::new`, and live until this very call.
-            free: |job| drop(unsafe { Box::from_raw(job.cast::<Self>().as_ptr()) }),
+            free: |job| {
+                #[cfg_attr(not(loom), expect(unused_mut, reason = "only models check"))]
+                // SAFETY: boxed by `Draft::new`, and live until this very call.
+                let mut job = unsafe { Box::from_raw(job.cast::<Self>().as_ptr()) };
+                #[cfg(all(test, loom))]
+                job.latch.check_unused();
+                drop(job);
+            },
             cancelled: |_| (),
         }
     }

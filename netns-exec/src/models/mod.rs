@@ -20,7 +20,9 @@
 //! | `Latch::set`, AcqRel                       | `latch::waiter_may_free_the_latch_once_it_is_set` |
 //! | `Latch::wait_until`, Acquire               | the same                                         |
 //! | `WakerLatch::poll`, AcqRel of `WAKER`      | `latch::completion_wakes_the_last_waker`         |
-//! | `Latch::flag`, AcqRel of `DETACHED`        | `job::ending_of_a_detached_job_is_dropped_once`  |
+//! | `Latch::release_unset`, AcqRel             | `job::ending_of_a_detached_job_is_dropped_once`  |
+//! | `Latch::release`, AcqRel                   | `job::last_of_all_references_frees_the_job`      |
+//! | `Latch::start`, AcqRel                     | `job::ending_of_a_detached_job_is_dropped_once`  |
 //! | lane: post, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: done, Release, and its Acquire       | `lane::lane_is_used_again_and_again`             |
 //! | lane: let go, Release; claim, Acquire      | `lane::caller_has_read_its_result_before_the_next_one_takes_the_lane` |
