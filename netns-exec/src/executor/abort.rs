@@ -14,6 +14,11 @@ use crate::handoff::task::AbortTask;
 ///
 /// Dropping it does nothing to the job.
 ///
+/// # Panics
+///
+/// Cloning it does when the job has more than eight million handles, as
+/// [`JoinHandle::abort_handle`] does.
+///
 /// # Examples
 ///
 /// ```
@@ -86,6 +91,10 @@ impl fmt::Debug for AbortHandle {
 impl<T: 'static> JoinHandle<T> {
     /// Returns a handle that can give the job up from elsewhere: while this one is awaited,
     /// from another thread, many times over.
+    ///
+    /// # Panics
+    ///
+    /// When the job has more than eight million handles.
     ///
     /// # Examples
     ///
