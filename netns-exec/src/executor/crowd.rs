@@ -26,13 +26,13 @@ pub(crate) struct Crowd {
 }
 
 /// A caller that waits for its job in the queue, until it is dropped.
-pub(crate) struct Waiting<'a>(&'a Crowd);
+pub(crate) struct Present<'a>(&'a Crowd);
 
 impl Crowd {
     /// Whether callers are to use the queue, and no lane.
     #[inline]
     pub(crate) fn is_there(&self) -> bool {
-        self.score.load(Relaxed) >= CROWD
+        !cfg!(netns_without = "crowd") && self.score.load(Relaxed) >= CROWD
     }
 
     /// A call has met no other.
@@ -53,17 +53,17 @@ impl Crowd {
     }
 
     /// Notes that the calling thread is about to wait for a job in the queue.
-    pub(crate) fn wait(&self) -> Waiting<'_> {
+    pub(crate) fn wait(&self) -> Present<'_> {
         if self.waiting.fetch_add(1, Relaxed) > 0 {
             self.met();
         } else {
             self.alone();
         }
-        Waiting(self)
+        Present(self)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Present<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
     }

@@ -273,7 +273,7 @@ impl<'a> Worker<'a> {
             } else if may_spin && !self.wants_leave() && lane.expects_call() {
                 // A caller that comes at once.
                 emptied = None;
-                let spun = first_look.spin(pace::SPIN, || self.has_work(lane));
+                let spun = pace::spin_in_time(&mut first_look, pace::SPIN, || self.has_work(lane));
                 idle.since = spun.err().or(idle.since);
             } else if may_spin
                 && emptied.is_some()

@@ -6,11 +6,12 @@
 //! where the two threads run, and by build. So each of the two takes the time of some
 //! calls, and of as many with a wait that is a step longer or shorter, and keeps what was
 //! faster. Where nothing is gained the wait gets shorter.
+//!
+//! What that gains is measured by `tools/ablation`, as is what `pace` and the executor's
+//! `crowd` decide by guess.
 
 use std::hint;
 use std::time::{Duration, Instant};
-
-use super::pace;
 
 /// Calls whose time is taken together.
 const SAMPLE: u16 = 64;
@@ -71,35 +72,34 @@ impl FirstLook {
         }
     }
 
-    /// As [`pace::spin`], with the first look in time.
+    /// Waits for so long.
     #[inline]
-    pub(crate) fn spin(
-        &mut self,
-        patience: Duration,
-        found: impl FnMut() -> bool,
-    ) -> Result<(), Instant> {
-        if !cfg!(loom) {
-            self.hold_off();
-        }
-        let spun = pace::spin(patience, found);
-        self.calls += 1;
-        if spun.is_err() {
-            self.calls = 0;
-            self.began = None;
-        } else if self.calls == SAMPLE {
-            self.end_sample(Instant::now());
-        }
-        spun
-    }
-
-    #[inline]
-    fn hold_off(&self) {
+    pub(super) fn hold_off(&self) {
         /// Of a loop that does nothing, a cycle each. A pause is too long on some CPUs.
         const STEP: u32 = 32;
 
+        if cfg!(any(loom, netns_without = "first_look")) {
+            return;
+        }
         for _ in 0..u32::from(self.tried()) * STEP {
             hint::black_box(());
         }
+    }
+
+    /// What there was to wait for has come.
+    #[inline]
+    pub(super) fn came(&mut self) {
+        self.calls += 1;
+        if self.calls == SAMPLE {
+            self.end_sample(Instant::now());
+        }
+    }
+
+    /// It has not, or the last one not right after the one before: time that has passed says
+    /// nothing.
+    pub(super) fn came_late(&mut self) {
+        self.calls = 0;
+        self.began = None;
     }
 
     /// The wait with the change that is being tried.
@@ -209,8 +209,10 @@ mod tests {
     fn time_between_calls_that_do_not_follow_each_other_is_not_taken() {
         let mut first = FirstLook::of_caller();
         for call in 0..SAMPLE * 3 {
-            let comes = call != SAMPLE + 1;
-            assert_eq!(first.spin(pace::SPIN, || comes).is_ok(), comes);
+            match call == SAMPLE + 1 {
+                true => first.came_late(),
+                false => first.came(),
+            }
         }
         // The second sample was given up, and the last one is not over.
         assert!(first.began.is_some() && first.usual == Duration::ZERO && first.trial.is_none());

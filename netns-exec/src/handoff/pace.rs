@@ -78,6 +78,22 @@ pub(crate) fn spin(patience: Duration, mut found: impl FnMut() -> bool) -> Resul
     }
 }
 
+/// As [`spin`], with the first look in time.
+#[inline]
+pub(crate) fn spin_in_time(
+    first_look: &mut FirstLook,
+    patience: Duration,
+    found: impl FnMut() -> bool,
+) -> Result<(), Instant> {
+    first_look.hold_off();
+    let spun = spin(patience, found);
+    match spun {
+        Ok(()) => first_look.came(),
+        Err(_) => first_look.came_late(),
+    }
+    spun
+}
+
 /// What the calls of a lane have been like; belongs to the caller whose turn it is.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -109,6 +125,7 @@ impl Pace {
     /// Whether to spin for the result of a worker that sleeps, and has had nothing to do
     /// for so long.
     pub(crate) fn is_hot_after(&mut self, idle: Duration) -> bool {
+        self.first_look.came_late();
         if idle > QUICK {
             self.quick = 0;
             self.credit = 0;
@@ -126,7 +143,7 @@ impl Pace {
     /// of it.
     #[inline]
     pub(crate) fn spin(&mut self, found: impl FnMut() -> bool) {
-        let spun = self.first_look.spin(SPIN, found);
+        let spun = spin_in_time(&mut self.first_look, SPIN, found);
         self.note(spun.is_ok());
     }
 
@@ -203,7 +220,7 @@ pub(crate) fn spin_then_by_turns(mut found: impl FnMut() -> bool) -> bool {
     if cfg!(loom) || !may_spin() {
         return false;
     }
-    if SPINS.try_with(Credit::may_try).unwrap_or(false) {
+    if !cfg!(netns_without = "spin_first") && SPINS.try_with(Credit::may_try).unwrap_or(false) {
         let seen = (0..PAUSES).any(|nth| {
             (0..1 << nth).for_each(|_| hint::spin_loop());
             found()
