@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netns_exec::{AbortHandle, Executor};
 use netns_exec_tests::{Gate, Held, eventually, fresh, here, within};
@@ -24,6 +24,32 @@ fn aborted_before_it_started_a_job_never_runs_and_its_task_is_told() {
         assert!(aborts[2].is_finished());
         let result: Result<(), _> = waits.join().unwrap();
         assert!(result.unwrap_err().is_cancelled());
+        held.end();
+        executor.shutdown(None).unwrap();
+    });
+}
+
+#[test]
+fn thread_that_joins_is_told_of_an_abort() {
+    within("abort", || {
+        let (executor, netns) = (Executor::new().unwrap(), fresh());
+        let held = Held::new(&executor, &netns);
+        let job = executor.spawn(&netns, || unreachable!("aborted")).unwrap();
+        let future = executor.spawn_future(&netns, std::future::pending::<()>());
+        for handle in [job, future] {
+            let abort = handle.abort_handle();
+            let joins = thread::spawn(move || {
+                let began = Instant::now();
+                (handle.join(), began.elapsed())
+            });
+            // It may not wait yet, and is told all the same.
+            thread::sleep(Duration::from_millis(50));
+            assert!(abort.abort());
+            let (result, took) = joins.join().unwrap();
+            let result: Result<(), _> = result;
+            assert!(result.unwrap_err().is_cancelled());
+            assert!(took < Duration::from_secs(4), "told after {took:?}");
+        }
         held.end();
         executor.shutdown(None).unwrap();
     });

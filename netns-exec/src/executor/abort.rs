@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use super::handle::JoinHandle;
 use crate::error::Result;
-use crate::handoff::task::AbortTask;
+use crate::handoff::counted::AbortTask;
 
 /// Gives a job up from anywhere, and keeps nothing of what it returns: see
 /// [`JoinHandle::abort_handle`].

@@ -32,10 +32,11 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 
+use super::counted::{Abortable, Actions, CANCELLED, STARTED};
 use super::job::{self, Header, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack, Violation};
-use super::task::{Abortable, Actions, CANCELLED, Packet, STARTED, TaskHandle, tell};
+use super::task::{Packet, TaskHandle, tell};
 use crate::error::{Error, Kind};
 use crate::payload::quietly;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell};

@@ -141,17 +141,19 @@ impl Latch {
 
     /// Blocks until the latch is set.
     pub(crate) fn wait(&self) {
-        self.wait_until(None);
+        self.wait_until(0, None);
     }
 
-    /// Blocks until the latch is set or `deadline` has passed; tells which.
-    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        if pace::spin_then_by_turns(|| self.is_set()) {
+    /// Blocks until the latch is set, one of `flags` is, or `deadline` has passed; tells
+    /// whether it was one of the former. Who sets a flag has to [wake](WakerLatch::wake_for_flag).
+    pub(crate) fn wait_until(&self, flags: u32, deadline: Option<Instant>) -> bool {
+        let ready = SET | flags;
+        if pace::spin_then_by_turns(|| self.state.load(Ordering::Acquire) & ready != 0) {
             return true;
         }
         let mut state = self.state.load(Ordering::Acquire);
         loop {
-            if state & SET != 0 {
+            if state & ready != 0 {
                 return true;
             }
             let left = match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
@@ -250,14 +252,23 @@ impl WakerLatch {
         (Before(before), waker.flatten())
     }
 
-    /// Wakes a stored waker because of one of the user's flags. The waiting side may be
-    /// polling meanwhile, on another thread: it gives the cell up with `WAKER`, and after
-    /// that leaves it alone, because it finds the flag.
+    /// Wakes the thread that waits, or a stored waker, because of one of the user's flags.
+    /// The waiting side may be polling meanwhile, on another thread: who clears `WAKER` has
+    /// the cell.
     ///
     /// The caller just set a flag with [`Latch::try_flag`] that keeps the other
-    /// side from ever calling [`complete`](WakerLatch::complete), and that `poll` is told of.
+    /// side from ever calling [`complete`](WakerLatch::complete), and that `poll` and
+    /// `wait_until` are told of.
     pub(crate) fn wake_for_flag(&self) {
-        if self.latch.state.load(Ordering::Acquire) & WAKER != 0
+        let state = &self.latch.state;
+        // A waiter that has not said PARKED yet finds the flag.
+        let now = state.load(Ordering::Relaxed);
+        if now & PARKED != 0 {
+            futex_wake(state);
+        }
+        // AcqRel: the waker is visible to us, and the cell's end to who polls.
+        if now & WAKER != 0
+            && state.fetch_and(!WAKER, Ordering::AcqRel) & WAKER != 0
             && let Some(waker) = self.take_waker()
         {
             waker.wake();
@@ -266,7 +277,8 @@ impl WakerLatch {
 
     fn take_waker(&self) -> Option<Waker> {
         // SAFETY: `complete` runs once and found WAKER, so the waiting side has
-        // given the cell up; `wake_for_flag` has excluded `complete`, and is called once.
+        // given the cell up; all others have cleared WAKER, found it clear, or set it when
+        // `complete` had run.
         (self.waker).with_mut(|cell| unsafe { (*cell).take() })
     }
 
@@ -284,23 +296,32 @@ impl WakerLatch {
             // Take the cell back before touching it; lost when SET came first.
             now = state.fetch_and(!WAKER, Ordering::AcqRel);
             if now & ready != 0 {
+                if now & (SET | WAKER) == WAKER {
+                    drop(self.take_waker());
+                }
                 return Poll::Ready(());
             }
         }
         self.waker.with_mut(|cell| {
             // SAFETY: WAKER and SET were clear, so the cell is ours.
             let cell = unsafe { &mut *cell };
-            match cell {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => *cell = Some(cx.waker().clone()),
+            if !(cell.as_ref()).is_some_and(|waker| waker.will_wake(cx.waker())) {
+                // One after the other: both are user code, and leave nothing when they panic.
+                drop(cell.take());
+                *cell = Some(cx.waker().clone());
             }
         });
         // Release: the waker is visible to the setter that finds WAKER.
         let before = state.fetch_or(WAKER, Ordering::AcqRel);
-        if before & ready != 0 {
-            return Poll::Ready(());
+        if before & ready == 0 {
+            return Poll::Pending;
         }
-        Poll::Pending
+        // What was stored too late is not woken, and ours to drop: unless who has set a flag
+        // was still to look.
+        if before & SET != 0 || state.fetch_and(!WAKER, Ordering::AcqRel) & WAKER != 0 {
+            drop(self.take_waker());
+        }
+        Poll::Ready(())
     }
 }
 
@@ -314,12 +335,12 @@ mod tests {
     #[test]
     fn waiter_sleeps_until_the_latch_is_set() {
         let latch = Latch::new();
-        assert!(!latch.wait_until(Some(Instant::now() + Duration::from_millis(2))));
+        assert!(!latch.wait_until(0, Some(Instant::now() + Duration::from_millis(2))));
         thread::scope(|scope| {
             scope.spawn(|| latch.set_shared());
             latch.wait();
         });
-        assert!(latch.is_set() && latch.wait_until(Some(Instant::now())));
+        assert!(latch.is_set() && latch.wait_until(0, Some(Instant::now())));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! How a closure gets to a worker, and how its outcome gets back.
 
 pub(crate) mod broadcast;
+pub(crate) mod counted;
 pub(crate) mod first_look;
 pub(crate) mod future;
 pub(crate) mod job;

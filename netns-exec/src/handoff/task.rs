@@ -22,22 +22,18 @@
 
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, needs_drop};
-use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use super::counted::{AbortTask, Abortable, Actions, CANCELLED, Counted, DETACHED, STARTED};
 use super::job::{self, Header, JobRef, Vtable};
-use super::latch::{FIRST_FLAG, WakerLatch};
+use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack};
 use crate::error::{Error, Kind};
 use crate::payload::quietly;
 use crate::sync::UnsafeCell;
-
-pub(super) const STARTED: u32 = FIRST_FLAG;
-pub(super) const CANCELLED: u32 = FIRST_FLAG << 1;
-const DETACHED: u32 = FIRST_FLAG << 2;
 
 /// Told when a job is over and nothing of it is left on the worker.
 pub(crate) trait OnEnd: Send + Sync {
@@ -99,77 +95,6 @@ struct HeapJob<F, T, E, P> {
 unsafe impl<F: Send, T: Send, E: Send, P> Send for HeapJob<F, T, E, P> {}
 // SAFETY: as above; `on_end` is shared, and `Sync`.
 unsafe impl<F: Send, T: Send, E: Sync, P> Sync for HeapJob<F, T, E, P> {}
-
-/// What can be done to a heap job from anywhere, whatever its closure and its result.
-///
-/// # Safety
-///
-/// The latch counts the [`Shared`]s of the job, all of which are made by [`Shared::new`] with
-/// the same pointer, that `free` and `cancelled` take.
-pub(super) unsafe trait Abortable: Send + Sync {
-    fn latch(&self) -> &WakerLatch;
-    fn actions(&self) -> &'static Actions;
-}
-
-/// What takes the job by the pointer that it has been made with.
-pub(super) struct Actions {
-    /// The last reference has gone.
-    pub(super) free: unsafe fn(NonNull<()>),
-    /// It has just been cancelled. The job is live.
-    pub(super) cancelled: unsafe fn(NonNull<()>),
-}
-
-/// A reference to a job, counted by its latch.
-pub(super) struct Shared<J: Abortable + ?Sized>(NonNull<J>);
-
-// SAFETY: it gives what a shared borrow gives, and whichever is the last one frees the job.
-unsafe impl<J: Abortable + ?Sized> Send for Shared<J> {}
-// SAFETY: as above.
-unsafe impl<J: Abortable + ?Sized> Sync for Shared<J> {}
-
-impl<J: Abortable + ?Sized> Shared<J> {
-    /// # Safety
-    ///
-    /// One reference that the latch counts becomes this one.
-    pub(super) unsafe fn new(job: NonNull<J>) -> Shared<J> {
-        Shared(job)
-    }
-
-    /// The reference is counted already, or not any more: by who has called this.
-    fn into_raw(self) -> NonNull<J> {
-        ManuallyDrop::new(self).0
-    }
-
-    /// Frees the job, whose latch counts no reference any more.
-    ///
-    /// # Safety
-    ///
-    /// It is the caller who took the last one from the count.
-    unsafe fn free(job: NonNull<J>) {
-        // SAFETY: nobody else can free it.
-        let free = unsafe { job.as_ref() }.actions().free;
-        // SAFETY: made by `new`.
-        unsafe { free(job.cast()) }
-    }
-}
-
-impl<J: Abortable + ?Sized> Deref for Shared<J> {
-    type Target = J;
-
-    fn deref(&self) -> &J {
-        // SAFETY: counted.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl<J: Abortable + ?Sized> Drop for Shared<J> {
-    fn drop(&mut self) {
-        if self.latch().release() {
-            // SAFETY: that was the last one.
-            unsafe { Self::free(self.0) }
-        }
-    }
-}
 
 // SAFETY: `Draft` is what makes them, by the pointer of the box.
 unsafe impl<F, T, E, P> Abortable for HeapJob<F, T, E, P>
@@ -297,7 +222,7 @@ where
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
         // SAFETY: the `JobRef` that was consumed owned this reference, see `Draft`.
-        let job = unsafe { Shared::new(job.cast::<Self>()) };
+        let job = unsafe { Counted::new(job.cast::<Self>()) };
         let before = job.latch.start(STARTED);
         if before.has(CANCELLED) {
             let f = job.take_closure();
@@ -318,7 +243,7 @@ where
     /// that has not run is dropped by the handle, on its own thread.
     unsafe fn abort(job: NonNull<Header>, why: Error) {
         // SAFETY: as in `execute`.
-        let job = unsafe { Shared::new(job.cast::<Self>()) };
+        let job = unsafe { Counted::new(job.cast::<Self>()) };
         if job.latch.start(STARTED).has(CANCELLED) {
             quietly(|| drop(job.take_closure()));
             job.on_end.job_over(false);
@@ -350,7 +275,7 @@ where
     }
 }
 
-impl<F, T, E, P> Shared<HeapJob<F, T, E, P>>
+impl<F, T, E, P> Counted<HeapJob<F, T, E, P>>
 where
     F: FnOnce() -> T + Send,
     T: Send,
@@ -443,7 +368,7 @@ where
                 let job = self.job;
                 assert_eq!(back.into_raw(), job.cast(), "`send` returned another job");
                 // SAFETY: what came back is the `JobRef`'s reference.
-                let job = unsafe { Shared::new(job) };
+                let job = unsafe { Counted::new(job) };
                 let f = job.take_closure().expect("the job has not run");
                 self.into_handle().taken = true;
                 Err((why, f))
@@ -551,7 +476,7 @@ impl<T> Iterator for Batch<'_, T> {
         self.sent += 1;
         // SAFETY: counted as sent, so this is the only time; all are heap jobs, made by a
         // `Draft`, with the header first.
-        Some(unsafe { JobRef::new(handle.packet.0.cast()) })
+        Some(unsafe { JobRef::new(handle.packet.pointer().cast()) })
     }
 }
 
@@ -596,62 +521,17 @@ where
     Batch::new(jobs, |f| Draft::<F, T, E, Dropped>::new(f, on_end())).send(send)
 }
 
-fn cancel(latch: &WakerLatch) -> bool {
-    let cancelled = latch.try_flag(CANCELLED, STARTED | CANCELLED);
-    if cancelled {
-        latch.wake_for_flag();
-    }
-    cancelled
-}
-
-fn is_over(latch: &WakerLatch) -> bool {
-    latch.is_set() || latch.flags() & CANCELLED != 0
-}
-
-/// A spawned job, for those that only want to give it up.
-pub(crate) struct AbortTask(Shared<dyn Abortable>);
-
-impl Clone for AbortTask {
-    fn clone(&self) -> AbortTask {
-        self.0.latch().retain();
-        // SAFETY: counted just now.
-        AbortTask(unsafe { Shared::new(self.0.0) })
-    }
-}
-
-impl AbortTask {
-    pub(crate) fn cancel(&self) -> bool {
-        self.0.cancel()
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        is_over(self.0.latch())
-    }
-}
-
-impl<J: Abortable + ?Sized> Shared<J> {
-    fn cancel(&self) -> bool {
-        let cancelled = cancel(self.latch());
-        if cancelled {
-            let told = self.actions().cancelled;
-            // SAFETY: the job is live, by this reference, which was made by `new`.
-            unsafe { told(self.0.cast()) }
-        }
-        cancelled
-    }
-}
-
 impl<T: 'static> TaskHandle<'static, T> {
     pub(crate) fn abort_task(&self) -> AbortTask {
         self.packet.latch().retain();
         // SAFETY: counted just now.
-        AbortTask(unsafe { Shared::new(self.packet.0) })
+        AbortTask::new(unsafe { Counted::new(self.packet.pointer()) })
     }
 }
 
 /// The handle's side of a spawned job: joins, awaits or cancels it.
 pub(crate) struct TaskHandle<'a, T> {
-    packet: ManuallyDrop<Shared<dyn Packet<T> + 'a>>,
+    packet: ManuallyDrop<Counted<dyn Packet<T> + 'a>>,
     taken: bool,
     /// Its owner's, who may keep a number here; 0 at first.
     pub(crate) mark: u64,
@@ -665,7 +545,7 @@ impl<'a, T> TaskHandle<'a, T> {
     pub(super) unsafe fn new(packet: NonNull<dyn Packet<T> + 'a>) -> Self {
         TaskHandle {
             // SAFETY: as the caller says.
-            packet: ManuallyDrop::new(unsafe { Shared::new(packet) }),
+            packet: ManuallyDrop::new(unsafe { Counted::new(packet) }),
             taken: false,
             mark: 0,
         }
@@ -674,7 +554,7 @@ impl<'a, T> TaskHandle<'a, T> {
 
 impl<T> TaskHandle<'_, T> {
     pub(crate) fn is_over(&self) -> bool {
-        is_over(self.packet.latch())
+        self.packet.is_over()
     }
 
     /// Whether the calling thread would wait for itself.
@@ -695,7 +575,7 @@ impl<T> TaskHandle<'_, T> {
 
     /// Blocks until the job is over or `deadline` has passed; tells which.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        self.is_over() || self.packet.latch().wait_until(deadline)
+        self.packet.latch().wait_until(CANCELLED, deadline)
     }
 
     /// Takes what a job that is over gives.
@@ -739,7 +619,7 @@ impl<T> Drop for TaskHandle<'_, T> {
             let job = packet.into_raw();
             if is_last {
                 // SAFETY: this reference was the last one.
-                unsafe { Shared::free(job) }
+                unsafe { Counted::free(job) }
             }
             return;
         }

@@ -111,6 +111,7 @@ fn completion_wakes_the_last_waker() {
         }
         assert!(latch.is_set());
         setter.join().unwrap();
+        assert_eq!(Arc::strong_count(&last), 1, "the latch keeps no waker");
     });
 }
 
@@ -136,6 +137,23 @@ fn flag_set_from_elsewhere_wakes_the_task_that_polls_meanwhile() {
                 last.sleep();
             }
         }
+        aborter.join().unwrap();
+        assert_eq!(Arc::strong_count(&last), 1, "the latch keeps no waker");
+    });
+}
+
+#[test]
+fn flag_set_from_elsewhere_wakes_the_thread_that_waits() {
+    check(3, || {
+        let latch = Arc::new(WakerLatch::new(1));
+        let aborter = thread::spawn({
+            let latch = Arc::clone(&latch);
+            move || {
+                assert!(latch.try_flag(FIRST_FLAG, FIRST_FLAG));
+                latch.wake_for_flag();
+            }
+        });
+        assert!(latch.wait_until(FIRST_FLAG, None));
         aborter.join().unwrap();
     });
 }
