@@ -1,14 +1,14 @@
 //! Giving jobs up: from elsewhere, and by letting go of them.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_exec::{AbortHandle, Executor};
-use netns_exec_tests::{Gate, Held, eventually, fresh, here, within};
+use netns_exec_tests::{Gate, Held, eventually, fresh, here, sleeps_soundly, tid, within};
 
 #[test]
 fn aborted_before_it_started_a_job_never_runs_and_its_task_is_told() {
@@ -38,12 +38,14 @@ fn thread_that_joins_is_told_of_an_abort() {
         let future = executor.spawn_future(&netns, std::future::pending::<()>());
         for handle in [job, future] {
             let abort = handle.abort_handle();
+            let (is, who) = mpsc::channel();
             let joins = thread::spawn(move || {
+                is.send(tid()).unwrap();
                 let began = Instant::now();
                 (handle.join(), began.elapsed())
             });
-            // It may not wait yet, and is told all the same.
-            thread::sleep(Duration::from_millis(50));
+            let joiner = who.recv().unwrap();
+            eventually("it waits for the job", || sleeps_soundly(joiner));
             assert!(abort.abort());
             let (result, took) = joins.join().unwrap();
             let result: Result<(), _> = result;
