@@ -61,6 +61,23 @@ impl OnEnd for Ends {
     fn panic_dropped(&self) {}
 }
 
+/// As [`spawn`], of a job that has `ends`.
+fn spawn_telling<T: Send + 'static>(
+    ends: &Arc<Ends>,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> (TaskHandle<'static, T>, JobRef) {
+    let mut sent = None;
+    // SAFETY: it borrows nothing.
+    let ticket = unsafe {
+        task::spawn_borrowing(f, Arc::clone(ends), |job| {
+            sent = Some(job);
+            Ok::<(), (JobRef, ())>(())
+        })
+    };
+    let Ok(ticket) = ticket else { unreachable!() };
+    (ticket, sent.unwrap())
+}
+
 fn execute(job: JobRef) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         job.execute(&mut Door::here());
@@ -244,22 +261,10 @@ fn awaiting_task_is_woken_by_the_canceller() {
 fn last_of_all_references_frees_the_job() {
     check(2, || {
         let (ends, drops) = (Arc::new(Ends::default()), Drops::default());
-        let mut sent = None;
         let result = drops.one();
-        // SAFETY: it borrows nothing.
-        let ticket = unsafe {
-            task::spawn_borrowing(
-                move || result,
-                Arc::clone(&ends),
-                |job| {
-                    sent = Some(job);
-                    Ok::<(), (JobRef, ())>(())
-                },
-            )
-        };
-        let Ok(ticket) = ticket else { unreachable!() };
+        let (ticket, job) = spawn_telling(&ends, move || result);
         let aborter = ticket.abort_task();
-        let worker = execute(sent.unwrap());
+        let worker = execute(job);
         let canceller = thread::spawn(move || {
             let before = aborter.is_over();
             aborter.cancel();
@@ -278,20 +283,8 @@ fn last_of_all_references_frees_the_job() {
 fn job_that_is_awaited_by_none_is_freed_by_its_worker_or_its_handle() {
     check(3, || {
         let ends = Arc::new(Ends::default());
-        let mut sent = None;
-        // SAFETY: it borrows nothing.
-        let ticket = unsafe {
-            task::spawn_borrowing(
-                || 7,
-                Arc::clone(&ends),
-                |job| {
-                    sent = Some(job);
-                    Ok::<(), (JobRef, ())>(())
-                },
-            )
-        };
-        let Ok(ticket) = ticket else { unreachable!() };
-        let worker = execute(sent.unwrap());
+        let (ticket, job) = spawn_telling(&ends, || 7);
+        let worker = execute(job);
         drop(ticket);
         worker.join().unwrap();
         assert_eq!(Arc::strong_count(&ends), 1, "the job has been freed");

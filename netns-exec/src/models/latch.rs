@@ -115,18 +115,19 @@ fn completion_wakes_the_last_waker() {
     });
 }
 
+fn flag_and_wake(latch: &Arc<WakerLatch>) -> thread::JoinHandle<()> {
+    let latch = Arc::clone(latch);
+    thread::spawn(move || {
+        assert!(latch.try_flag(FIRST_FLAG, FIRST_FLAG));
+        latch.wake_for_flag();
+    })
+}
+
 #[test]
 fn flag_set_from_elsewhere_wakes_the_task_that_polls_meanwhile() {
     check(3, || {
         let latch = Arc::new(WakerLatch::new(1));
-        let aborter = thread::spawn({
-            let latch = Arc::clone(&latch);
-            move || {
-                if latch.try_flag(FIRST_FLAG, FIRST_FLAG) {
-                    latch.wake_for_flag();
-                }
-            }
-        });
+        let aborter = flag_and_wake(&latch);
         let (first, last) = (Task::new(), Task::new());
         let waker = Waker::from(first);
         let mut cx = Context::from_waker(&waker);
@@ -146,13 +147,7 @@ fn flag_set_from_elsewhere_wakes_the_task_that_polls_meanwhile() {
 fn flag_set_from_elsewhere_wakes_the_thread_that_waits() {
     check(3, || {
         let latch = Arc::new(WakerLatch::new(1));
-        let aborter = thread::spawn({
-            let latch = Arc::clone(&latch);
-            move || {
-                assert!(latch.try_flag(FIRST_FLAG, FIRST_FLAG));
-                latch.wake_for_flag();
-            }
-        });
+        let aborter = flag_and_wake(&latch);
         assert!(latch.wait_until(FIRST_FLAG, None));
         aborter.join().unwrap();
     });
