@@ -1,8 +1,6 @@
 //! Clocks: clock_gettime(2).
 #![allow(unsafe_code)]
 
-use std::mem::MaybeUninit;
-
 /// Nanoseconds of the monotonic clock: now, or at the last tick of the kernel's timer,
 /// which is several times faster to ask for.
 #[inline]
@@ -11,11 +9,13 @@ pub(crate) fn monotonic(coarse: bool) -> u64 {
         true => libc::CLOCK_MONOTONIC_COARSE,
         false => libc::CLOCK_MONOTONIC,
     };
-    let mut now = MaybeUninit::<libc::timespec>::uninit();
-    // SAFETY: `now` has room for what is written.
-    let refused = unsafe { libc::clock_gettime(clock, now.as_mut_ptr()) };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // Not by nix, which gives what was read back as a copy that is waited for.
+    // SAFETY: `now` is what is written.
+    let refused = unsafe { libc::clock_gettime(clock, &raw mut now) };
     assert_eq!(refused, 0, "Linux has these clocks");
-    // SAFETY: written, because it was not refused.
-    let now = unsafe { now.assume_init_ref() };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
