@@ -21,7 +21,7 @@ use crate::bell::refusals::Place;
 use crate::error::{Error, Kind, Result};
 use crate::guard::ThreadGuard;
 use crate::handoff::first_look::FirstLook;
-use crate::handoff::job::{self, JobRef};
+use crate::handoff::job::{JobKind, JobRef};
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{Counters, Door};
 use crate::handoff::pace;
@@ -309,19 +309,19 @@ impl<'a> Worker<'a> {
 
     /// Waits for a moment for more jobs like the last one of the queue; tells whether there
     /// is work.
-    fn finds_more_after(&self, last: job::Kind, lane: &Serving<'_>) -> bool {
+    fn finds_more_after(&self, last: JobKind, lane: &Serving<'_>) -> bool {
         let found = || self.has_work(lane);
         match last {
             // Its caller is about to see that it is over, and may have another one.
-            job::Kind::Call => pace::spin_then_by_turns(found),
+            JobKind::Call => pace::spin_then_by_turns(found),
             // A sender that floods the queue from this very CPU goes on meanwhile.
-            job::Kind::Task | job::Kind::Poll => pace::spin_by_turns(found),
+            JobKind::Task | JobKind::Poll => pace::spin_by_turns(found),
         }
     }
 
     /// Runs the jobs of the queue until there is none, or the thread is spoiled; tells
     /// what the last one was.
-    fn serve_queue(&mut self) -> Option<job::Kind> {
+    fn serve_queue(&mut self) -> Option<JobKind> {
         let mut last = None;
         while !self.door.is_spoiled()
             && let Some((job, waited)) = self.group.queue.take_timed()
@@ -512,7 +512,7 @@ impl<'a> Worker<'a> {
     /// Tells whether the job has ended: a future may wait again.
     #[inline]
     fn run(&mut self, job: JobRef) -> bool {
-        let (is_future, done) = (job.kind() == job::Kind::Poll, self.member.counters.done());
+        let (is_future, done) = (job.kind() == JobKind::Poll, self.member.counters.done());
         // A future is closed by now, and dropped by its poll.
         if self.group.pool().is_abandoned() && !is_future {
             self.door.run("drop of a cancelled job", || {

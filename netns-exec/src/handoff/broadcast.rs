@@ -10,7 +10,7 @@
 
 use std::ptr::NonNull;
 
-use super::job::{self, AbortOnUnwind, Header, JobRef, Vtable};
+use super::job::{AbortOnUnwind, Header, JobKind, JobRef, Vtable};
 use super::latch::Latch;
 use super::outcome::{Door, Outcome};
 use crate::error::Error;
@@ -42,7 +42,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
-        kind: job::Kind::Task,
+        kind: JobKind::Task,
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {

@@ -53,7 +53,7 @@ impl<J: Abortable + ?Sized> Counted<J> {
         self.0
     }
 
-    /// The reference is not counted any more, or about to be another one.
+    /// The reference is not counted any more, or becomes another one.
     pub(super) fn into_raw(self) -> NonNull<J> {
         ManuallyDrop::new(self).0
     }
@@ -91,6 +91,13 @@ impl<J: Abortable + ?Sized> Counted<J> {
     }
 }
 
+impl<J: Abortable + ?Sized> Clone for Counted<J> {
+    fn clone(&self) -> Counted<J> {
+        self.latch().retain();
+        Counted(self.0)
+    }
+}
+
 impl<J: Abortable + ?Sized> Deref for Counted<J> {
     type Target = J;
 
@@ -110,6 +117,7 @@ impl<J: Abortable + ?Sized> Drop for Counted<J> {
 }
 
 /// A spawned job, for those that only want to give it up.
+#[derive(Clone)]
 pub(crate) struct AbortTask(Counted<dyn Abortable>);
 
 impl AbortTask {
@@ -123,13 +131,5 @@ impl AbortTask {
 
     pub(crate) fn is_over(&self) -> bool {
         self.0.is_over()
-    }
-}
-
-impl Clone for AbortTask {
-    fn clone(&self) -> AbortTask {
-        self.0.latch().retain();
-        // SAFETY: counted just now.
-        AbortTask(unsafe { Counted::new(self.0.pointer()) })
     }
 }

@@ -33,7 +33,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 
 use super::counted::{Abortable, Actions, CANCELLED, STARTED};
-use super::job::{self, Header, JobRef, Vtable};
+use super::job::{Header, JobKind, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack, Violation};
 use super::task::{Packet, TaskHandle, tell};
@@ -129,7 +129,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
-        kind: job::Kind::Poll,
+        kind: JobKind::Poll,
     };
 
     /// A future that nothing has been promised about yet, and the only `JobRef` of it.

@@ -18,21 +18,21 @@ use std::ptr::NonNull;
 
 use super::latch::Latch;
 use super::outcome::{Door, Outcome};
-use crate::error::{self, Error};
+use crate::error::{Error, Kind};
 use crate::sync::UnsafeCell;
 
 pub(super) struct Vtable {
     pub(super) execute: unsafe fn(NonNull<Header>, &mut Door),
     pub(super) abort: unsafe fn(NonNull<Header>, Error),
-    pub(super) kind: Kind,
+    pub(super) kind: JobKind,
 }
 
 /// What a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Its caller waits for it.
+pub(crate) enum JobKind {
+    /// A caller waits for it alone, and may have the next one at once.
     Call,
-    /// Its owner goes on meanwhile.
+    /// One of many, or its owner goes on meanwhile.
     Task,
     /// A poll of a future, which may be one of many.
     Poll,
@@ -90,7 +90,7 @@ impl JobRef {
         unsafe { abort(self.into_raw(), why) }
     }
 
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> JobKind {
         self.vtable().kind
     }
 
@@ -104,10 +104,7 @@ impl Drop for JobRef {
     fn drop(&mut self) {
         // SAFETY: this is the only reference, and it is gone after this.
         let job = unsafe { JobRef::new(self.job) };
-        job.abort(Error::new(
-            error::Kind::Cancelled,
-            "job lost before it started",
-        ));
+        job.abort(Error::new(Kind::Cancelled, "job lost before it started"));
     }
 }
 
@@ -187,7 +184,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
-        kind: Kind::Call,
+        kind: JobKind::Call,
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
@@ -264,7 +261,7 @@ mod tests {
 
     #[test]
     fn job_that_is_not_sent_ends_with_the_reason() {
-        let refuse = |job| Err((job, Error::new(error::Kind::Full, "no room")));
+        let refuse = |job| Err((job, Error::new(Kind::Full, "no room")));
         let outcome = run_on_stack(|| (), refuse);
         assert!(matches!(outcome, Outcome::Aborted(error) if error.is_full()));
     }

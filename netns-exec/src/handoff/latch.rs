@@ -5,13 +5,14 @@
 //! | bit       | set by   | meaning                                                    |
 //! |-----------|----------|------------------------------------------------------------|
 //! | `SET`     | setter   | done: what was written before is visible to who sees this  |
-//! | `PARKED`  | waiter   | a thread sleeps on the word: wake it after setting `SET`   |
+//! | `PARKED`  | waiter   | a thread sleeps on the word: wake it after setting `SET`, or a flag it waits for |
 //! | `WAKER`   | waiter   | a waker is stored: the setter takes it after setting `SET` |
 //! | from bit 3| owner    | the user's own flags, changed together with the above      |
 //! | from bit 8| owner    | references to what the latch is in, if it counts them      |
 //!
-//! The waker's cell belongs to the waiting side while `WAKER` is clear and `SET`
-//! is clear, and to the setter alone once both are set.
+//! The waker's cell belongs to the waiting side while `WAKER` is clear. Set before `SET` it
+//! gives the cell to the setter, for good; set after it, to none, and the waiting side keeps
+//! it. Where a flag comes in place of `SET`, who clears `WAKER` has the cell.
 #![allow(unsafe_code)]
 
 use std::task::{Context, Poll, Waker};
@@ -27,7 +28,7 @@ const WAKER: u32 = 1 << 2;
 pub(crate) const FIRST_FLAG: u32 = 1 << 3;
 /// One reference, as they are counted above the flags.
 const REFERENCE: u32 = 1 << 8;
-/// More than that is a mistake: each takes memory as well.
+/// More than that is a mistake; far from where the count would end.
 const MAX_REFERENCES: u32 = u32::MAX / REFERENCE / 2;
 
 /// A latch that one thread waits on.
@@ -206,14 +207,6 @@ impl Latch {
     }
 }
 
-#[cfg(all(test, loom))]
-impl WakerLatch {
-    /// As that of a latch.
-    pub(crate) fn check_unused(&mut self) {
-        self.latch.check_unused();
-    }
-}
-
 /// A latch that a thread waits on or a future polls, one at a time.
 #[derive(Debug)]
 pub(crate) struct WakerLatch {
@@ -322,6 +315,14 @@ impl WakerLatch {
             drop(self.take_waker());
         }
         Poll::Ready(())
+    }
+}
+
+#[cfg(all(test, loom))]
+impl WakerLatch {
+    /// As that of a latch.
+    pub(crate) fn check_unused(&mut self) {
+        self.latch.check_unused();
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! | flag       | set by           | meaning                                                 |
 //! |------------|------------------|---------------------------------------------------------|
-//! | `STARTED`  | worker           | the closure belongs to the worker; too late to cancel   |
+//! | `STARTED`  | worker           | the closure belongs to the worker; too late to cancel. On a cancelled job it means nothing |
 //! | `CANCELLED`| handle           | it will not run; the worker drops the closure           |
 //! | `DETACHED` | handle, dropped  | no handle will take the outcome: the worker drops it    |
 //! | set        | worker           | the outcome is stored and belongs to the handle         |
@@ -16,7 +16,7 @@
 //! A job that is aborted before it was cancelled leaves its closure to the handle,
 //! with the outcome that says so.
 //!
-//! `STARTED` and `CANCELLED` bar each other; between `DETACHED` and set, the later
+//! Of `STARTED` and `CANCELLED` the first one counts; between `DETACHED` and set, the later
 //! one drops the outcome.
 #![allow(unsafe_code)]
 
@@ -28,7 +28,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::counted::{AbortTask, Abortable, Actions, CANCELLED, Counted, DETACHED, STARTED};
-use super::job::{self, Header, JobRef, Vtable};
+use super::job::{Header, JobKind, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack};
 use crate::error::{Error, Kind};
@@ -61,7 +61,7 @@ impl OnEnd for () {
 }
 
 /// What becomes of the result of a job whose guard found something: see [`Pack`].
-pub(crate) trait Packing<T>: Send + Sync {
+trait Packing<T> {
     const PACK: Pack<T>;
 }
 
@@ -217,7 +217,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
-        kind: job::Kind::Task,
+        kind: JobKind::Task,
     };
 
     unsafe fn execute(job: NonNull<Header>, door: &mut Door) {
@@ -523,9 +523,9 @@ where
 
 impl<T: 'static> TaskHandle<'static, T> {
     pub(crate) fn abort_task(&self) -> AbortTask {
-        self.packet.latch().retain();
-        // SAFETY: counted just now.
-        AbortTask::new(unsafe { Counted::new(self.packet.pointer()) })
+        let packet = Counted::clone(&self.packet);
+        // SAFETY: the clone's reference becomes this one.
+        AbortTask::new(unsafe { Counted::new(packet.into_raw()) })
     }
 }
 
