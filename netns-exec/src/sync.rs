@@ -27,7 +27,7 @@ mod native {
     use nix::sys::epoll::Epoll;
 
     pub(crate) use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-    pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
+    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
     use crate::sys;
     use crate::sys::seccomp::{self, Answer, Heard, Notified};

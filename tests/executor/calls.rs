@@ -10,7 +10,7 @@ use std::time::Duration;
 use netns_exec::{Executor, JoinHandle, Netns, Pinned, TrySpawnError};
 use netns_exec_tests::{
     Gate, Held, TempNetns, eventually, fresh, here, netns_cookie_of, netns_link_of_this_thread,
-    require_root, within,
+    require_root, sleeps_soundly, within,
 };
 
 use super::{with_idle, with_queue};
@@ -334,6 +334,35 @@ fn spawn_waits_for_room_in_the_queue() {
     held.end();
     queued.join().unwrap();
     assert_eq!(executor.stats().done, 6);
+}
+
+#[test]
+fn sender_has_the_room_that_there_is_beside_a_job_that_waits_for_it() {
+    const DEPTH: usize = 16;
+    let executor = with_queue(DEPTH);
+    let netns = fresh();
+    let held = Held::new(&executor, &netns);
+    let (sent, is_sent) = mpsc::channel();
+    let (own_tid, tid) = mpsc::channel();
+    drop(executor.spawn(&netns, || ()).unwrap());
+    let limit = Duration::from_secs(10);
+    let waits = (executor.spawn(&netns, move || is_sent.recv_timeout(limit))).unwrap();
+    for _ in 2..DEPTH {
+        drop(executor.spawn(&netns, || ()).unwrap());
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            own_tid.send(nix::unistd::gettid().as_raw()).unwrap();
+            drop(executor.spawn(&netns, || ()).unwrap());
+            sent.send(()).unwrap();
+        });
+        let tid = tid.recv().unwrap();
+        eventually("the sender waits for room", || sleeps_soundly(tid));
+        held.open();
+    });
+    held.end();
+    let told = waits.join().unwrap();
+    assert!(told.is_ok(), "of two places the sender got none: {told:?}");
 }
 
 #[test]

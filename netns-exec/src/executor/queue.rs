@@ -7,18 +7,25 @@
 //! A sender that finds no room says that it waits, fences, and tries once more; a
 //! worker takes a job, fences, and looks whether a sender waits. At least one of
 //! them sees the other.
+//!
+//! A sender that is told of each place sleeps again after a job or two, and on a CPU that it
+//! shares with the worker each of these is a change of threads. So it is patient: it is told
+//! when a quarter of the queue is free, and looks by itself after [`PATIENCE`], as the worker
+//! may meanwhile have taken up a job that lasts. After that it is told of each place, as
+//! are senders that come when several wait.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::wakers::{Ticket, Wakers};
 use crate::handoff::job::JobRef;
 use crate::handoff::pace;
 use crate::sync::{
-    self, AtomicU32, Condvar, Mutex, Ordering, Receiver, Sender, TrySendError, fence,
+    self, AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, Receiver, Sender,
+    TrySendError, fence,
 };
 use crate::sys;
 
@@ -28,13 +35,17 @@ pub(crate) struct Queue {
     receiver: Receiver<Queued>,
     /// When it was last empty, or a job was taken, on the clock of [`Clock`]; not to the
     /// millisecond, so that senders and workers seldom have to tell each other.
-    moved: AtomicU64,
+    moved: std::sync::atomic::AtomicU64,
     /// Whether a sender has found that it did not move, so that only then it is looked at
     /// more closely.
     stands: AtomicU8,
     clock: Clock,
-    /// Senders that wait for room.
-    waiting: AtomicU32,
+    /// Those that wait for room: in units of [`STRICT`] and [`PATIENT`].
+    waiting: AtomicU64,
+    /// How many jobs there are when patient senders are told, at the most.
+    low: usize,
+    /// How senders wait at first: a queue of a few has no quarter.
+    first_wait: u64,
     room: Condvar,
     room_lock: Mutex<()>,
     /// Futures that are to be polled.
@@ -76,6 +87,20 @@ impl Clock {
 const A_MOMENT: u64 = 1_000_000;
 const A_WHILE: u64 = 100 * A_MOMENT;
 
+/// How long a sender waits without being told of each place. Rarely over, and never shorter
+/// than a tick of the kernel's timer: until then it costs nothing.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// One that waits and is told of each place.
+const STRICT: u64 = 1;
+/// One that waits for [`PATIENCE`] at the most.
+const PATIENT: u64 = 1 << 32;
+
+/// Whether more than one other waits.
+fn is_crowd(waiting: u64) -> bool {
+    waiting % PATIENT + waiting / PATIENT > 1
+}
+
 /// How a queue stands, as far as senders have looked.
 const MOVES: u8 = 0;
 const STANDS: u8 = 1;
@@ -88,10 +113,16 @@ impl Queue {
         Queue {
             sender,
             receiver,
-            moved: AtomicU64::new(0),
+            moved: 0.into(),
             stands: AtomicU8::new(MOVES),
             clock,
-            waiting: AtomicU32::new(0),
+            waiting: AtomicU64::new(0),
+            low: depth - depth / 4,
+            first_wait: if depth < 4 || cfg!(loom) {
+                STRICT
+            } else {
+                PATIENT
+            },
             room: Condvar::new(),
             room_lock: Mutex::new(()),
             ready: Mutex::new(VecDeque::new()),
@@ -185,6 +216,7 @@ impl Queue {
 
     /// Puts a job in, and waits for room.
     pub(crate) fn push(&self, mut job: JobRef) {
+        let mut how = self.first_wait;
         loop {
             if pace::spin_by_turns(|| !self.sender.is_full()) {
                 match self.try_push(job) {
@@ -193,23 +225,41 @@ impl Queue {
                 }
             }
             let mut guard = self.room_lock.lock();
-            self.waiting.fetch_add(1, Ordering::Relaxed);
+            if is_crowd(self.waiting.load(Ordering::Relaxed)) {
+                how = STRICT;
+            }
+            self.waiting.fetch_add(how, Ordering::Relaxed);
             // See the module: the other half is in `take`.
             fence(Ordering::SeqCst);
             let pushed = self.try_push(job);
+            let waits = how;
+            if pushed.is_err() {
+                how = self.wait_told(&mut guard, how);
+            }
+            let waiting = self.waiting.fetch_sub(waits, Ordering::Relaxed) - waits;
+            drop(guard);
             match pushed {
-                Ok(()) => {
-                    self.waiting.fetch_sub(1, Ordering::Relaxed);
-                    return;
-                }
+                Ok(()) => return,
                 Err(back) => job = back,
             }
-            self.room.wait(&mut guard);
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            drop(guard);
-            // Room for one is little to go on with: on a CPU that both share the worker
-            // makes more.
-            sync::yield_now();
+            if is_crowd(waiting) {
+                // Room for one is little to go on with: on a CPU that all share the worker
+                // makes more. One that is alone has room for many, and should not ask for
+                // the turn to be last: where others are busy that takes milliseconds.
+                sync::yield_now();
+            }
+        }
+    }
+
+    /// Waits until there may be room; returns how to wait next.
+    fn wait_told(&self, guard: &mut MutexGuard<'_, ()>, how: u64) -> u64 {
+        if how == STRICT {
+            self.room.wait(guard);
+            return self.first_wait;
+        }
+        match (self.room.wait_until(guard, Instant::now() + PATIENCE)).timed_out() {
+            true => STRICT,
+            false => self.first_wait,
         }
     }
 
@@ -267,12 +317,20 @@ impl Queue {
         let Queued { job, since } = self.receiver.try_recv().ok()?;
         let waited = self.note_taken(since);
         fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            drop(self.room_lock.lock());
-            self.room.notify_one();
-            self.wake_task();
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        if waiting > 0 {
+            self.tell_of_room(waiting);
         }
         Some((job, waited))
+    }
+
+    fn tell_of_room(&self, waiting: u64) {
+        if waiting.is_multiple_of(PATIENT) && self.receiver.len() > self.low {
+            return;
+        }
+        drop(self.room_lock.lock());
+        self.room.notify_one();
+        self.wake_task();
     }
 
     /// Takes all jobs, and leaves the futures.
@@ -288,7 +346,7 @@ impl Queue {
     /// Registers a task that found no room. It has to try once more after that.
     pub(crate) fn wait_for_room(&self, ticket: &Ticket, waker: &Waker) {
         if self.tasks.register(ticket, waker) {
-            self.waiting.fetch_add(1, Ordering::Relaxed);
+            self.waiting.fetch_add(STRICT, Ordering::Relaxed);
         }
         // See the module: the other half is in `take`.
         fence(Ordering::SeqCst);
@@ -298,7 +356,7 @@ impl Queue {
     /// there was, passes it on.
     pub(crate) fn wait_no_more(&self, ticket: &Ticket, used: bool) {
         if self.tasks.remove(ticket) {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.waiting.fetch_sub(STRICT, Ordering::Relaxed);
         } else if !used {
             self.wake_task();
         }
@@ -306,7 +364,7 @@ impl Queue {
 
     fn wake_task(&self) {
         if self.tasks.wake_one() {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.waiting.fetch_sub(STRICT, Ordering::Relaxed);
         }
     }
 
