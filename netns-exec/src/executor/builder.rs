@@ -110,10 +110,9 @@ impl Builder {
     /// Sets how many jobs wait in a namespace's queue before callers wait, or
     /// [`try_spawn`](Executor::try_spawn) refuses. Default: 64.
     ///
-    /// A caller that waits goes on when a quarter of the places is free, and otherwise
-    /// within about 5 ms of the first one, so that it does not change places with the worker
-    /// for each job. With fewer than four places, as a task, or as one of several, it is told
-    /// of each.
+    /// A caller that waits goes on when half of the places are free, and otherwise within
+    /// about 5 ms of the first one, so that it does not change places with the worker for
+    /// each job; of several that wait one goes on at a time. A task is told of each place.
     ///
     /// # Examples
     ///

@@ -20,7 +20,7 @@ mod metrics;
 mod owner;
 mod pinned;
 mod pool;
-mod queue;
+pub(crate) mod queue;
 mod registry;
 mod scope;
 pub(crate) mod spare;

@@ -10,13 +10,13 @@
 //!
 //! A sender that is told of each place sleeps again after a job or two, and on a CPU that it
 //! shares with the worker each of these is a change of threads. So it is patient: it is told
-//! when a quarter of the queue is free, and looks by itself after [`PATIENCE`], as the worker
-//! may meanwhile have taken up a job that lasts. After that it is told of each place, as
-//! are senders that come when several wait.
+//! when half of the queue is free and no other sender that was told has yet to come back, and
+//! looks by itself after [`PATIENCE`], as the worker may meanwhile have taken up a job that
+//! lasts. After that it is told of each place.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use super::wakers::{Ticket, Wakers};
 use crate::handoff::job::JobRef;
 use crate::handoff::pace;
 use crate::sync::{
-    self, AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, Receiver, Sender,
+    self, AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, Receiver, Sender,
     TrySendError, fence,
 };
 use crate::sys;
@@ -44,8 +44,8 @@ pub(crate) struct Queue {
     waiting: AtomicU64,
     /// How many jobs there are when patient senders are told, at the most.
     low: usize,
-    /// How senders wait at first: a queue of a few has no quarter.
-    first_wait: u64,
+    /// Whether a sender was told that is not back yet.
+    is_sender_told: AtomicBool,
     room: Condvar,
     room_lock: Mutex<()>,
     /// Futures that are to be polled.
@@ -54,7 +54,7 @@ pub(crate) struct Queue {
     /// of those that look, as the length of the channel is.
     ready_len: AtomicU32,
     /// Whose turn it is when there are both: a hint, which orders nothing.
-    is_jobs_turn: AtomicBool,
+    is_jobs_turn: std::sync::atomic::AtomicBool,
     /// Tasks that wait for room; `waiting` counts them too.
     tasks: Wakers,
 }
@@ -96,11 +96,6 @@ const STRICT: u64 = 1;
 /// One that waits for [`PATIENCE`] at the most.
 const PATIENT: u64 = 1 << 32;
 
-/// Whether more than one other waits.
-fn is_crowd(waiting: u64) -> bool {
-    waiting % PATIENT + waiting / PATIENT > 1
-}
-
 /// How a queue stands, as far as senders have looked.
 const MOVES: u8 = 0;
 const STANDS: u8 = 1;
@@ -117,17 +112,13 @@ impl Queue {
             stands: AtomicU8::new(MOVES),
             clock,
             waiting: AtomicU64::new(0),
-            low: depth - depth / 4,
-            first_wait: if depth < 4 || cfg!(loom) {
-                STRICT
-            } else {
-                PATIENT
-            },
+            low: depth / 2,
+            is_sender_told: AtomicBool::new(false),
             room: Condvar::new(),
             room_lock: Mutex::new(()),
             ready: Mutex::new(VecDeque::new()),
             ready_len: AtomicU32::new(0),
-            is_jobs_turn: AtomicBool::new(false),
+            is_jobs_turn: false.into(),
             tasks: Wakers::default(),
         }
     }
@@ -216,7 +207,7 @@ impl Queue {
 
     /// Puts a job in, and waits for room.
     pub(crate) fn push(&self, mut job: JobRef) {
-        let mut how = self.first_wait;
+        let mut how = PATIENT;
         loop {
             if pace::spin_by_turns(|| !self.sender.is_full()) {
                 match self.try_push(job) {
@@ -225,9 +216,6 @@ impl Queue {
                 }
             }
             let mut guard = self.room_lock.lock();
-            if is_crowd(self.waiting.load(Ordering::Relaxed)) {
-                how = STRICT;
-            }
             self.waiting.fetch_add(how, Ordering::Relaxed);
             // See the module: the other half is in `take`.
             fence(Ordering::SeqCst);
@@ -236,31 +224,25 @@ impl Queue {
             if pushed.is_err() {
                 how = self.wait_told(&mut guard, how);
             }
-            let waiting = self.waiting.fetch_sub(waits, Ordering::Relaxed) - waits;
+            self.waiting.fetch_sub(waits, Ordering::Relaxed);
             drop(guard);
             match pushed {
                 Ok(()) => return,
                 Err(back) => job = back,
-            }
-            if is_crowd(waiting) {
-                // Room for one is little to go on with: on a CPU that all share the worker
-                // makes more. One that is alone has room for many, and should not ask for
-                // the turn to be last: where others are busy that takes milliseconds.
-                sync::yield_now();
             }
         }
     }
 
     /// Waits until there may be room; returns how to wait next.
     fn wait_told(&self, guard: &mut MutexGuard<'_, ()>, how: u64) -> u64 {
+        let mut next = PATIENT;
         if how == STRICT {
             self.room.wait(guard);
-            return self.first_wait;
+        } else if (self.room.wait_until(guard, Instant::now() + PATIENCE)).timed_out() {
+            next = STRICT;
         }
-        match (self.room.wait_until(guard, Instant::now() + PATIENCE)).timed_out() {
-            true => STRICT,
-            false => self.first_wait,
-        }
+        self.is_sender_told.store(false, Ordering::Relaxed);
+        next
     }
 
     /// Puts a future in that is to be polled. There is always room.
@@ -325,10 +307,17 @@ impl Queue {
     }
 
     fn tell_of_room(&self, waiting: u64) {
-        if waiting.is_multiple_of(PATIENT) && self.receiver.len() > self.low {
+        let all_patient = waiting.is_multiple_of(PATIENT);
+        if all_patient
+            && (self.is_sender_told.load(Ordering::Relaxed) || self.receiver.len() > self.low)
+        {
             return;
         }
-        drop(self.room_lock.lock());
+        let guard = self.room_lock.lock();
+        // A sender that no longer waits would never take it back.
+        let tells_patient = self.waiting.load(Ordering::Relaxed) >= PATIENT;
+        self.is_sender_told.store(tells_patient, Ordering::Relaxed);
+        drop(guard);
         self.room.notify_one();
         self.wake_task();
     }

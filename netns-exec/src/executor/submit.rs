@@ -248,8 +248,6 @@ pub(crate) fn queue_all(
             // No worker makes room that does not know that there is something to do.
             ensure_served(registry, netns, &group, Room::Awaited);
             current::blocking(|| group.queue.push(job));
-            // Room for one is little to go on with: let the worker make more.
-            sync::yield_now();
         }
     }
     // One is enough for many workers: each that takes a job has the rest covered.

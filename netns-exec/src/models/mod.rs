@@ -71,6 +71,7 @@ mod future;
 mod job;
 mod lane;
 mod latch;
+mod queue;
 mod scope;
 
 use std::any::Any;
