@@ -16,7 +16,9 @@
 //!
 //! A thread that waits for a job's latch or for room in a queue is often one of many, and
 //! gives the CPU to the others between looks ([`spin_by_turns`]); for a latch that may be
-//! set at once it spins first ([`spin_then_by_turns`]).
+//! set at once it spins first ([`spin_then_by_turns`]). Where busy threads share the CPU the
+//! kernel gives them a slice for that, milliseconds long; a thread that loses several so
+//! sleeps instead, and tries turns again after a multiple of what they took.
 
 use std::cell::Cell;
 use std::hint;
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 use super::first_look::FirstLook;
 use crate::home::Home;
 use crate::sync;
+use crate::sys::time::monotonic;
 
 /// Calls that follow each other within this are back to back.
 const QUICK: Duration = Duration::from_micros(20);
@@ -38,6 +41,9 @@ pub(crate) const SPIN: Duration = Duration::from_micros(50);
 /// How long a caller spins for a worker that it has just woken on another CPU, which may
 /// have been asleep as well.
 pub(crate) const ARRIVAL: Duration = Duration::from_micros(SPIN.as_micros() as u64 * 10);
+
+/// A turn that is as long was the slice of a busy thread, which waits for nothing.
+const SLICE: Duration = Duration::from_millis(1);
 
 /// So many make a habit.
 const STREAK: u16 = 8;
@@ -205,6 +211,59 @@ impl Credit {
     }
 }
 
+/// Whether a thread gives its turn of the CPU away to wait.
+struct Turns {
+    credit: Credit,
+    /// Turns that took a slice, less those that have paid since.
+    slices: Cell<u32>,
+    /// Until when the thread gives none, in nanoseconds of the coarse clock; 0 for no rest.
+    rests_until: Cell<u64>,
+}
+
+impl Turns {
+    const fn new() -> Turns {
+        Turns {
+            credit: Credit::new(),
+            slices: Cell::new(0),
+            rests_until: Cell::new(0),
+        }
+    }
+
+    fn may_try(&self) -> bool {
+        if self.rests_until.get() != 0 {
+            if monotonic(true) < self.rests_until.get() {
+                return false;
+            }
+            self.rests_until.set(0);
+        }
+        self.credit.may_try()
+    }
+
+    /// Notes whether it paid, and how long the last turn of others was. A few that took a
+    /// slice may be chance; after more there are none for a multiple of that, and so ever
+    /// fewer.
+    fn note(&self, paid: bool, turn: Duration) {
+        /// How many are left out of account.
+        const CHANCE: u32 = 2;
+        /// Of the multiple: as a power of two.
+        const MOST: u32 = 6;
+
+        self.credit.note(paid);
+        let slices = self.slices.get();
+        if turn < SLICE {
+            if paid && slices > 0 {
+                self.slices.set(slices - 1);
+            }
+            return;
+        }
+        self.slices.set((slices + 1).min(MOST));
+        if slices >= CHANCE {
+            let rest = (turn.as_nanos() as u64) << self.slices.get();
+            self.rests_until.set(monotonic(true) + rest);
+        }
+    }
+}
+
 /// Looks with ever longer pauses, for about a microsecond; then as [`spin_by_turns`]. For
 /// what may be there before others had their turn.
 pub(crate) fn spin_then_by_turns(mut found: impl FnMut() -> bool) -> bool {
@@ -237,33 +296,68 @@ pub(crate) fn spin_then_by_turns(mut found: impl FnMut() -> bool) -> bool {
 /// for the same.
 pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
     sync::local! {
-        static TURNS: Credit = Credit::new();
+        static TURNS: Turns = Turns::new();
     }
     if found() {
         return true;
     }
-    if cfg!(loom) || !may_spin() || !TURNS.try_with(Credit::may_try).unwrap_or(false) {
+    if cfg!(loom) || !may_spin() || !TURNS.try_with(Turns::may_try).unwrap_or(false) {
         return false;
     }
     let mut before = Instant::now();
+    let mut turn = Duration::ZERO;
     let mut seen = false;
     for _ in 0..STREAK * 2 {
         thread::yield_now();
         seen = found();
         let now = Instant::now();
+        turn = now.duration_since(before);
         // A turn as long as that is none.
-        if seen || now.duration_since(before) > SPIN * 4 {
+        if seen || turn > SPIN * 4 {
             break;
         }
         before = now;
     }
-    let _ = TURNS.try_with(|turns| turns.note(seen));
+    let _ = TURNS.try_with(|turns| turns.note(seen, turn));
     seen
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns_that_take_slices_become_seldom() {
+        let turns = Turns::new();
+        let hour = Duration::from_secs(3600);
+        let rest = || {
+            let rest = turns.rests_until.get() - monotonic(true);
+            rest.div_ceil(hour.as_nanos() as u64)
+        };
+        for _ in 0..2 {
+            (0..2).for_each(|_| turns.note(true, SLICE));
+            assert!(turns.may_try());
+            (0..2).for_each(|_| turns.note(true, Duration::ZERO));
+        }
+        (0..3).for_each(|_| turns.note(true, hour));
+        assert!(!turns.may_try());
+        assert_eq!(rest(), 8);
+        turns.note(false, hour);
+        assert_eq!(rest(), 16);
+        (0..100).for_each(|_| turns.note(false, hour));
+        assert_eq!(rest(), 64);
+    }
+
+    #[test]
+    fn turns_are_tried_again_after_a_rest() {
+        let turns = Turns::new();
+        (0..3).for_each(|_| turns.note(true, SLICE));
+        assert_ne!(turns.rests_until.get(), 0);
+        while !turns.may_try() {
+            thread::sleep(SLICE);
+        }
+        assert_eq!(turns.rests_until.get(), 0);
+    }
 
     #[test]
     fn calls_back_to_back_become_hot_and_stay_so_while_it_pays() {
