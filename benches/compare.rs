@@ -221,7 +221,7 @@ fn in_one_namespace(
     };
     let is_flood_wanted = |entry: &FloodEntry| {
         let is_asked = |section, scene| filter.matches(section, scene, entry.group, entry.label);
-        (throughput::SPAWNERS.iter()).any(|(_, scene)| is_asked(throughput::SPAWN, scene))
+        (throughput::SPAWN_SCENES.iter()).any(|scene| is_asked(throughput::SPAWN, scene.name))
             || is_asked(allocations::SECTION, "spawn")
     };
     if !CATALOGUE.iter().any(is_wanted) && !FLOODS.iter().any(is_flood_wanted) {

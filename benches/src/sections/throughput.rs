@@ -91,11 +91,31 @@ fn turn(peer: &dyn Peer, work: Work, callers: usize, time: Duration) -> f64 {
 /// The section of jobs that no caller waits for.
 pub const SPAWN: &str = "spawn";
 
-/// How many threads hand over jobs, and the scene's name.
-pub const SPAWNERS: [(u32, &str); 3] = [
-    (1, "spawn"),
-    (2, "spawn from 2 threads"),
-    (8, "spawn from 8 threads"),
+/// A scene of that section.
+pub struct SpawnScene {
+    /// The scene's name.
+    pub name: &'static str,
+    /// How many threads hand over jobs.
+    spawners: u32,
+    /// Whether busy processes share the CPUs.
+    hogs: bool,
+}
+
+const fn spawn_scene(name: &'static str, spawners: u32, hogs: bool) -> SpawnScene {
+    SpawnScene {
+        name,
+        spawners,
+        hogs,
+    }
+}
+
+/// The scenes of jobs that no caller waits for.
+pub const SPAWN_SCENES: [SpawnScene; 5] = [
+    spawn_scene("spawn", 1, false),
+    spawn_scene("spawn from 2 threads", 2, false),
+    spawn_scene("spawn from 8 threads", 8, false),
+    spawn_scene("spawn, hogs", 1, true),
+    spawn_scene("spawn from 8 threads, hogs", 8, true),
 ];
 
 /// The contests of jobs that no caller waits for: `jobs` in a turn, from all threads
@@ -104,21 +124,21 @@ pub fn spawn_contests<'a>(
     floods: &'a [(FloodEntry, Box<dyn Flood>)],
     jobs: u32,
 ) -> Vec<Contest<'a>> {
-    (SPAWNERS.into_iter())
-        .map(|(spawners, scene)| spawn_contest(floods, jobs / spawners, spawners, scene))
+    (SPAWN_SCENES.into_iter())
+        .map(|scene| spawn_contest(floods, jobs / scene.spawners, scene))
         .collect()
 }
 
 fn spawn_contest<'a>(
     floods: &'a [(FloodEntry, Box<dyn Flood>)],
     each: u32,
-    spawners: u32,
-    scene: &str,
+    scene: SpawnScene,
 ) -> Contest<'a> {
+    let spawners = scene.spawners;
     Contest {
         section: SPAWN,
-        scene: scene.into(),
-        hogs: false,
+        scene: scene.name.into(),
+        hogs: scene.hogs,
         floor: "",
         ours: OUR_SPAWN,
         contestants: (floods.iter())
