@@ -22,6 +22,9 @@ pub fn scene(callers: usize, work: Work) -> String {
     }
 }
 
+/// The scene of eight beside busy processes.
+const BESIDE_HOGS: &str = "8 callers, hogs";
+
 /// The section's name.
 pub const SECTION: &str = "throughput";
 
@@ -30,34 +33,38 @@ pub fn is_wanted(entry: &Entry, filter: &Filter) -> bool {
     let wanted =
         |work, callers| filter.matches(SECTION, &scene(callers, work), entry.group, entry.label);
     takes_part(entry)
-        && (CALLERS.into_iter()).any(|n| wanted(Work::Empty, n) || wanted(Work::Socket, n))
+        && ((CALLERS.into_iter()).any(|n| wanted(Work::Empty, n) || wanted(Work::Socket, n))
+            || filter.matches(SECTION, BESIDE_HOGS, entry.group, entry.label))
 }
 
 fn takes_part(entry: &Entry) -> bool {
     entry.opens_sockets && entry.group != Group::Floor
 }
 
-/// One contest for each number of callers and each kind of work.
+/// One contest for each number of callers and each kind of work, and one beside busy
+/// processes.
 pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], time: Duration) -> Vec<Contest<'a>> {
+    let contest = |scene, work, callers, hogs| Contest {
+        section: SECTION,
+        scene,
+        hogs,
+        floor: "",
+        ours: OURS,
+        contestants: (peers.iter())
+            .filter(|(entry, _)| takes_part(entry))
+            .map(|(entry, peer)| {
+                let turn = move || vec![turn(peer.as_ref(), work, callers, time)];
+                Contestant::new(entry.label, entry.group, turn)
+            })
+            .collect(),
+    };
     let mut contests = Vec::new();
     for work in [Work::Empty, Work::Socket] {
         for callers in CALLERS {
-            contests.push(Contest {
-                section: SECTION,
-                scene: scene(callers, work),
-                hogs: false,
-                floor: "",
-                ours: OURS,
-                contestants: (peers.iter())
-                    .filter(|(entry, _)| takes_part(entry))
-                    .map(|(entry, peer)| {
-                        let turn = move || vec![turn(peer.as_ref(), work, callers, time)];
-                        Contestant::new(entry.label, entry.group, turn)
-                    })
-                    .collect(),
-            });
+            contests.push(contest(scene(callers, work), work, callers, false));
         }
     }
+    contests.push(contest(BESIDE_HOGS.into(), Work::Empty, 8, true));
     contests
 }
 
