@@ -186,12 +186,20 @@ pub struct Row {
     pub ns_beyond_ours: Option<Spread>,
 }
 
-/// Lets each contestant have `rounds` turns, interleaved.
+/// Lets each contestant have `rounds` turns, interleaved. Contests beside hogs come after the
+/// others: for a while after busy neighbours threads wait in other ways.
 ///
 /// # Errors
 ///
 /// When a thread keeps running after its turn: what followed would be wrong.
 pub fn hold(contests: &mut [Contest<'_>], rounds: usize, hogs: &Hogs) -> Result<()> {
+    let (mut beside_hogs, mut others): (Vec<_>, Vec<_>) =
+        contests.iter_mut().partition(|contest| contest.hogs);
+    hold_together(&mut others, rounds, hogs)?;
+    hold_together(&mut beside_hogs, rounds, hogs)
+}
+
+fn hold_together(contests: &mut [&mut Contest<'_>], rounds: usize, hogs: &Hogs) -> Result<()> {
     let ignored = hogs.tids();
     let mut rng = rand::rng();
     let mut order: Vec<usize> = (0..contests.len()).collect();
@@ -216,7 +224,7 @@ pub fn hold(contests: &mut [Contest<'_>], rounds: usize, hogs: &Hogs) -> Result<
     report_progress(contests, rounds, rounds)
 }
 
-fn report_progress(contests: &[Contest<'_>], round: usize, rounds: usize) -> Result<()> {
+fn report_progress(contests: &[&mut Contest<'_>], round: usize, rounds: usize) -> Result<()> {
     let mut stderr = std::io::stderr();
     let Some(section) = contests.first().map(|contest| contest.section) else {
         return Ok(());

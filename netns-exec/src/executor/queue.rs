@@ -95,6 +95,12 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const STRICT: u64 = 1;
 /// One that waits for [`PATIENCE`] at the most.
 const PATIENT: u64 = 1 << 32;
+/// How a sender waits first.
+const FIRST_WAIT: u64 = if cfg!(netns_without = "patience") {
+    STRICT
+} else {
+    PATIENT
+};
 
 /// How a queue stands, as far as senders have looked.
 const MOVES: u8 = 0;
@@ -207,7 +213,7 @@ impl Queue {
 
     /// Puts a job in, and waits for room.
     pub(crate) fn push(&self, mut job: JobRef) {
-        let mut how = PATIENT;
+        let mut how = FIRST_WAIT;
         loop {
             if pace::spin_by_turns(|| !self.sender.is_full()) {
                 match self.try_push(job) {
@@ -235,7 +241,7 @@ impl Queue {
 
     /// Waits until there may be room; returns how to wait next.
     fn wait_told(&self, guard: &mut MutexGuard<'_, ()>, how: u64) -> u64 {
-        let mut next = PATIENT;
+        let mut next = FIRST_WAIT;
         if how == STRICT {
             self.room.wait(guard);
         } else if (self.room.wait_until(guard, Instant::now() + PATIENCE)).timed_out() {

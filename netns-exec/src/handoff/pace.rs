@@ -246,7 +246,7 @@ impl Turns {
         /// How many are left out of account.
         const CHANCE: u32 = 2;
         /// Of the multiple: as a power of two.
-        const MOST: u32 = 6;
+        const MOST: u32 = 4;
 
         self.credit.note(paid);
         let slices = self.slices.get();
@@ -257,7 +257,7 @@ impl Turns {
             return;
         }
         self.slices.set((slices + 1).min(MOST));
-        if slices >= CHANCE {
+        if slices >= CHANCE && !cfg!(netns_without = "rests") {
             let rest = (turn.as_nanos() as u64) << self.slices.get();
             self.rests_until.set(monotonic(true) + rest);
         }
@@ -301,7 +301,10 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
     if found() {
         return true;
     }
-    if cfg!(loom) || !may_spin() || !TURNS.try_with(Turns::may_try).unwrap_or(false) {
+    if cfg!(any(loom, netns_without = "turns"))
+        || !may_spin()
+        || !TURNS.try_with(Turns::may_try).unwrap_or(false)
+    {
         return false;
     }
     let mut before = Instant::now();
@@ -345,7 +348,7 @@ mod tests {
         turns.note(false, hour);
         assert_eq!(rest(), 16);
         (0..100).for_each(|_| turns.note(false, hour));
-        assert_eq!(rest(), 64);
+        assert_eq!(rest(), 16);
     }
 
     #[test]
