@@ -45,6 +45,9 @@ pub(crate) const ARRIVAL: Duration = Duration::from_micros(SPIN.as_micros() as u
 /// A turn that is as long was the slice of a busy thread, which waits for nothing.
 const SLICE: Duration = Duration::from_millis(1);
 
+/// What is longer says nothing of busy threads: the process was stopped, or its machine.
+const LONG_SLICE: Duration = Duration::from_millis(100);
+
 /// So many make a habit.
 const STREAK: u16 = 8;
 
@@ -258,7 +261,8 @@ impl Turns {
         }
         self.slices.set((slices + 1).min(MOST));
         if slices >= CHANCE && !cfg!(netns_without = "rests") {
-            let rest = (turn.as_nanos() as u64) << self.slices.get();
+            let lost = turn.min(LONG_SLICE).as_nanos() as u64;
+            let rest = lost << self.slices.get();
             self.rests_until.set(monotonic(true) + rest);
         }
     }
@@ -332,23 +336,25 @@ mod tests {
     #[test]
     fn turns_that_take_slices_become_seldom() {
         let turns = Turns::new();
-        let hour = Duration::from_secs(3600);
-        let rest = || {
-            let rest = turns.rests_until.get() - monotonic(true);
-            rest.div_ceil(hour.as_nanos() as u64)
+        // How many times `counts` the rest is that follows a turn of `lost`.
+        let check_rest = |lost, counts: Duration, times| {
+            let rest = counts.as_nanos() as u64 * times;
+            let before = monotonic(true);
+            turns.note(true, lost);
+            let until = turns.rests_until.get();
+            assert!((before + rest..=monotonic(true) + rest).contains(&until));
         };
         for _ in 0..2 {
             (0..2).for_each(|_| turns.note(true, SLICE));
             assert!(turns.may_try());
             (0..2).for_each(|_| turns.note(true, Duration::ZERO));
         }
-        (0..3).for_each(|_| turns.note(true, hour));
+        (0..2).for_each(|_| turns.note(true, SLICE));
+        check_rest(SLICE * 3, SLICE * 3, 8);
+        check_rest(SLICE * 2, SLICE * 2, 16);
+        (0..100).for_each(|_| turns.note(false, SLICE));
+        check_rest(Duration::from_secs(3600), LONG_SLICE, 16);
         assert!(!turns.may_try());
-        assert_eq!(rest(), 8);
-        turns.note(false, hour);
-        assert_eq!(rest(), 16);
-        (0..100).for_each(|_| turns.note(false, hour));
-        assert_eq!(rest(), 16);
     }
 
     #[test]
