@@ -22,50 +22,62 @@ pub fn scene(callers: usize, work: Work) -> String {
     }
 }
 
-/// The scene of eight beside busy processes.
-const BESIDE_HOGS: &str = "8 callers, hogs";
-
 /// The section's name.
 pub const SECTION: &str = "throughput";
 
 /// Whether `filter` asks for `entry` in any scene.
 pub fn is_wanted(entry: &Entry, filter: &Filter) -> bool {
-    let wanted =
-        |work, callers| filter.matches(SECTION, &scene(callers, work), entry.group, entry.label);
-    takes_part(entry)
-        && ((CALLERS.into_iter()).any(|n| wanted(Work::Empty, n) || wanted(Work::Socket, n))
-            || filter.matches(SECTION, BESIDE_HOGS, entry.group, entry.label))
+    let is_asked =
+        |scene: &CallScene| filter.matches(SECTION, &scene.name, entry.group, entry.label);
+    takes_part(entry) && call_scenes().iter().any(is_asked)
+}
+
+/// A scene of this section.
+struct CallScene {
+    name: String,
+    work: Work,
+    callers: usize,
+    /// Whether busy processes share the CPUs.
+    hogs: bool,
+}
+
+/// One for each number of callers and each kind of work, and one beside busy processes.
+fn call_scenes() -> Vec<CallScene> {
+    let call_scene = |work, callers, hogs| CallScene {
+        name: scene(callers, work) + if hogs { ", hogs" } else { "" },
+        work,
+        callers,
+        hogs,
+    };
+    let by_work = |work| (CALLERS.into_iter()).map(move |callers| call_scene(work, callers, false));
+    (by_work(Work::Empty))
+        .chain(by_work(Work::Socket))
+        .chain([call_scene(Work::Empty, 8, true)])
+        .collect()
 }
 
 fn takes_part(entry: &Entry) -> bool {
     entry.opens_sockets && entry.group != Group::Floor
 }
 
-/// One contest for each number of callers and each kind of work, and one beside busy
-/// processes.
+/// One contest for each scene.
 pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], time: Duration) -> Vec<Contest<'a>> {
-    let contest = |scene, work, callers, hogs| Contest {
-        section: SECTION,
-        scene,
-        hogs,
-        floor: "",
-        ours: OURS,
-        contestants: (peers.iter())
-            .filter(|(entry, _)| takes_part(entry))
-            .map(|(entry, peer)| {
-                let turn = move || vec![turn(peer.as_ref(), work, callers, time)];
-                Contestant::new(entry.label, entry.group, turn)
-            })
-            .collect(),
-    };
-    let mut contests = Vec::new();
-    for work in [Work::Empty, Work::Socket] {
-        for callers in CALLERS {
-            contests.push(contest(scene(callers, work), work, callers, false));
-        }
-    }
-    contests.push(contest(BESIDE_HOGS.into(), Work::Empty, 8, true));
-    contests
+    (call_scenes().into_iter())
+        .map(|scene| Contest {
+            section: SECTION,
+            scene: scene.name,
+            hogs: scene.hogs,
+            floor: "",
+            ours: OURS,
+            contestants: (peers.iter())
+                .filter(|(entry, _)| takes_part(entry))
+                .map(|(entry, peer)| {
+                    let turn = move || vec![turn(peer.as_ref(), scene.work, scene.callers, time)];
+                    Contestant::new(entry.label, entry.group, turn)
+                })
+                .collect(),
+        })
+        .collect()
 }
 
 /// Nanoseconds a call, over all callers together.
