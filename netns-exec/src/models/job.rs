@@ -35,7 +35,7 @@ impl Drop for Dropped {
     }
 }
 
-fn spawn<T: Send + 'static>(
+pub(super) fn spawn<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> (TaskHandle<'static, T>, JobRef) {
     let mut sent = None;

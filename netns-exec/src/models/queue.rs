@@ -3,23 +3,15 @@
 use std::sync::Arc;
 
 use super::check;
+use super::job::spawn;
 use crate::executor::queue::{Clock, Queue};
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::Door;
-use crate::handoff::task;
 use crate::sync::{thread, yield_now};
 
 fn job() -> JobRef {
-    let mut sent = None;
-    let handle = task::spawn(
-        || (),
-        |job| {
-            sent = Some(job);
-            Ok::<(), (JobRef, ())>(())
-        },
-    );
-    drop(handle.map_err(|_| ()).unwrap());
-    sent.unwrap()
+    let (_handle, job) = spawn(|| ());
+    job
 }
 
 /// Senders of so many jobs each, and a worker that takes all of them and sleeps only
