@@ -1,12 +1,12 @@
 //! What many callers get done in one namespace, and how fast jobs can be
 //! handed over that no caller waits for.
 
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peers::{Entry, Flood, FloodEntry, Group, OUR_SPAWN, OURS, Peer};
+use crate::sections::at_once::at_once;
 use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::Work;
 
@@ -82,29 +82,21 @@ pub fn contests<'a>(peers: &'a [(Entry, Box<dyn Peer>)], time: Duration) -> Vec<
 
 /// Nanoseconds a call, over all callers together.
 fn turn(peer: &dyn Peer, work: Work, callers: usize, time: Duration) -> f64 {
-    let start = Barrier::new(callers + 1);
     let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let call = || {
-            peer.repeat(work, 1);
-            start.wait();
-            let mut calls = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
-                peer.repeat(work, 4);
-                calls += 4;
-            }
-            calls
-        };
-        let callers: Vec<_> = (0..callers).map(|_| scope.spawn(call)).collect();
-        start.wait();
-        let begun = Instant::now();
+    let call = |()| {
+        let mut calls = 0_u64;
+        while !stop.load(Ordering::Relaxed) {
+            peer.repeat(work, 4);
+            calls += 4;
+        }
+        calls
+    };
+    let for_a_while = || {
         thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
-        let calls: u64 = (callers.into_iter())
-            .map(|caller| caller.join().expect("a caller does not panic"))
-            .sum();
-        begun.elapsed().as_nanos() as f64 / calls as f64
-    })
+    };
+    let (calls, took) = at_once(callers, || peer.repeat(work, 1), call, for_a_while);
+    took.as_nanos() as f64 / calls.iter().sum::<u64>() as f64
 }
 
 /// The section of jobs that no caller waits for.

@@ -3,8 +3,6 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Barrier;
-use std::thread;
 use std::time::Instant;
 
 use netns_exec::net::{SocketKind, SocketStock};
@@ -13,6 +11,7 @@ use netns_exec::{Builder, Executor, Netns};
 use crate::Result;
 use crate::conditions::namespace::enter;
 use crate::peers::{Group, IN_PLACE, OURS, woken_by};
+use crate::sections::at_once::at_once;
 use crate::sections::contest::{Contest, Contestant, Filter};
 use crate::work::open_socket;
 
@@ -140,16 +139,16 @@ impl Ground {
     pub fn crowd(&self, each: usize) -> Contest<'_> {
         let contestants = vec![
             Contestant::new(IN_PLACE, Group::Peer, move || {
-                at_once(each, |home| in_place(&self.netns, home))
+                by_a_crowd(each, |home| in_place(&self.netns, home))
             }),
             Contestant::new(OURS, Group::Ours, move || {
-                at_once(each, |_| run(&self.executor, &self.netns))
+                by_a_crowd(each, |_| run(&self.executor, &self.netns))
             }),
             Contestant::new(ALL_CPUS, Group::Ours, move || {
-                at_once(each, |_| run(&self.all_cpus, &self.netns))
+                by_a_crowd(each, |_| run(&self.all_cpus, &self.netns))
             }),
             Contestant::new(SHARED_STOCK, Group::Ours, move || {
-                at_once(each, |_| take(&self.shared))
+                by_a_crowd(each, |_| take(&self.shared))
             }),
         ];
         contest(CROWD, EIGHT_CALLERS.into(), contestants)
@@ -252,23 +251,10 @@ fn visit<T>(namespaces: &[Netns], visit: impl FnOnce() -> T) -> Vec<f64> {
 }
 
 /// Nanoseconds a socket, over eight callers that each open and close `each`.
-fn at_once(each: usize, open: impl Fn(&OwnedFd) -> OwnedFd + Sync) -> Vec<f64> {
+fn by_a_crowd(each: usize, open: impl Fn(&OwnedFd) -> OwnedFd + Sync) -> Vec<f64> {
     const CALLERS: usize = 8;
-    let start = Barrier::new(CALLERS + 1);
-    thread::scope(|scope| {
-        for _ in 0..CALLERS {
-            scope.spawn(|| {
-                let home = home().expect("/proc is mounted");
-                start.wait();
-                for _ in 0..each {
-                    drop(open(&home));
-                }
-                start.wait();
-            });
-        }
-        start.wait();
-        let begun = Instant::now();
-        start.wait();
-        vec![begun.elapsed().as_nanos() as f64 / (CALLERS * each) as f64]
-    })
+    let ready = || home().expect("/proc is mounted");
+    let call = |home| (0..each).for_each(|_| drop(open(&home)));
+    let (_, took) = at_once(CALLERS, ready, call, || ());
+    vec![took.as_nanos() as f64 / (CALLERS * each) as f64]
 }
