@@ -42,6 +42,7 @@ const ROWS: &[&[&str]] = &[
     &["handoff::lane", "handoff::task"],
     &["handoff::counted", "handoff::job"],
     &["handoff::outcome", "handoff::latch"],
+    &["handoff::turns"],
     &["handoff::pace"],
     &["handoff::first_look"],
     &["guard", "audit", "view"],

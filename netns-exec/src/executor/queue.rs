@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use super::wakers::{Ticket, Wakers};
 use crate::handoff::job::JobRef;
-use crate::handoff::pace;
+use crate::handoff::turns;
 use crate::sync::{
     self, AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, Receiver, Sender,
     TrySendError, fence,
@@ -215,7 +215,7 @@ impl Queue {
     pub(crate) fn push(&self, mut job: JobRef) {
         let mut how = FIRST_WAIT;
         loop {
-            if pace::spin_by_turns(|| !self.sender.is_full()) {
+            if turns::spin_by_turns(|| !self.sender.is_full()) {
                 match self.try_push(job) {
                     Ok(()) => return,
                     Err(back) => job = back,

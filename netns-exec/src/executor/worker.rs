@@ -24,7 +24,7 @@ use crate::handoff::first_look::FirstLook;
 use crate::handoff::job::{JobKind, JobRef};
 use crate::handoff::lane::Serving;
 use crate::handoff::outcome::{Counters, Door};
-use crate::handoff::pace;
+use crate::handoff::{pace, turns};
 use crate::home::roster;
 use crate::netns::{Netns, watch};
 use crate::payload::discard;
@@ -313,9 +313,9 @@ impl<'a> Worker<'a> {
         let found = || self.has_work(lane);
         match last {
             // Its caller is about to see that it is over, and may have another one.
-            JobKind::Call => pace::spin_then_by_turns(found),
+            JobKind::Call => turns::spin_then_by_turns(found),
             // A sender that floods the queue from this very CPU goes on meanwhile.
-            JobKind::Task | JobKind::Poll => pace::spin_by_turns(found),
+            JobKind::Task | JobKind::Poll => turns::spin_by_turns(found),
         }
     }
 

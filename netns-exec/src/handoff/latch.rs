@@ -18,7 +18,7 @@
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::pace;
+use super::turns;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, futex_wait, futex_wake};
 
 const SET: u32 = 1;
@@ -149,7 +149,7 @@ impl Latch {
     /// whether it was one of the former. Who sets a flag has to [wake](WakerLatch::wake_for_flag).
     pub(crate) fn wait_until(&self, flags: u32, deadline: Option<Instant>) -> bool {
         let ready = SET | flags;
-        if pace::spin_then_by_turns(|| self.state.load(Ordering::Acquire) & ready != 0) {
+        if turns::spin_then_by_turns(|| self.state.load(Ordering::Acquire) & ready != 0) {
             return true;
         }
         let mut state = self.state.load(Ordering::Acquire);

@@ -11,3 +11,4 @@ pub(crate) mod outcome;
 pub(crate) mod pace;
 pub(crate) mod scope;
 pub(crate) mod task;
+pub(crate) mod turns;
