@@ -6,14 +6,16 @@
 //! before others had their turn the thread spins first ([`spin_then_by_turns`]).
 //!
 //! Where busy threads share the CPU the kernel gives them a slice for it, milliseconds long:
-//! sched_yield(2) forfeits what is left of one's own. That hits all threads of the process
-//! alike, however short-lived they are, so there is one account of it ([`Account`]).
+//! sched_yield(2) forfeits what is left of one's own. That hits all threads on that CPU
+//! alike, however short-lived they are, so there is one [`Account`] of it for each CPU.
 
 use std::cell::Cell;
 use std::hint;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sched::sched_getcpu;
 
 use super::pace::{SPIN, STREAK, may_spin};
 use crate::sync;
@@ -47,12 +49,13 @@ impl Credit {
     }
 }
 
-/// What turns are worth to all threads together: those that paid, less those that took a
-/// slice.
+/// What turns of one CPU are worth to all threads together: those that paid, less those that
+/// took a slice.
 ///
 /// While it is overdrawn no turns are given away. A thread that would have sleeps instead,
 /// and pays one back by that, so that it takes longer where threads wait seldom. Where two
 /// threads write at once one of them is not counted, which is no harm.
+#[repr(align(64))]
 struct Account {
     balance: AtomicI32,
     /// How often it was overdrawn since it was last full.
@@ -60,12 +63,14 @@ struct Account {
 }
 
 impl Account {
-    /// How many turns must have paid for each that took a slice. Crowds that share their
-    /// CPUs with none gained 44 at the least; beside a busy thread on each CPU it is 1 to 3,
-    /// however many wait.
-    const PRICE: i32 = 12;
+    /// How many turns must have paid for each that took a slice. Crowds on a CPU without busy
+    /// threads gain 40 and more; beside a busy thread it is 1 to 3, however many wait.
+    const PRICE: i32 = 6;
     /// The most that it holds. Threads lose a slice together, so that several come at once.
-    const FULL: i32 = 512;
+    const FULL: i32 = 256;
+    /// What it holds at first, and after it was overdrawn: while others sleep turns are lost
+    /// to a worker that has no reason to stop, and a crowd must get going again.
+    const GRACE: i32 = 8 * Account::PRICE;
     /// What it is overdrawn by at first; twice as much each time that it happens again.
     const REST: i32 = 256;
     /// How often twice.
@@ -73,15 +78,25 @@ impl Account {
 
     const fn new() -> Account {
         Account {
-            balance: AtomicI32::new(0),
+            balance: AtomicI32::new(Account::GRACE),
             overdrawn: AtomicU32::new(0),
         }
+    }
+
+    /// That of the CPU which the calling thread is on just now; some share one where there
+    /// are very many.
+    fn here() -> &'static Account {
+        static CPUS: [Account; 64] = [const { Account::new() }; 64];
+        let cpu = sched_getcpu().unwrap_or(0);
+        &CPUS[cpu % CPUS.len()]
     }
 
     fn may_try(&self) -> bool {
         let balance = self.balance.load(Relaxed);
         if balance < 0 {
-            self.balance.store(balance + 1, Relaxed);
+            let is_over = balance == -1;
+            let left = if is_over { Account::GRACE } else { balance + 1 };
+            self.balance.store(left, Relaxed);
         }
         balance >= 0
     }
@@ -140,7 +155,6 @@ pub(crate) fn spin_then_by_turns(mut found: impl FnMut() -> bool) -> bool {
 /// Looks between turns of other threads, which are those that are waited for, or wait
 /// for the same.
 pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
-    static ACCOUNT: Account = Account::new();
     sync::local! {
         static TURNS: Credit = Credit::new();
     }
@@ -150,14 +164,19 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
     if cfg!(any(loom, netns_without = "turns"))
         || !may_spin()
         || !TURNS.try_with(Credit::may_try).unwrap_or(false)
-        || !ACCOUNT.may_try()
     {
+        return false;
+    }
+    // Of the CPU whose turn is given away, be it another one on which the thread comes back.
+    let mut account = Account::here();
+    if !account.may_try() {
         return false;
     }
     let mut before = Instant::now();
     let mut turn = Duration::ZERO;
     let mut seen = false;
     for _ in 0..STREAK * 2 {
+        account = Account::here();
         thread::yield_now();
         seen = found();
         let now = Instant::now();
@@ -168,7 +187,7 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
         }
         before = now;
     }
-    ACCOUNT.note(seen, turn);
+    account.note(seen, turn);
     let _ = TURNS.try_with(|turns| turns.note(seen));
     seen
 }
@@ -177,62 +196,65 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
 mod tests {
     use super::*;
 
-    /// How many of `tries` are let through, where each takes a slice.
-    fn lost(account: &Account, tries: usize) -> usize {
-        let is_lost = |_: &usize| {
-            let may_try = account.may_try();
-            if may_try {
+    /// Has each of so many tries take a slice; tells how many it was let through for.
+    fn lose(account: &Account, tries: i32) -> i32 {
+        let mut lost = 0;
+        for _ in 0..tries {
+            if account.may_try() {
                 account.note(true, SLICE);
+                lost += 1;
             }
-            may_try
-        };
-        (0..tries).filter(is_lost).count()
+        }
+        lost
     }
 
-    fn paid(account: &Account, times: i32) {
+    fn pay(account: &Account, times: i32) {
         (0..times).for_each(|_| account.note(true, Duration::ZERO));
+    }
+
+    /// How many slices are lost before it rests, if it holds so much.
+    fn patience(balance: i32) -> i32 {
+        balance / Account::PRICE + 1
     }
 
     #[test]
     fn turns_that_take_slices_become_seldom() {
         let account = Account::new();
-        let rests = [1, 2, 4, 8, 16, 16, 16].map(|times| times * Account::REST as usize);
-        for rest in rests {
-            assert_eq!(lost(&account, rest + 1), 1, "a rest of {rest}");
+        for times in [1, 2, 4, 8, 16, 16, 16] {
+            let first = patience(Account::GRACE);
+            assert_eq!(lose(&account, first), first);
+            assert_eq!(lose(&account, times * Account::REST), 0, "{times} times");
         }
-        assert_eq!(lost(&account, 1), 1);
     }
 
     #[test]
     fn slice_that_is_lost_during_a_rest_makes_it_no_longer() {
         let account = Account::new();
-        (0..8).for_each(|_| account.note(true, SLICE));
-        assert_eq!(lost(&account, Account::REST as usize), 0);
-        assert_eq!(lost(&account, 1), 1);
+        (0..100).for_each(|_| account.note(true, SLICE));
+        assert_eq!(lose(&account, Account::REST), 0);
+        assert_eq!(lose(&account, 1), 1);
     }
 
     #[test]
     fn turns_that_pay_for_slices_go_on() {
         let account = Account::new();
-        paid(&account, Account::FULL);
+        pay(&account, Account::FULL);
         for _ in 0..1000 {
-            (0..30).for_each(|_| account.note(true, SLICE));
-            assert!(account.may_try());
-            paid(&account, 30 * Account::PRICE);
+            assert_eq!(lose(&account, 30), 30);
+            pay(&account, 30 * Account::PRICE);
         }
-        paid(&account, Account::FULL);
-        let in_a_row = lost(&account, Account::REST as usize);
-        assert_eq!(in_a_row, (Account::FULL / Account::PRICE) as usize + 1);
+        let lost = lose(&account, Account::REST);
+        assert_eq!(lost, patience(Account::FULL));
     }
 
     #[test]
     fn rests_are_short_again_after_turns_have_paid() {
         let account = Account::new();
-        assert!(lost(&account, 100_000) < 30);
+        assert!(lose(&account, 100_000) < 300);
         while !account.may_try() {}
-        paid(&account, Account::FULL + 1);
-        let in_a_row = (Account::FULL / Account::PRICE) as usize + 1;
-        assert_eq!(lost(&account, in_a_row + Account::REST as usize), in_a_row);
+        pay(&account, Account::FULL + 1);
+        let first = patience(Account::FULL);
+        assert_eq!(lose(&account, first + Account::REST), first);
         assert!(account.may_try());
     }
 
