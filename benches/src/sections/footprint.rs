@@ -107,6 +107,8 @@ pub fn probe() -> Result<()> {
     quiet::wait(&[])?;
     let grown = resident()? - before;
 
+    // A worker that has just started sees to itself once more, a moment after it fell asleep.
+    thread::sleep(Duration::from_secs(1));
     let cpu = cpu_time()?;
     let begun = Instant::now();
     thread::sleep(request.idle);
