@@ -11,7 +11,7 @@ use super::current::{self, Polled};
 use super::group::IS_STUCK;
 use crate::error::{Error, Result};
 use crate::handoff::counted::AbortTask;
-use crate::handoff::task::TaskHandle;
+use crate::handoff::handle::TaskHandle;
 use crate::payload::quietly;
 
 /// A handle to a job that was [spawned](crate::Executor::spawn): joins, awaits or

@@ -10,9 +10,11 @@ use super::group::{First, Group, Start};
 use super::registry::{Registry, Room};
 use super::{birth, current};
 use crate::error::{Error, Kind, Result};
+use crate::handoff::batch::{self, Batch};
+use crate::handoff::handle::TaskHandle;
 use crate::handoff::job::{self, JobRef};
 use crate::handoff::outcome::Outcome;
-use crate::handoff::task::{self, Batch, TaskHandle};
+use crate::handoff::task;
 use crate::netns::{Netns, NetnsId, WeakNetns};
 use crate::sync;
 
@@ -432,7 +434,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    task::spawn_batch(jobs, send)
+    batch::spawn_batch(jobs, send)
 }
 
 pub(crate) fn try_spawn<F, T>(

@@ -33,10 +33,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 
 use super::counted::{Abortable, Actions, CANCELLED, STARTED};
+use super::handle::{Packet, TaskHandle};
 use super::job::{Header, JobKind, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack, Violation};
-use super::task::{Packet, TaskHandle, tell};
+use super::task::tell;
 use crate::error::{Error, Kind};
 use crate::payload::quietly;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell};

@@ -1,9 +1,11 @@
 //! How a closure gets to a worker, and how its outcome gets back.
 
+pub(crate) mod batch;
 pub(crate) mod broadcast;
 pub(crate) mod counted;
 pub(crate) mod first_look;
 pub(crate) mod future;
+pub(crate) mod handle;
 pub(crate) mod job;
 pub(crate) mod lane;
 pub(crate) mod latch;

@@ -6,9 +6,11 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
+use super::batch::{self, Batch};
+use super::handle::TaskHandle;
 use super::job::{AbortOnUnwind, JobRef};
 use super::latch::Latch;
-use super::task::{self, Batch, OnEnd, TaskHandle};
+use super::task::{self, OnEnd};
 use crate::error::Error;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 
@@ -132,7 +134,7 @@ impl<'s, C> Scope<'s, '_, C> {
         T: Send + 's,
     {
         // SAFETY: as in `ship`.
-        unsafe { task::spawn_batch_borrowing(jobs, || self.count_one(), send) }
+        unsafe { batch::spawn_batch_borrowing(jobs, || self.count_one(), send) }
     }
 
     fn count_one(&self) -> Arc<Tally> {

@@ -24,14 +24,13 @@ use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, needs_drop};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Instant;
 
-use super::counted::{AbortTask, Abortable, Actions, CANCELLED, Counted, DETACHED, STARTED};
+use super::counted::{Abortable, Actions, CANCELLED, Counted, DETACHED, STARTED};
+use super::handle::{Packet, TaskHandle};
 use super::job::{Header, JobKind, JobRef, Vtable};
 use super::latch::WakerLatch;
 use super::outcome::{Door, Outcome, Pack};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::payload::quietly;
 use crate::sync::UnsafeCell;
 
@@ -61,19 +60,19 @@ impl OnEnd for () {
 }
 
 /// What becomes of the result of a job whose guard found something: see [`Pack`].
-trait Packing<T> {
+pub(super) trait Packing<T> {
     const PACK: Pack<T>;
 }
 
 /// The error carries it.
-struct Carried;
+pub(super) struct Carried;
 
 impl<T: Send + 'static> Packing<T> for Carried {
     const PACK: Pack<T> = |value| Some(Box::new(value));
 }
 
 /// It is dropped: it may borrow, and an error does not.
-struct Dropped;
+pub(super) struct Dropped;
 
 impl<T> Packing<T> for Dropped {
     const PACK: Pack<T> = |_| None;
@@ -120,23 +119,6 @@ where
             },
             cancelled: |_| (),
         }
-    }
-}
-
-/// The handle's side of a heap job, whatever its closure; of a future, too.
-pub(super) trait Packet<T>: Abortable {
-    /// # Safety
-    ///
-    /// The latch is set, and the caller is the handle, which calls this once.
-    unsafe fn take_outcome(&self) -> Option<Outcome<T>>;
-    fn pack(&self) -> Pack<T>;
-    fn panic_dropped(&self);
-    /// Whether the calling thread would wait for itself.
-    fn depends_on_this_thread(&self) -> bool {
-        false
-    }
-    fn why_cancelled(&self) -> &'static str {
-        "job cancelled before it started"
     }
 }
 
@@ -295,7 +277,7 @@ where
 
 /// A job on the heap that is not on its way yet: with one reference for its handle, and
 /// one for its `JobRef`.
-struct Draft<F, T, E, P>
+pub(super) struct Draft<F, T, E, P>
 where
     F: FnOnce() -> T + Send,
     T: Send,
@@ -313,7 +295,7 @@ where
     P: Packing<T>,
 {
     #[inline]
-    fn new(f: F, on_end: E) -> Self {
+    pub(super) fn new(f: F, on_end: E) -> Self {
         // Its place first: a job that is built elsewhere and then copied waits for itself.
         let place = Box::new_uninit();
         let job = Box::write(
@@ -336,7 +318,7 @@ where
 
     /// The handle's side of the job.
     #[inline]
-    fn into_handle<'a>(self) -> TaskHandle<'a, T>
+    pub(super) fn into_handle<'a>(self) -> TaskHandle<'a, T>
     where
         F: 'a,
         T: 'a,
@@ -424,217 +406,9 @@ where
     Draft::<F, T, E, Dropped>::new(f, on_end).send(send)
 }
 
-/// Jobs of their own that are handed over together: gives out each once, in
-/// their order. Those that are left when it is dropped never run.
-pub(crate) struct Batch<'a, T> {
-    handles: Vec<TaskHandle<'a, T>>,
-    /// How many have been given out.
-    sent: usize,
-}
-
-impl<'a, T: 'a> Batch<'a, T> {
-    /// Asks `jobs` for all it has. When it panics, none of them runs.
-    fn new<F, E, P>(
-        jobs: impl IntoIterator<Item = F>,
-        draft: impl Fn(F) -> Draft<F, T, E, P>,
-    ) -> Self
-    where
-        F: FnOnce() -> T + Send + 'a,
-        T: Send,
-        E: OnEnd + 'a,
-        P: Packing<T> + 'a,
-    {
-        let jobs = jobs.into_iter();
-        let mut batch = Batch {
-            handles: Vec::with_capacity(jobs.size_hint().0),
-            sent: 0,
-        };
-        for f in jobs {
-            batch.handles.push(draft(f).into_handle());
-        }
-        batch
-    }
-
-    /// Has `send` hand all jobs over, if there are any.
-    fn send<X>(
-        mut self,
-        send: impl FnOnce(&mut Self) -> Result<(), X>,
-    ) -> Result<Vec<TaskHandle<'a, T>>, X> {
-        if !self.handles.is_empty() {
-            send(&mut self)?;
-        }
-        assert_eq!(self.sent, self.handles.len(), "`send` has left out jobs");
-        Ok(std::mem::take(&mut self.handles))
-    }
-}
-
-impl<T> Iterator for Batch<'_, T> {
-    type Item = JobRef;
-
-    fn next(&mut self) -> Option<JobRef> {
-        let handle = self.handles.get(self.sent)?;
-        self.sent += 1;
-        // SAFETY: counted as sent, so this is the only time; all are heap jobs, made by a
-        // `Draft`, with the header first.
-        Some(unsafe { JobRef::new(handle.packet.pointer().cast()) })
-    }
-}
-
-impl<T> Drop for Batch<'_, T> {
-    fn drop(&mut self) {
-        for job in self {
-            // Its handle dies with us: this is never read.
-            job.abort(Error::new(Kind::Cancelled, "job never shipped"));
-        }
-    }
-}
-
-/// Makes each closure a job of its own and has `send` hand all of them over. When
-/// it cannot, it takes none, and they are dropped.
-pub(crate) fn spawn_batch<F, T, X>(
-    jobs: impl IntoIterator<Item = F>,
-    send: impl FnOnce(&mut Batch<'static, T>) -> Result<(), X>,
-) -> Result<Vec<TaskHandle<'static, T>>, X>
-where
-    F: FnOnce() -> T + Send + 'static,
-    T: Send + 'static,
-{
-    Batch::new(jobs, |f| Draft::<F, T, (), Carried>::new(f, ())).send(send)
-}
-
-/// As [`spawn_batch`], for jobs that borrow; each has an `on_end` of its own.
-///
-/// # Safety
-///
-/// Until every `on_end` that was made has been told, the caller lets nothing die
-/// that the closures may borrow.
-pub(crate) unsafe fn spawn_batch_borrowing<'a, F, T, E, X>(
-    jobs: impl IntoIterator<Item = F>,
-    on_end: impl Fn() -> E,
-    send: impl FnOnce(&mut Batch<'a, T>) -> Result<(), X>,
-) -> Result<Vec<TaskHandle<'a, T>>, X>
-where
-    F: FnOnce() -> T + Send + 'a,
-    T: Send + 'a,
-    E: OnEnd + 'a,
-{
-    Batch::new(jobs, |f| Draft::<F, T, E, Dropped>::new(f, on_end())).send(send)
-}
-
-impl<T: 'static> TaskHandle<'static, T> {
-    pub(crate) fn abort_task(&self) -> AbortTask {
-        let packet = Counted::clone(&self.packet);
-        // SAFETY: the clone's reference becomes this one.
-        AbortTask::new(unsafe { Counted::new(packet.into_raw()) })
-    }
-}
-
-/// The handle's side of a spawned job: joins, awaits or cancels it.
-pub(crate) struct TaskHandle<'a, T> {
-    packet: ManuallyDrop<Counted<dyn Packet<T> + 'a>>,
-    taken: bool,
-    /// Its owner's, who may keep a number here; 0 at first.
-    pub(crate) mark: u64,
-}
-
-impl<'a, T> TaskHandle<'a, T> {
-    /// # Safety
-    ///
-    /// One reference that the latch counts becomes the handle's, of which there is one.
-    #[inline]
-    pub(super) unsafe fn new(packet: NonNull<dyn Packet<T> + 'a>) -> Self {
-        TaskHandle {
-            // SAFETY: as the caller says.
-            packet: ManuallyDrop::new(unsafe { Counted::new(packet) }),
-            taken: false,
-            mark: 0,
-        }
-    }
-}
-
-impl<T> TaskHandle<'_, T> {
-    pub(crate) fn is_over(&self) -> bool {
-        self.packet.is_over()
-    }
-
-    /// Whether the calling thread would wait for itself.
-    pub(crate) fn depends_on_this_thread(&self) -> bool {
-        self.packet.depends_on_this_thread()
-    }
-
-    /// Gives the job up if it has not started, or the future if it has not ended; tells
-    /// whether it did.
-    pub(crate) fn cancel(&self) -> bool {
-        self.packet.cancel()
-    }
-
-    pub(crate) fn has_started(&self) -> bool {
-        // A worker that comes to a cancelled one only drops it.
-        self.packet.latch().flags() & (STARTED | CANCELLED) == STARTED
-    }
-
-    /// Blocks until the job is over or `deadline` has passed; tells which.
-    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        self.packet.latch().wait_until(CANCELLED, deadline)
-    }
-
-    /// Takes what a job that is over gives.
-    ///
-    /// # Panics
-    ///
-    /// When it has been taken already.
-    pub(crate) fn take_result(&mut self) -> Result<T, Error> {
-        let pack = self.packet.pack();
-        match self.take_outcome() {
-            Some(outcome) => outcome.into_join_result(pack),
-            None => Err(Error::new(Kind::Cancelled, self.packet.why_cancelled())),
-        }
-    }
-
-    /// Takes the outcome of a job that is over; `None` when it was cancelled.
-    pub(crate) fn take_outcome(&mut self) -> Option<Outcome<T>> {
-        assert!(!self.taken, "polled again after it was ready");
-        self.taken = true;
-        let latch = self.packet.latch();
-        if !latch.is_set() {
-            return None;
-        }
-        // SAFETY: set, and `taken` was clear.
-        unsafe { self.packet.take_outcome() }
-    }
-
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.packet.latch().poll(CANCELLED, cx)
-    }
-}
-
-impl<T> Drop for TaskHandle<'_, T> {
-    fn drop(&mut self) {
-        // SAFETY: it is dropped once.
-        let packet = unsafe { ManuallyDrop::take(&mut self.packet) };
-        if self.taken {
-            return;
-        }
-        if let Some(is_last) = packet.latch().release_unset(DETACHED) {
-            let job = packet.into_raw();
-            if is_last {
-                // SAFETY: this reference was the last one.
-                unsafe { Counted::free(job) }
-            }
-            return;
-        }
-        // SAFETY: set before it was detached, and not taken.
-        let outcome = unsafe { packet.take_outcome() };
-        if matches!(outcome, Some(Outcome::Panicked(..))) {
-            packet.panic_dropped();
-        }
-        quietly(|| drop(outcome));
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::task::Waker;
+    use std::task::{Context, Waker};
     use std::thread;
 
     use super::*;
@@ -735,14 +509,6 @@ mod tests {
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(send)).is_err());
         assert_eq!(Arc::strong_count(&captured), 1);
         assert_eq!(Arc::strong_count(&on_end), 1);
-    }
-
-    #[test]
-    fn batch_that_is_not_sent_drops_its_closures() {
-        let captured = Arc::new(());
-        let jobs = [Arc::clone(&captured), Arc::clone(&captured)].map(|kept| move || drop(kept));
-        assert!(spawn_batch(jobs, |_| Err(())).is_err());
-        assert_eq!(Arc::strong_count(&captured), 1);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::task::{Poll, Waker};
 use super::{check, returned};
 use crate::error::{Error, Kind};
 use crate::handoff::future::{Scheduler, Task, Unsent, draft};
+use crate::handoff::handle::TaskHandle;
 use crate::handoff::job::JobRef;
 use crate::handoff::outcome::Door;
-use crate::handoff::task::TaskHandle;
 use crate::sync::{AtomicU32, Condvar, Mutex, Ordering, thread};
 
 /// What workers take ready futures from, until there are none.

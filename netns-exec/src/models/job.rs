@@ -8,9 +8,10 @@ use std::task::{Context, Waker};
 use super::latch::Task;
 use super::{check, panicked, returned};
 use crate::error::Error;
+use crate::handoff::handle::TaskHandle;
 use crate::handoff::job::{self, JobRef};
 use crate::handoff::outcome::{Door, Outcome};
-use crate::handoff::task::{self, OnEnd, TaskHandle};
+use crate::handoff::task::{self, OnEnd};
 use crate::sync::{Mutex, thread};
 
 /// Counts drops, of closures and of results.
