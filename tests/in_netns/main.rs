@@ -11,7 +11,6 @@ mod fresh;
 mod futures;
 mod plain;
 mod targets;
-mod ui;
 
 use netns_exec::{Netns, NetnsId};
 
