@@ -11,7 +11,7 @@
 
 use std::cell::Cell;
 use std::hint;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use nix::sched::sched_getcpu;
 
 use super::pace::{SPIN, STREAK, may_spin};
 use crate::sync;
+use crate::sys::time::monotonic;
 
 /// A turn that is as long was the slice of a busy thread, which waits for nothing.
 const SLICE: Duration = Duration::from_millis(1);
@@ -53,13 +54,17 @@ impl Credit {
 /// took a slice.
 ///
 /// While it is overdrawn no turns are given away. A thread that would have sleeps instead,
-/// and pays one back by that, so that it takes longer where threads wait seldom. Where two
-/// threads write at once one of them is not counted, which is no harm.
+/// and pays one back by that. Where threads wait so seldom that it would take longer than
+/// [`LIMIT`](Account::LIMIT) it is even again by then: a single slice that is lost is seldom
+/// as well, and the busy threads may be gone. Where two threads write at once one of them is
+/// not counted, which is no harm.
 #[repr(align(64))]
 struct Account {
     balance: AtomicI32,
     /// How often it was overdrawn since it was last full.
     overdrawn: AtomicU32,
+    /// Since when it is, in nanoseconds of the coarse clock.
+    since: AtomicU64,
 }
 
 impl Account {
@@ -68,18 +73,21 @@ impl Account {
     const PRICE: i32 = 6;
     /// The most that it holds. Threads lose a slice together, so that several come at once.
     const FULL: i32 = 256;
-    /// What it holds at first, and after it was overdrawn: while others sleep turns are lost
-    /// to a worker that has no reason to stop, and a crowd must get going again.
+    /// What it holds at first, and when all has been paid back: while others sleep turns are
+    /// lost to a worker that has no reason to stop, and a crowd must get going again.
     const GRACE: i32 = 8 * Account::PRICE;
     /// What it is overdrawn by at first; twice as much each time that it happens again.
-    const REST: i32 = 256;
+    const REST: i32 = 1024;
     /// How often twice.
-    const DOUBLINGS: u32 = 4;
+    const DOUBLINGS: u32 = 2;
+    /// For how long at the most, in nanoseconds.
+    const LIMIT: u64 = 1_000_000_000;
 
     const fn new() -> Account {
         Account {
             balance: AtomicI32::new(Account::GRACE),
             overdrawn: AtomicU32::new(0),
+            since: AtomicU64::new(0),
         }
     }
 
@@ -94,8 +102,13 @@ impl Account {
     fn may_try(&self) -> bool {
         let balance = self.balance.load(Relaxed);
         if balance < 0 {
-            let is_over = balance == -1;
-            let left = if is_over { Account::GRACE } else { balance + 1 };
+            let left = if balance == -1 {
+                Account::GRACE
+            } else if monotonic(true).saturating_sub(self.since.load(Relaxed)) >= Account::LIMIT {
+                0
+            } else {
+                balance + 1
+            };
             self.balance.store(left, Relaxed);
         }
         balance >= 0
@@ -113,6 +126,7 @@ impl Account {
             let overdrawn = self.overdrawn.load(Relaxed);
             let again = (overdrawn + 1).min(Account::DOUBLINGS);
             self.overdrawn.store(again, Relaxed);
+            self.since.store(monotonic(true), Relaxed);
             self.balance.store(-(Account::REST << overdrawn), Relaxed);
         } else if left < balance {
             self.balance.store(left, Relaxed);
@@ -220,7 +234,7 @@ mod tests {
     #[test]
     fn turns_that_take_slices_become_seldom() {
         let account = Account::new();
-        for times in [1, 2, 4, 8, 16, 16, 16] {
+        for times in [1, 2, 4, 4, 4] {
             let first = patience(Account::GRACE);
             assert_eq!(lose(&account, first), first);
             assert_eq!(lose(&account, times * Account::REST), 0, "{times} times");
@@ -233,6 +247,16 @@ mod tests {
         (0..100).for_each(|_| account.note(true, SLICE));
         assert_eq!(lose(&account, Account::REST), 0);
         assert_eq!(lose(&account, 1), 1);
+    }
+
+    #[test]
+    fn rest_is_over_after_a_while_and_the_next_slice_begins_another_one() {
+        let account = Account::new();
+        assert_eq!(lose(&account, 100), patience(Account::GRACE));
+        let long_ago = monotonic(true) - Account::LIMIT;
+        account.since.store(long_ago, Relaxed);
+        assert!(!account.may_try() && account.may_try());
+        assert_eq!(lose(&account, 2 * Account::REST + 1), 1);
     }
 
     #[test]
