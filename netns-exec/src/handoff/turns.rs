@@ -77,9 +77,9 @@ impl Account {
     /// lost to a worker that has no reason to stop, and a crowd must get going again.
     const GRACE: i32 = 8 * Account::PRICE;
     /// What it is overdrawn by at first; twice as much each time that it happens again.
-    const REST: i32 = 1024;
+    const REST: i32 = 256;
     /// How often twice.
-    const DOUBLINGS: u32 = 2;
+    const DOUBLINGS: u32 = 4;
     /// For how long at the most, in nanoseconds.
     const LIMIT: u64 = 1_000_000_000;
 
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn turns_that_take_slices_become_seldom() {
         let account = Account::new();
-        for times in [1, 2, 4, 4, 4] {
+        for times in [1, 2, 4, 8, 16, 16, 16] {
             let first = patience(Account::GRACE);
             assert_eq!(lose(&account, first), first);
             assert_eq!(lose(&account, times * Account::REST), 0, "{times} times");
