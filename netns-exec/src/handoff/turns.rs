@@ -129,7 +129,7 @@ impl Account {
             self.since.store(monotonic(true), Relaxed);
             self.balance.store(-(Account::REST << overdrawn), Relaxed);
         } else if left < balance {
-            self.balance.store(left, Relaxed);
+            self.balance.store(left.max(0), Relaxed);
         } else if paid && balance < Account::FULL {
             self.balance.store(balance + 1, Relaxed);
         } else if paid && self.overdrawn.load(Relaxed) != 0 {
