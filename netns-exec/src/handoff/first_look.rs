@@ -7,7 +7,7 @@
 //! calls, and of as many with a wait that is a step longer or shorter, and keeps what was
 //! faster. Where nothing is gained the wait gets shorter.
 //!
-//! What that gains is measured by `tools/ablation`, as is what `pace` and the executor's
+//! What that gains is measured by `tools/ablation`, as is what `turns` and the executor's
 //! `crowd` decide by guess.
 
 use std::hint;

@@ -1,4 +1,4 @@
-//! When to spin, which is all that is decided by guess.
+//! When to spin, which is decided by guess.
 //!
 //! Nothing here is needed for a call to be right; all of it is about how long it
 //! takes. While calls come back to back on two CPUs neither side need sleep: then a

@@ -190,7 +190,6 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
     let mut turn = Duration::ZERO;
     let mut seen = false;
     for _ in 0..STREAK * 2 {
-        account = Account::here();
         thread::yield_now();
         seen = found();
         let now = Instant::now();
@@ -200,6 +199,7 @@ pub(crate) fn spin_by_turns(mut found: impl FnMut() -> bool) -> bool {
             break;
         }
         before = now;
+        account = Account::here();
     }
     account.note(seen, turn);
     let _ = TURNS.try_with(|turns| turns.note(seen));
