@@ -29,16 +29,17 @@ pub(crate) fn at_once<R, T: Send>(
         start.wait();
         meanwhile();
 
-        let mut came_to = Vec::with_capacity(callers.len());
-        let mut span: Option<(Instant, Instant)> = None;
-        for caller in callers {
-            let (one, begun, done) = caller.join().expect("a caller does not panic");
-            came_to.push(one);
-            span = Some(span.map_or((begun, done), |(first, last)| {
-                (first.min(begun), last.max(done))
-            }));
-        }
-        let took = span.map_or(Duration::ZERO, |(first, last)| last - first);
-        (came_to, took)
+        let ended: Vec<_> = (callers.into_iter())
+            .map(|caller| caller.join().expect("a caller does not panic"))
+            .collect();
+        let first = ended.iter().map(|(_, begun, _)| *begun).min();
+        let last = ended.iter().map(|(_, _, done)| *done).max();
+        let took = last
+            .zip(first)
+            .map_or(Duration::ZERO, |(last, first)| last - first);
+        (
+            ended.into_iter().map(|(came_to, ..)| came_to).collect(),
+            took,
+        )
     })
 }
