@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::thread;
+use std::time::Duration;
 
 use rand::seq::SliceRandom;
 use regex::Regex;
@@ -186,8 +188,12 @@ pub struct Row {
     pub ns_beyond_ours: Option<Spread>,
 }
 
+/// For so long after busy neighbours threads may wait in other ways: ours at the most a
+/// second, see `turns.rs` in the library.
+const AFTER_HOGS: Duration = Duration::from_millis(1100);
+
 /// Lets each contestant have `rounds` turns, interleaved. Contests beside hogs come after the
-/// others: for a while after busy neighbours threads wait in other ways.
+/// others, and [`AFTER_HOGS`] is over before it returns.
 ///
 /// # Errors
 ///
@@ -196,7 +202,14 @@ pub fn hold(contests: &mut [Contest<'_>], rounds: usize, hogs: &Hogs) -> Result<
     let (mut beside_hogs, mut others): (Vec<_>, Vec<_>) =
         contests.iter_mut().partition(|contest| contest.hogs);
     hold_together(&mut others, rounds, hogs)?;
-    hold_together(&mut beside_hogs, rounds, hogs)
+    hold_together(&mut beside_hogs, rounds, hogs)?;
+    if beside_hogs
+        .iter()
+        .any(|contest| !contest.contestants.is_empty())
+    {
+        thread::sleep(AFTER_HOGS);
+    }
+    Ok(())
 }
 
 fn hold_together(contests: &mut [&mut Contest<'_>], rounds: usize, hogs: &Hogs) -> Result<()> {
