@@ -10,8 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use nix::unistd::gettid;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -109,10 +108,10 @@ pub fn probe() -> Result<()> {
 
     // A worker that has just started sees to itself once more, a moment after it fell asleep.
     thread::sleep(Duration::from_secs(1));
-    let cpu = cpu_time()?;
+    let cpu = cpu_time_of_others()?;
     let begun = Instant::now();
     thread::sleep(request.idle);
-    let used = (cpu_time()? - cpu).as_secs_f64();
+    let used = (cpu_time_of_others()? - cpu) / 1e9;
     let footprint = Footprint {
         label: request.label,
         group: entry.group,
@@ -134,8 +133,18 @@ fn resident() -> Result<f64> {
     Ok(kib.ok_or("no Rss in smaps_rollup")?.trim().parse::<f64>()? * 1024.0)
 }
 
-fn cpu_time() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    let time = usage.user_time() + usage.system_time();
-    Ok(Duration::from_micros(time.num_microseconds().try_into()?))
+/// The CPU time of all threads but this one, in nanoseconds: to look at a thousand threads
+/// takes as much as they do in seconds. See the kernel's sched-stats.rst.
+fn cpu_time_of_others() -> Result<f64> {
+    let this = gettid().to_string();
+    let mut sum = 0.0;
+    for task in fs::read_dir("/proc/self/task")? {
+        let task = task?;
+        if task.file_name() != this.as_str() {
+            let stat = fs::read_to_string(task.path().join("schedstat"))?;
+            let on_cpu = stat.split(' ').next().unwrap_or_default();
+            sum += on_cpu.parse::<f64>()?;
+        }
+    }
+    Ok(sum)
 }
