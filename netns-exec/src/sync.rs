@@ -31,6 +31,7 @@ mod native {
 
     use crate::sys;
     use crate::sys::seccomp::{self, Answer, Heard, Notified};
+    pub(crate) use crate::sys::thread::join_lost;
 
     /// Hears of a thread's system calls, see [`seccomp`].
     #[derive(Debug)]

@@ -16,6 +16,7 @@ mod hooks;
 mod idle;
 mod last_handle;
 mod local_futures;
+mod lost;
 mod nested;
 mod panics;
 mod pinned_futures;

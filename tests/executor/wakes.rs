@@ -342,24 +342,3 @@ fn calls_go_on_in_a_process_that_is_stopped_and_goes_on() {
         });
     });
 }
-
-#[test]
-fn job_that_ends_its_thread_is_an_error_and_no_wait_for_ever() {
-    alone!(Alone::AsIs);
-    let (executor, netns) = (with_idle(None), fresh());
-    within("calls", move || {
-        have_it_trapped(&executor, &netns);
-        let ended = executor.run(&netns, || {
-            // SAFETY: ends this thread, whose stack nothing else uses.
-            unsafe { libc::syscall(libc::SYS_exit, 0) };
-        });
-        let error = ended.unwrap_err();
-        assert!(error.to_string().contains("exit(2)"), "{error}");
-        for _ in 0..10 {
-            executor.run(&netns, || ()).unwrap();
-        }
-        let stats = executor.stats();
-        assert_eq!((stats.workers, stats.running), (1, 0), "{stats:?}");
-        executor.shutdown(None).unwrap();
-    });
-}

@@ -520,6 +520,7 @@ impl Listening {
             if let Some(worker) = self.workers.remove(&number) {
                 // By name: the process may have it open for longer.
                 worker.listener.leave(&self.epoll);
+                worker.bell.worker_has_ended();
             }
             self.lose_listener();
         }

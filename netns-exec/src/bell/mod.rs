@@ -57,6 +57,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use self::refusals::{Place, Refusals};
+use crate::home::aside;
 use crate::refused::Refused;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Listener, Ordering, yield_now};
 use crate::sys::seccomp::{Answer, Notified};
@@ -83,6 +84,20 @@ pub(crate) struct Bell {
 /// is.
 pub(crate) type Unpark = Box<dyn Fn() -> bool + Send>;
 
+/// Says that a worker's thread has ended: its listener has, which hears of nothing else.
+pub(crate) struct Ended(());
+
+#[cfg(all(test, loom))]
+impl Ended {
+    /// In a model, where no thread ends so: it does nothing any more.
+    pub(crate) fn in_effect() -> Ended {
+        Ended(())
+    }
+}
+
+/// Called when a worker's thread has ended without a word.
+pub(crate) type WhenLost = Box<dyn FnOnce(&Ended) + Send>;
+
 /// What all sides see of a bell.
 struct State {
     /// The worker's thread.
@@ -101,6 +116,8 @@ struct State {
     is_tried: StdAtomicBool,
     /// Makes the calling thread the one that wakes the worker.
     unpark: Mutex<Option<Unpark>>,
+    /// What is to be done when its thread ends without having taken this back.
+    when_lost: Mutex<Option<WhenLost>>,
     refusals: Refusals,
     /// How its listener is on its way to the ear.
     arrival: AtomicU32,
@@ -138,6 +155,7 @@ impl Bell {
             rang: false.into(),
             is_tried: listener.is_none().into(),
             unpark: Mutex::new(None),
+            when_lost: Mutex::new(None),
             refusals: Refusals::default(),
             arrival: AtomicU32::new(ear::COMES),
             replies: Mutex::default(),
@@ -223,6 +241,12 @@ impl Bell {
         self.state.unpark.lock().take()
     }
 
+    /// What is to be done, on a thread of its own, when the worker's thread ends before this
+    /// is called with `None`.
+    pub(crate) fn when_lost(&self, f: Option<WhenLost>) {
+        *self.state.when_lost.lock() = f;
+    }
+
     /// Whether the worker has been woken because it was time.
     pub(crate) fn take_alarm(&self) -> bool {
         let rang = &self.state.rang;
@@ -256,6 +280,13 @@ impl Bell {
 }
 
 impl State {
+    /// The worker's thread has ended, be it in order.
+    fn worker_has_ended(&self) {
+        if let Some(see_to_it) = self.when_lost.lock().take() {
+            aside::apart("netns-lost", move || see_to_it(&Ended(())));
+        }
+    }
+
     fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }

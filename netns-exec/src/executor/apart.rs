@@ -13,6 +13,7 @@ use super::birth::{Notice, spawn_as};
 use super::current;
 use super::event::Event;
 use super::handle::JoinHandle;
+use super::lost;
 use super::owner::Executor;
 use super::registry::Registry;
 use super::stop::StopFlag;
@@ -254,6 +255,7 @@ impl Apart {
         };
         current::begin_apart(&self.registry);
         let counters = Arc::new(Counters::default());
+        let _watched = lost::watch_apart(&guard, &self.registry, self.number, &counters);
         let mut door = Door::new(guard, Arc::clone(&counters));
         let watched = self.watch_for_deletion(&mut door);
         let job = self

@@ -27,6 +27,7 @@ mod futures;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::births::First;
@@ -73,6 +74,7 @@ pub(crate) struct Member {
     pub(crate) number: u64,
     /// Woken by its bell, and not by futex.
     pub(crate) is_rung: bool,
+    pub(crate) thread: ThreadId,
     pub(crate) counters: Arc<Counters>,
 }
 

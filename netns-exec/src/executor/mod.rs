@@ -15,6 +15,7 @@ mod futures;
 mod group;
 mod handle;
 mod hooks;
+mod lost;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod owner;

@@ -16,7 +16,7 @@ use crate::guard::Policy;
 use crate::handoff::pace;
 use crate::netns::NetnsId;
 use crate::payload::discard;
-use crate::sync::{Condvar, Mutex, thread};
+use crate::sync::{self, Condvar, Mutex, thread};
 use crate::sys;
 use crate::view::View;
 
@@ -364,6 +364,15 @@ struct Thread {
     handle: Option<thread::JoinHandle<()>>,
 }
 
+impl Thread {
+    /// In `ended`: it was gone before that was known.
+    const GONE: u32 = 0;
+
+    fn is_lost(&self) -> bool {
+        self.ended == Some(Thread::GONE)
+    }
+}
+
 impl Threads {
     /// Starts a thread and keeps its handle. Locked meanwhile, so that the
     /// thread cannot have ended before its handle is here.
@@ -392,8 +401,7 @@ impl Threads {
 
     /// The worker `number` has ended without a word, and is gone.
     pub(crate) fn lost(&self, number: u64) {
-        const GONE: u32 = 0;
-        self.note_end(number, GONE);
+        self.note_end(number, Thread::GONE);
     }
 
     fn note_end(&self, number: u64, tid: u32) {
@@ -499,16 +507,19 @@ impl Threads {
             let mut state = self.state.lock();
             let mut all = state.threads.iter_mut();
             all.find_map(|(number, thread)| match which(thread) {
-                true => Some((*number, thread.handle.take()?)),
+                true => Some((*number, thread.handle.take()?, thread.is_lost())),
                 false => None,
             })
         };
-        let Some((number, handle)) = found else {
+        let Some((number, handle, is_lost)) = found else {
             return false;
         };
-        // A worker's main function catches every panic, and says so itself. That of a
-        // thread which a job has ended is none, and std panics over it here.
-        if let Ok(Err(panic)) | Err(panic) = catch_unwind(AssertUnwindSafe(|| handle.join())) {
+        if is_lost {
+            sync::join_lost(handle);
+        // A worker's main function catches every panic, and says so itself. That of a thread
+        // which a job has ended, unheard of, is none, and std panics over it here.
+        } else if let Ok(Err(panic)) | Err(panic) = catch_unwind(AssertUnwindSafe(|| handle.join()))
+        {
             discard(panic);
         }
         let ended = (self.state.lock().threads.get(&number)).and_then(|thread| thread.ended);

@@ -350,16 +350,6 @@ impl Registry {
         Some(todo)
     }
 
-    /// Takes workers off their group whose threads have ended in a job.
-    pub(crate) fn bury_lost(&self, group: &Arc<Group>) -> Todo {
-        let Some((member, role)) = group.take_lost() else {
-            return Todo::Nothing;
-        };
-        let todo = self.leave(group, &member, role, Leaving::Spoiled);
-        self.pool.threads.lost(member.number);
-        todo.unwrap_or(Todo::Nothing)
-    }
-
     /// Takes a group out that has no worker left, and none on its way.
     pub(crate) fn bury(&self, group: &Arc<Group>) {
         self.bury_if(group, Group::die_if_empty);

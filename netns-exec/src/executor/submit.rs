@@ -165,13 +165,6 @@ where
         let f = match group.claim() {
             None => f,
             Some(claim) => match claim.run(f, registry.pool().may_spin) {
-                Ok(Outcome::Aborted(error)) => {
-                    // The job has ended its thread.
-                    for orphan in birth::carry_out(registry, group, registry.bury_lost(group)) {
-                        orphan.abort(error.duplicate());
-                    }
-                    return Outcome::Aborted(error);
-                }
                 Ok(outcome) => return outcome,
                 Err(f) => f,
             },

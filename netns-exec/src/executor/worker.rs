@@ -9,12 +9,14 @@
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::birth::{see_to, see_to_last};
 use super::current;
 use super::event::Event;
 use super::group::{Group, Leaving, Member, Role, Start};
+use super::lost;
 use super::registry::{Registry, Report};
 use crate::bell::ear::Punctual;
 use crate::bell::refusals::Place;
@@ -61,8 +63,10 @@ pub(crate) fn main(registry: &Arc<Registry>, group: &Arc<Group>, start: Start, r
         is_rung: guard
             .listened()
             .is_some_and(|listened| listened.bell().rings()),
+        thread: thread::current().id(),
         counters: Arc::clone(&counters),
     });
+    let _watched = lost::watch_worker(&guard, registry, group, &member);
     let mut worker = Worker {
         registry,
         group,

@@ -228,9 +228,10 @@ pub enum Guard {
     /// an executable that is linked with shared libraries but not
     /// position-independent; a system call through the 32-bit entry of a 64-bit
     /// kernel; a process that shares this one's memory (`CLONE_VM` without
-    /// `CLONE_THREAD`); a job that ends its thread by the bare exit(2), whose caller
-    /// waits for ever where the worker is not [rung](crate::NetnsStats::rung) or the job
-    /// went through the queue, as all that are spawned do. And a job can keep its namespace alive by letting a socket out.
+    /// `CLONE_THREAD`). A job that ends its thread by the bare exit(2) has ended with an
+    /// error that [is escaped](crate::Error::is_escaped) once its children have ended too, which have the
+    /// thread's filter; where no listener can be had its owner waits for ever. And a job can
+    /// keep its namespace alive by letting a socket out.
     ///
     /// # A process that confines itself
     ///

@@ -42,6 +42,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
+        lose: Self::abort,
         kind: JobKind::Task,
     };
 
@@ -52,6 +53,7 @@ where
             let visit = unsafe { visit.as_ref() };
             door.call(|| (visit.shared.f)(visit.argument))
         };
+        door.at().end();
         // SAFETY: as above; this is the job's end.
         unsafe { Self::end(visit, outcome) };
     }

@@ -83,6 +83,9 @@ pub(crate) trait Task: Send + Sync {
     /// Drops it, if it can be dropped on the calling thread only: a worker that is about
     /// to leave.
     fn end_here(&self, door: &mut Door);
+
+    /// Gives it up, if it belongs to that thread, which has ended.
+    fn lose(&self, thread: ThreadId, why: &Error);
 }
 
 /// What there is of a future. It stays where it is once it is built.
@@ -130,6 +133,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
+        lose: Self::lose,
         kind: JobKind::Poll,
     };
 
@@ -186,6 +190,7 @@ where
         let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
         let before = job.begin();
         if before & OVER != 0 {
+            door.at().end();
             return;
         }
         job.check_thread();
@@ -194,6 +199,7 @@ where
         }
         let outcome = match job.poll(door) {
             Outcome::Returned(Poll::Pending) => {
+                door.at().end();
                 // Release: what the poll changed is visible to the next one.
                 if job.state.fetch_and(!POLLING, Ordering::AcqRel) & READY != 0 {
                     // To the end of the queue, so that others have their turn.
@@ -239,6 +245,21 @@ where
             job.scheduler.over();
             job.settle(Outcome::Aborted(why), None);
         }
+    }
+
+    unsafe fn lose(job: NonNull<Header>, why: Error) {
+        // SAFETY: as in `execute`.
+        let job = unsafe { Arc::from_raw(job.as_ptr().cast_const().cast::<Self>()) };
+        job.leave_lost(why);
+    }
+
+    /// Leaves the future where it is, undropped, as the only thread that had the right to it
+    /// has ended.
+    fn leave_lost(&self, why: Error) {
+        if self.state.fetch_or(OVER, Ordering::AcqRel) & OVER == 0 {
+            self.scheduler.over();
+        }
+        self.settle(Outcome::Aborted(why), None);
     }
 
     /// Gives the right to the future to the next worker, which drops it.
@@ -327,6 +348,7 @@ where
         self.state.fetch_or(OVER, Ordering::AcqRel);
         self.scheduler.over();
         self.settle(outcome, Some(door));
+        door.at().end();
     }
 
     /// Tells the owner what the guard has found, and leaves the drop to a worker that is
@@ -342,6 +364,7 @@ where
             return self.finish(outcome, door);
         }
         self.settle(outcome, Some(door));
+        door.at().end();
         self.hand_over();
     }
 
@@ -411,6 +434,12 @@ where
             && self.state.load(Ordering::Acquire) & OVER == 0
         {
             self.finish(Outcome::Aborted(dropped()), door);
+        }
+    }
+
+    fn lose(&self, thread: ThreadId, why: &Error) {
+        if self.bound.as_ref().and_then(|bound| bound.get()) == Some(&thread) {
+            self.leave_lost(why.duplicate());
         }
     }
 }

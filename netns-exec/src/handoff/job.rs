@@ -6,6 +6,10 @@
 //! [`abort`](JobRef::abort): until then the job stays where it is, and after it the
 //! job may be gone.
 //!
+//! A job can end the thread that executes it by exit(2). So the worker notes which one it
+//! is [`At`]: from its beginning until nothing of the user's is left to be run and its owner
+//! may let it go. What is there when the thread has ended is [lost](At::lose).
+//!
 //! | job          | lives                         | stays because                           |
 //! |--------------|-------------------------------|-----------------------------------------|
 //! | [`StackJob`] | on the caller's stack         | its caller waits on the job's latch     |
@@ -14,16 +18,21 @@
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::latch::Latch;
 use super::outcome::{Door, Outcome};
+use crate::bell::Ended;
 use crate::error::{Error, Kind};
 use crate::sync::UnsafeCell;
 
 pub(super) struct Vtable {
     pub(super) execute: unsafe fn(NonNull<Header>, &mut Door),
     pub(super) abort: unsafe fn(NonNull<Header>, Error),
+    /// In the place of the thread that was to `execute` it, and has ended meanwhile: what
+    /// that has moved to its stack is never dropped.
+    pub(super) lose: unsafe fn(NonNull<Header>, Error),
     pub(super) kind: JobKind,
 }
 
@@ -78,9 +87,12 @@ impl JobRef {
     #[inline]
     pub(crate) fn execute(self, door: &mut Door) {
         let run = self.vtable().execute;
+        let job = self.into_raw();
+        door.at().begin(job);
         // SAFETY: the job is live because neither function has been called yet,
         // and the reference is gone after this.
-        unsafe { run(self.into_raw(), door) }
+        unsafe { run(job, door) };
+        door.at().end();
     }
 
     /// Gives the job up without running it and tells its owner why.
@@ -97,6 +109,33 @@ impl JobRef {
     fn vtable(&self) -> &'static Vtable {
         // SAFETY: the job is live, see the module.
         unsafe { self.job.as_ref() }.vtable
+    }
+}
+
+/// The job of the queue that a worker is at, see the module. Written by the worker only.
+#[derive(Debug, Default)]
+pub(super) struct At(AtomicPtr<Header>);
+
+impl At {
+    #[inline]
+    fn begin(&self, job: NonNull<Header>) {
+        self.0.store(job.as_ptr(), Ordering::Relaxed);
+    }
+
+    /// From here on the job runs nothing of the user's, and may be gone.
+    #[inline]
+    pub(super) fn end(&self) {
+        self.0.store(ptr::null_mut(), Ordering::Relaxed);
+    }
+
+    /// Ends the job, if there is one, in the place of its `worker`, and tells its owner why.
+    pub(super) fn lose(&self, _worker: &Ended, why: Error) {
+        if let Some(job) = NonNull::new(self.0.swap(ptr::null_mut(), Ordering::Relaxed)) {
+            // SAFETY: the thread has ended that had the reference, and was not through with it.
+            let lose = unsafe { job.as_ref() }.vtable.lose;
+            // SAFETY: as above; the reference is gone after this.
+            unsafe { lose(job, why) }
+        }
     }
 }
 
@@ -184,6 +223,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
+        lose: Self::abort,
         kind: JobKind::Call,
     };
 
@@ -193,6 +233,7 @@ where
         // SAFETY: the `JobRef` that was consumed is the only way to the cells.
         let f = job.f.with_mut(|f| unsafe { (*f).take() });
         let outcome = door.call(f.expect("a job runs once"));
+        door.at().end();
         // SAFETY: as above.
         (job.outcome).with_mut(|cell| unsafe { *cell = Some(outcome) });
         let latch = &raw const job.latch;

@@ -54,11 +54,10 @@ use std::sync::atomic::{AtomicU32 as StdAtomicU32, AtomicU64 as StdAtomicU64};
 use std::time::{Duration, Instant};
 
 use super::job::AbortOnUnwind;
-use super::outcome::{Door, Outcome};
+use super::outcome::{Door, Outcome, thread_ended};
 use super::pace::{self, ARRIVAL, Pace, SPIN};
-use crate::bell::{Bell, Lost};
-use crate::error::{Error, Kind};
-use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, UnsafeCell, futex_wait, futex_wake};
+use crate::bell::{Bell, Ended, Lost};
+use crate::sync::{AtomicU32, Mutex, Ordering, UnsafeCell, futex_wait, futex_wake, yield_now};
 use crate::sys::{self, thread::ElsewhereThan};
 
 const OWNED: u32 = 1;
@@ -128,8 +127,6 @@ struct Line<T>(T);
 pub(crate) struct Lane {
     gate: Line<Gate>,
     trip: Line<Trip>,
-    /// The worker has ended without leaving.
-    lost: AtomicBool,
     /// The worker's thread.
     worker: StdAtomicU32,
     /// The worker's, while there is one.
@@ -170,7 +167,6 @@ impl Lane {
                 done: AtomicU32::new(0),
                 room: UnsafeCell::new(Room::new()),
             }),
-            lost: AtomicBool::new(false),
             worker: StdAtomicU32::new(0),
             bell: Mutex::new(None),
             born: Instant::now(),
@@ -239,11 +235,6 @@ impl Lane {
         self.unpark(TRAPPED).is_some()
     }
 
-    /// Whether the worker has ended without leaving; says so once.
-    pub(crate) fn take_lost(&self) -> bool {
-        self.lost.swap(false, Ordering::Acquire)
-    }
-
     /// Clears `PARKED` if the worker sleeps as `how` says, and tells whether that is in
     /// its trap.
     #[inline]
@@ -302,6 +293,40 @@ impl Lane {
             .ok()?;
         Some(Serving::new(self, bell, gate & !FLAGS))
     }
+
+    /// Closes the lane whose worker, which has this lane, has ended without leaving. The
+    /// caller that has claimed it is to be [told](LostCall::tell), if there is one.
+    pub(crate) fn close_lost(&self, _worker: &Ended) -> Option<LostCall<'_>> {
+        *self.bell.lock() = None;
+        // As in `Serving::close`, in the place of the worker.
+        let gate = self.gate.0.word.fetch_or(CLOSED, Ordering::AcqRel);
+        let number = gate & !FLAGS;
+        let served = self.trip.0.done.load(Ordering::Relaxed) & !FLAGS;
+        (number != served).then_some(LostCall { lane: self, number })
+    }
+}
+
+/// A call that its worker has left unfinished, or has not begun.
+#[must_use]
+pub(crate) struct LostCall<'a> {
+    lane: &'a Lane,
+    number: u32,
+}
+
+impl LostCall<'_> {
+    /// Gives the call back to its caller, or has it end without a result where it
+    /// `had_begun`.
+    pub(crate) fn tell(self, had_begun: bool) {
+        let Trip { posted, done, .. } = &self.lane.trip.0;
+        // It follows within a few instructions.
+        while posted.load(Ordering::Relaxed) != self.number {
+            yield_now();
+        }
+        let how = if had_begun { LOST } else { REFUSED };
+        if done.swap(self.number | how, Ordering::AcqRel) & ASLEEP != 0 {
+            futex_wake(done);
+        }
+    }
 }
 
 /// The right to make one call through a lane.
@@ -340,12 +365,12 @@ impl Claim<'_> {
                     0 => Ok(Outcome::Returned(unsafe { room.take() })),
                     // SAFETY: `call_inline` has put a box and said so.
                     BOXED => Ok(*unsafe { room.take::<Box<Outcome<T>>>() }),
-                    LOST => Ok(lost()),
+                    LOST => Ok(Outcome::Aborted(thread_ended())),
                     // SAFETY: refused: the closure is where we put it.
                     _ => Err(unsafe { room.take::<Request<F>>() }.closure),
                 }
             });
-            self.let_go_after(how);
+            self.let_go();
             outcome
         } else {
             let mut frame = Frame {
@@ -355,9 +380,9 @@ impl Claim<'_> {
             let at = &raw mut frame;
             self.put(call_framed::<F, T>, at);
             let how = self.post_and_wait(may_spin);
-            self.let_go_after(how);
+            self.let_go();
             if how == LOST {
-                return Ok(lost());
+                return Ok(Outcome::Aborted(thread_ended()));
             }
             // SAFETY: done: the worker has left the frame, which is ours again.
             // Through `at`, because the worker wrote through it.
@@ -480,7 +505,8 @@ impl Claim<'_> {
     fn end_of_wait(&self, waited: Result<(), Lost>) -> u32 {
         match waited {
             Ok(()) => self.done().expect("the worker says so when it is"),
-            Err(Lost::Worker) => self.done().unwrap_or(LOST),
+            // The ear finds out as well, and tells.
+            Err(Lost::Worker) => self.sleep_on_word(),
             // The worker finds out as well.
             Err(Lost::Listener) => self.sleep_on_word(),
         }
@@ -509,16 +535,6 @@ impl Claim<'_> {
                     .is_ok())
     }
 
-    #[inline]
-    fn let_go_after(&self, how: u32) {
-        if how == LOST {
-            // There is no worker to serve the next caller, nor to close it.
-            self.lane.gate.0.word.fetch_or(CLOSED, Ordering::Relaxed);
-            self.lane.lost.store(true, Ordering::Release);
-        }
-        self.let_go();
-    }
-
     /// Hands the lane to the next caller.
     #[inline]
     fn let_go(&self) {
@@ -528,20 +544,11 @@ impl Claim<'_> {
     }
 }
 
-/// How a job ends whose thread has ended without a word.
-#[cold]
-fn lost<T>() -> Outcome<T> {
-    Outcome::Aborted(Error::new(
-        Kind::Escaped,
-        "job ended its thread by exit(2), or its thread was killed: it has no result",
-    ))
-}
-
 /// In `done`: the result is a boxed [`Outcome`], because the job did not return.
 const BOXED: u32 = 1 << 1;
 /// In `done`: the closure has not been touched, because the worker must leave.
 const REFUSED: u32 = 1 << 2;
-/// Never in `done`: the worker's thread has ended in the midst of the job.
+/// In `done`: the worker's thread has ended in the midst of the job.
 const LOST: u32 = 1 << 3;
 
 /// # Safety

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
+use super::job::At;
+use crate::bell::Ended;
 use crate::bell::ear::Listened;
 use crate::error::{Error, Kind, LeftThread};
 use crate::guard::{ThreadGuard, ThreadState};
@@ -81,6 +83,15 @@ impl<T> Outcome<T> {
     }
 }
 
+/// Why a job has no outcome whose thread has ended.
+#[cold]
+pub(crate) fn thread_ended() -> Error {
+    Error::new(
+        Kind::Escaped,
+        "job ended its thread by exit(2), or its thread was killed: it has no result",
+    )
+}
+
 impl Finding {
     pub(crate) fn into_error(self) -> Error {
         match self {
@@ -126,6 +137,7 @@ pub(crate) struct Counters {
     started: AtomicU64,
     done: AtomicU64,
     panicked: AtomicU64,
+    at: At,
 }
 
 impl Counters {
@@ -141,6 +153,11 @@ impl Counters {
         // `done` first: a job that ends in between is counted, not missed.
         let done = self.done();
         self.started.load(Ordering::Relaxed) > done
+    }
+
+    /// Ends the job of the queue that the worker is at, if it is at one, and tells its owner.
+    pub(crate) fn lose_job(&self, worker: &Ended) {
+        self.at.lose(worker, thread_ended());
     }
 
     /// What was started waits, and is counted again when it goes on.
@@ -185,6 +202,12 @@ impl Door {
     #[inline]
     pub(crate) fn is_spoiled(&self) -> bool {
         self.spoiled
+    }
+
+    /// Where it says which job the thread is at.
+    #[inline]
+    pub(super) fn at(&self) -> &At {
+        &self.counters.at
     }
 
     /// Runs a job's closure. The verdict is the job's.

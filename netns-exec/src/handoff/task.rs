@@ -199,6 +199,7 @@ where
     const VTABLE: Vtable = Vtable {
         execute: Self::execute,
         abort: Self::abort,
+        lose: Self::lose,
         kind: JobKind::Task,
     };
 
@@ -209,6 +210,7 @@ where
         if before.has(CANCELLED) {
             let f = job.take_closure();
             door.run("drop of a cancelled job", || drop(f));
+            door.at().end();
             job.on_end.job_over(false);
             return;
         }
@@ -234,6 +236,19 @@ where
         }
     }
 
+    unsafe fn lose(job: NonNull<Header>, why: Error) {
+        // SAFETY: as in `execute`.
+        let counted = unsafe { Counted::new(job.cast::<Self>()) };
+        if counted.latch.is_set() {
+            // The thread has ended in a waker, or where the result was dropped.
+            counted.on_end.job_over(false);
+        } else {
+            counted.into_raw();
+            // SAFETY: not over. What `execute` has done of it before is done once.
+            unsafe { Self::abort(job, why) }
+        }
+    }
+
     /// For the side that owns the closure just now, as said at the top of this file.
     fn take_closure(&self) -> Option<F> {
         // SAFETY: the owner calls, and the other side does not touch it any more.
@@ -253,6 +268,9 @@ where
             let mut closure = Some(closure);
             through("drop of a result", &mut || drop(closure.take()));
         }
+        if let Some(door) = door {
+            door.at().end();
+        }
         self.on_end.job_over(panicked && !claimed);
     }
 }
@@ -269,6 +287,7 @@ where
     fn end_alone(self, outcome: Outcome<T>, door: &mut Door) {
         let panicked = matches!(outcome, Outcome::Panicked(..));
         drop_unclaimed(Some(outcome), &mut |what, f| _ = door.run(what, f));
+        door.at().end();
         self.on_end.job_over(panicked);
         // SAFETY: there is no other reference, and nothing to make one of.
         unsafe { Self::free(self.into_raw()) }

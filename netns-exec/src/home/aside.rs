@@ -161,6 +161,30 @@ pub(crate) fn errand_apart<T: Send + 'static>(
     Ok(errand)
 }
 
+/// Has `f` run soon, on a thread of its own: for a thread that waits for nothing. Without
+/// one to be had a thread for chores comes to it, once there is one.
+pub(crate) fn apart(name: &'static str, f: impl FnOnce() + Send + 'static) {
+    let Some(home) = Home::started() else {
+        return;
+    };
+    home.post(Box::new(move || {
+        let left: Arc<Mutex<Option<Request>>> = Arc::new(Mutex::new(Some(Box::new(f))));
+        let theirs = Arc::clone(&left);
+        let run = move || {
+            if let Some(request) = { theirs.lock().take() } {
+                quietly(request);
+            }
+        };
+        if home
+            .spawn_thread(name.to_owned(), Some(STACK), run)
+            .is_err()
+            && let Some(request) = { left.lock().take() }
+        {
+            CHORES.queue(request);
+        }
+    }));
+}
+
 /// Before any lock: a copy of the process may find it taken, by a thread that is not there.
 fn check_original() -> io::Result<()> {
     match sys::fork::is_copy() {

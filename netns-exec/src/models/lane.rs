@@ -1,10 +1,11 @@
 //! Lanes: calls against parking, leaving, and each other.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{check, panicked, returned};
-use crate::bell::Bell;
+use crate::bell::{Bell, Ended};
 use crate::handoff::lane::{Lane, Serving};
 use crate::handoff::outcome::{Door, Outcome};
 use crate::sync::{AtomicBool, AtomicU32, Listener, Ordering, fence, thread, yield_now};
@@ -335,4 +336,35 @@ fn trap_that_is_interrupted_is_answered_all_the_same() {
         debugger.join().unwrap();
         served.stop();
     });
+}
+
+#[test]
+fn caller_whose_worker_has_ended_is_told_and_the_next_worker_serves() {
+    for had_begun in [false, true] {
+        check(2, move || {
+            let lane = Arc::new(Lane::new());
+            let serving = open(&lane, None);
+            let caller = thread::spawn({
+                let lane = Arc::clone(&lane);
+                move || call(&lane, || 7)
+            });
+            while had_begun && !serving.has_call() {
+                yield_now();
+            }
+            // The worker ends, and is seen to.
+            mem::forget(serving);
+            if let Some(call) = lane.close_lost(&Ended::in_effect()) {
+                call.tell(had_begun);
+            }
+            let next = Served::of(Arc::clone(&lane), None);
+            match caller.join().unwrap() {
+                Ok(Outcome::Aborted(_)) => assert!(had_begun),
+                // It was refused, or met the next worker.
+                Ok(Outcome::Returned(value)) => assert!(!had_begun && value == 7),
+                Ok(_) => panic!("it has no other outcome"),
+                Err(closure) => assert!(!had_begun && closure() == 7),
+            }
+            next.stop();
+        });
+    }
 }

@@ -4,6 +4,9 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::ptr;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -185,6 +188,13 @@ pub(crate) fn wait_gone(tid: u32) {
             std::thread::sleep(Duration::from_micros(50));
         }
     }
+}
+
+/// Joins a thread that was ended by exit(2), over which [`JoinHandle::join`] panics: it has
+/// left no result.
+pub(crate) fn join_lost(thread: JoinHandle<()>) {
+    // SAFETY: the handle was the only one to join or detach it.
+    unsafe { libc::pthread_join(thread.into_pthread_t(), ptr::null_mut()) };
 }
 
 /// Tells whether the kernel has let go of a thread of this process.

@@ -87,13 +87,13 @@ impl Group {
         Some(todo)
     }
 
-    /// A worker whose thread has ended in a job, without leaving, and the lane that it had.
-    pub(in crate::executor) fn take_lost(&self) -> Option<(Arc<Member>, Role)> {
-        let index = self.lanes.iter().position(Lane::take_lost)?;
+    /// What a worker is, unless it has left.
+    pub(in crate::executor) fn role_of(&self, member: &Member) -> Option<Role> {
         let state = self.state.lock();
-        let number = state.taken[index]?;
-        let member = (state.live.iter()).find(|member| member.number == number)?;
-        Some((Arc::clone(member), Role::Lane(index)))
+        let number = member.number;
+        let lane = || state.taken.iter().position(|taken| *taken == Some(number));
+        let is_live = state.live.iter().any(|live| live.number == number);
+        is_live.then(|| lane().map_or(Role::Spare, Role::Lane))
     }
 
     /// Whether a worker that leaves because it was told to is still to: it may have been
