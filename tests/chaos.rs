@@ -1,11 +1,12 @@
 //! Everything at once, for as long as you like: many threads run jobs in many
 //! namespaces, while these are deleted and made anew under their names, jobs
-//! escape, panic, are cancelled and refused threads.
+//! escape, panic, end their thread, are cancelled and refused threads.
 //!
 //! `cargo test --release -p netns-exec-tests --test chaos -- --seconds 60`
 //!
 //! Afterwards: no job ran in the wrong namespace, none was lost, none ran twice,
 //! no thread is where it does not belong, and memory is as it was.
+#![allow(unsafe_code)]
 
 use std::env;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -21,6 +22,7 @@ use netns_exec_tests::{
     TempName, eventually, fds_of_this_process, here, listen_to, require_root, resident,
     threads_of_this_process,
 };
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
 netns_exec::rootless::test_harness!(own_net);
@@ -92,6 +94,7 @@ struct Tally {
     refused: AtomicU64,
     escaped: AtomicU64,
     left: AtomicU64,
+    lost: AtomicU64,
     deleted: AtomicU64,
     /// Closures that exist.
     alive: AtomicI64,
@@ -116,10 +119,14 @@ impl Token {
 
     /// To be called first thing in a job for `netns`.
     fn begin(&self, netns: &WeakNetns) {
-        self.tally.ran.fetch_add(1, Ordering::Relaxed);
-        self.runs.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(here(), netns.id(), "a job is in the wrong namespace");
+        begin(&self.tally, &self.runs, netns);
     }
+}
+
+fn begin(tally: &Tally, runs: &AtomicU32, netns: &WeakNetns) {
+    tally.ran.fetch_add(1, Ordering::Relaxed);
+    runs.fetch_add(1, Ordering::Relaxed);
+    assert_eq!(here(), netns.id(), "a job is in the wrong namespace");
 }
 
 impl Drop for Token {
@@ -140,6 +147,8 @@ struct Arena {
     sealed: Executor,
     detecting: Executor,
     off: Executor,
+    /// The sealed one's workers have listeners, which hear of their end.
+    are_heard: bool,
     places: Vec<Place>,
     tally: Arc<Tally>,
 }
@@ -157,8 +166,13 @@ impl Arena {
             let netns = RwLock::new(Netns::create(&name).expect("a new name"));
             Place { name, netns }
         };
+        let sealed = executor(Guard::Seal, 2);
+        let here = Netns::current().expect("every thread is in one");
+        sealed.run(&here, || ()).expect("a worker");
+        let are_heard = (sealed.stats().per_netns.iter()).any(|netns| netns.rung > 0);
         Arena {
-            sealed: executor(Guard::Seal, 2),
+            sealed,
+            are_heard,
             detecting: executor(Guard::Detect, 1),
             off: executor(Guard::Off, 1),
             places: (0..NAMESPACES).map(place).collect(),
@@ -206,6 +220,7 @@ impl Arena {
             940..970 => self.refused_thread(&netns, &weak),
             970..980 => self.escape(dice, &netns, &weak),
             980..985 => self.leave_thread(&netns, &weak),
+            985..987 if self.are_heard => self.end_thread(dice, &netns, &weak),
             985..990 => self.any_executor(dice).retire(&netns).expect("never fails"),
             _ => {
                 drop(netns);
@@ -364,6 +379,27 @@ impl Arena {
         self.tally.left.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn end_thread(&self, dice: &mut Dice, netns: &Netns, weak: &WeakNetns) {
+        // No token: what the job owns is never dropped.
+        let runs = Arc::new(AtomicU32::new(0));
+        let job = {
+            let (tally, runs, weak) = (Arc::clone(&self.tally), Arc::clone(&runs), weak.clone());
+            move || {
+                begin(&tally, &runs, &weak);
+                // SAFETY: no other thread uses what is on this one's stack.
+                unsafe { libc::syscall(libc::SYS_exit, 0) };
+            }
+        };
+        let outcome = match dice.roll(2) {
+            0 => self.sealed.run(netns, job),
+            _ => self.sealed.spawn(netns, job).expect("a job").join(),
+        };
+        let error = outcome.expect_err("it has no result");
+        assert!(error.is_escaped(), "{error}");
+        self.expect_ran(&runs);
+        self.tally.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Deletes a namespace, with workers in it or without, and makes another under its name.
     fn replace(&self, dice: &mut Dice) {
         let place = &self.places[dice.roll(NAMESPACES)];
@@ -402,13 +438,14 @@ fn chaos(options: &Options) {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     println!(
         "{} jobs: {} panicked, {} cancelled before, {} refused a thread, {} escaped, \
-         {} left a thread; {} namespaces deleted",
+         {} left a thread, {} ended theirs; {} namespaces deleted",
         count(&tally.ran),
         count(&tally.panicked),
         count(&tally.cancelled),
         count(&tally.refused),
         count(&tally.escaped),
         count(&tally.left),
+        count(&tally.lost),
         count(&tally.deleted),
     );
     assert_eq!(count(&tally.ran), count(&tally.expected));
@@ -428,7 +465,7 @@ fn chaos(options: &Options) {
         detecting,
         off,
         places,
-        tally: _,
+        ..
     } = arena;
     for executor in [sealed, detecting, off] {
         executor.shutdown(None).expect("no limit of time");
@@ -442,8 +479,12 @@ fn chaos(options: &Options) {
     for weak in weak {
         eventually("every namespace is gone", || weak.upgrade().is_none());
     }
+    // A thread that has ended without a word gives nothing back: not its listener, nor what
+    // all have in common: a thread that hears of them, its socket, and a view of the tasks.
+    let lost = usize::try_from(count(&tally.lost)).expect("few");
+    let kept = if lost > 0 { (1, 2 + lost) } else { (0, 0) };
     eventually("threads and descriptors are as before", || {
-        threads_of_this_process() <= before.0 && fds_of_this_process() <= before.1
+        threads_of_this_process() <= before.0 + kept.0 && fds_of_this_process() <= before.1 + kept.1
     });
     let end = resident();
     println!("resident: {warm} bytes when warm, {end} bytes at the end");
