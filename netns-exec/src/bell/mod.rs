@@ -135,12 +135,10 @@ enum Reply {
     Left,
 }
 
-/// The worker's thread has ended without a word, or its bell is broken.
+/// What is waited for does not come this way: the worker's thread has ended without a word,
+/// or its bell is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lost {
-    Worker,
-    Listener,
-}
+pub(crate) struct Lost;
 
 impl Bell {
     /// The bell of the thread `worker`. Without a listener it only counts.
@@ -449,7 +447,7 @@ impl Receiver<'_> {
     fn give_up(&mut self) -> Lost {
         self.bell.broken.store(true, Ordering::Release);
         self.gives_up = true;
-        Lost::Listener
+        Lost
     }
 
     /// Sleeps until the worker traps, which is what it wakes its caller by.
@@ -474,7 +472,7 @@ impl Receiver<'_> {
                 // Given up meanwhile, or there will be none.
                 Err(Errno::ENOENT) => {
                     if self.listener.has_ended() {
-                        return Err(Lost::Worker);
+                        return Err(Lost);
                     }
                 }
                 Err(_) => return Err(self.give_up()),

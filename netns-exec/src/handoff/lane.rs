@@ -20,7 +20,7 @@
 //! | `BUSY`    | worker, or who wakes it for the queue | worker | it runs jobs of the queue: use the queue |
 //! | `PARKED`  | worker  | who wakes it        | it sleeps, or is about to                |
 //! | `TRAPPED` | worker  | with `PARKED`       | it sleeps in the trap of its [bell](crate::bell), not on the gate |
-//! | `CLOSED`  | worker, on leaving | the next worker of the lane | no worker        |
+//! | `CLOSED`  | worker, on leaving, or who does that in its place | the next worker of the lane | no worker |
 //!
 //! A claim succeeds from `n` and from `n | PARKED` (the claimer then owes the
 //! wake-up) and from nothing else. The worker sets each of its flags by comparing
@@ -455,7 +455,7 @@ impl Claim<'_> {
         // It has been told that the caller sleeps, and traps once because of that.
         let waited = woken.and_then(|()| match &mut receiver {
             Some(receiver) => receiver.wait(),
-            None => Err(Lost::Listener),
+            None => Err(Lost),
         });
         drop(receiver);
         self.end_of_wait(waited)
@@ -505,10 +505,8 @@ impl Claim<'_> {
     fn end_of_wait(&self, waited: Result<(), Lost>) -> u32 {
         match waited {
             Ok(()) => self.done().expect("the worker says so when it is"),
-            // The ear finds out as well, and tells.
-            Err(Lost::Worker) => self.sleep_on_word(),
-            // The worker finds out as well.
-            Err(Lost::Listener) => self.sleep_on_word(),
+            // The worker finds out as well, or the ear that there is none.
+            Err(Lost) => self.sleep_on_word(),
         }
     }
 
