@@ -65,7 +65,7 @@ impl Default for Config {
         Config {
             workers_per_netns: 1,
             max_workers: None,
-            queue_depth: 64,
+            queue_depth: 96,
             idle_timeout: Some(Duration::from_secs(10)),
             stack_size: 2 << 20,
             name_prefix: "ns".to_owned(),

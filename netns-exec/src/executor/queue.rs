@@ -31,8 +31,8 @@ use crate::sys;
 
 /// See the module.
 pub(crate) struct Queue {
-    sender: Sender<Queued>,
-    receiver: Receiver<Queued>,
+    sender: Sender<JobRef>,
+    receiver: Receiver<JobRef>,
     /// When it was last empty, or a job was taken, on the clock of [`Clock`]; not to the
     /// millisecond, so that senders and workers seldom have to tell each other.
     moved: std::sync::atomic::AtomicU64,
@@ -49,7 +49,7 @@ pub(crate) struct Queue {
     room: Condvar,
     room_lock: Mutex<()>,
     /// Futures that are to be polled.
-    ready: Mutex<VecDeque<Queued>>,
+    ready: Mutex<VecDeque<JobRef>>,
     /// How many; changes under their lock, and is looked at without. Ordered by the fences
     /// of those that look, as the length of the channel is.
     ready_len: AtomicU32,
@@ -57,11 +57,6 @@ pub(crate) struct Queue {
     is_jobs_turn: std::sync::atomic::AtomicBool,
     /// Tasks that wait for room; `waiting` counts them too.
     tasks: Wakers,
-}
-
-struct Queued {
-    job: JobRef,
-    since: u64,
 }
 
 /// Tells how long jobs wait: in nanoseconds, of some starting point.
@@ -141,10 +136,9 @@ impl Queue {
     /// Puts a job in, if there is room.
     #[inline]
     pub(crate) fn try_push(&self, job: JobRef) -> Result<(), JobRef> {
-        let since = self.note_push();
-        let queued = Queued { job, since };
-        self.sender.try_send(queued).map_err(|error| match error {
-            TrySendError::Full(queued) | TrySendError::Disconnected(queued) => queued.job,
+        job.set_since(self.note_push());
+        (self.sender.try_send(job)).map_err(|error| match error {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
         })
     }
 
@@ -180,14 +174,14 @@ impl Queue {
         }
     }
 
-    /// Notes that what was pushed at `since` has been taken; returns how long it waited.
+    /// Notes that a job has been taken; returns how long it waited.
     #[inline]
-    fn note_taken(&self, since: u64) -> Duration {
+    fn note_taken(&self, job: &JobRef) -> Duration {
         let now = self.clock.now();
         if self.has_not_moved_for(now) >= A_MOMENT {
             self.note_moved(now);
         }
-        Duration::from_nanos(now.saturating_sub(since))
+        Duration::from_nanos(now.saturating_sub(job.since()))
     }
 
     /// For how long no job has been taken although there was one, if that is `patience` or
@@ -253,20 +247,21 @@ impl Queue {
 
     /// Puts a future in that is to be polled. There is always room.
     pub(crate) fn push_ready(&self, job: JobRef) {
-        let since = self.note_push();
+        job.set_since(self.note_push());
         let mut ready = self.ready.lock();
-        ready.push_back(Queued { job, since });
+        ready.push_back(job);
         self.ready_len.fetch_add(1, Ordering::Relaxed);
     }
 
     fn take_ready(&self) -> Option<(JobRef, Duration)> {
-        let Queued { job, since } = {
+        let job = {
             let mut ready = self.ready.lock();
-            let queued = ready.pop_front()?;
+            let job = ready.pop_front()?;
             self.ready_len.fetch_sub(1, Ordering::Relaxed);
-            queued
+            job
         };
-        Some((job, self.note_taken(since)))
+        let waited = self.note_taken(&job);
+        Some((job, waited))
     }
 
     /// Takes a job, or a future that is to be polled.
@@ -302,8 +297,8 @@ impl Queue {
     /// Takes a job, and tells a sender that there is room.
     #[inline]
     fn take_job(&self) -> Option<(JobRef, Duration)> {
-        let Queued { job, since } = self.receiver.try_recv().ok()?;
-        let waited = self.note_taken(since);
+        let job = self.receiver.try_recv().ok()?;
+        let waited = self.note_taken(&job);
         fence(Ordering::SeqCst);
         let waiting = self.waiting.load(Ordering::Relaxed);
         if waiting > 0 {

@@ -116,9 +116,7 @@ where
     };
     let visits: Box<[Visit<'_, A, F, T>]> = (arguments.iter())
         .map(|argument| Visit {
-            header: Header {
-                vtable: &Visit::<'_, A, F, T>::VTABLE,
-            },
+            header: Header::new(&Visit::<'_, A, F, T>::VTABLE),
             shared: &shared,
             argument,
             outcome: UnsafeCell::new(None),

@@ -140,9 +140,7 @@ where
     /// A future that nothing has been promised about yet, and the only `JobRef` of it.
     fn new(stage: Stage<B, F>, is_bound: bool, scheduler: P) -> (Arc<Self>, JobRef) {
         let job = Arc::new(FutureJob {
-            header: Header {
-                vtable: &Self::VTABLE,
-            },
+            header: Header::new(&Self::VTABLE),
             state: AtomicU32::new(READY),
             latch: WakerLatch::new(1),
             staged: UnsafeCell::new(ManuallyDrop::new(Staged {

@@ -19,7 +19,7 @@
 
 use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use super::latch::Latch;
 use super::outcome::{Door, Outcome};
@@ -49,7 +49,20 @@ pub(crate) enum JobKind {
 
 /// The first field of every job.
 pub(super) struct Header {
-    pub(super) vtable: &'static Vtable,
+    vtable: &'static Vtable,
+    /// Since when it waits in a queue, on the queue's clock. Here, where both sides look
+    /// anyway, it takes no room in the queue: four jobs share a line of that.
+    since: AtomicU64,
+}
+
+impl Header {
+    #[inline]
+    pub(super) const fn new(vtable: &'static Vtable) -> Header {
+        Header {
+            vtable,
+            since: AtomicU64::new(0),
+        }
+    }
 }
 
 /// One word that stands for a job, see the module.
@@ -106,9 +119,23 @@ impl JobRef {
         self.vtable().kind
     }
 
+    #[inline]
+    pub(crate) fn set_since(&self, now: u64) {
+        self.header().since.store(now, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn since(&self) -> u64 {
+        self.header().since.load(Ordering::Relaxed)
+    }
+
     fn vtable(&self) -> &'static Vtable {
+        self.header().vtable
+    }
+
+    fn header(&self) -> &Header {
         // SAFETY: the job is live, see the module.
-        unsafe { self.job.as_ref() }.vtable
+        unsafe { self.job.as_ref() }
     }
 }
 
@@ -175,9 +202,7 @@ where
 {
     #[cfg_attr(not(loom), expect(unused_mut, reason = "only models check"))]
     let mut job = StackJob {
-        header: Header {
-            vtable: &StackJob::<F, T>::VTABLE,
-        },
+        header: Header::new(&StackJob::<F, T>::VTABLE),
         f: UnsafeCell::new(Some(f)),
         outcome: UnsafeCell::new(None),
         latch: Latch::new(),

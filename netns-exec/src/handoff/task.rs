@@ -320,9 +320,7 @@ where
         let job = Box::write(
             place,
             HeapJob {
-                header: Header {
-                    vtable: &HeapJob::<F, T, E, P>::VTABLE,
-                },
+                header: Header::new(&HeapJob::<F, T, E, P>::VTABLE),
                 latch: WakerLatch::new(2),
                 f: UnsafeCell::new(ManuallyDrop::new(Some(f))),
                 outcome: UnsafeCell::new(None),
