@@ -93,10 +93,13 @@ pub(crate) fn spin_in_time(
 /// What the calls of a lane have been like; belongs to the caller whose turn it is.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Parked calls in succession that came quickly.
+    /// Parked calls in succession that came quickly, [`STREAK`] at the most.
     quick: u16,
-    /// How many are asked for before spinning is tried.
-    needed: u16,
+    /// How many more are to come quickly before spinning is tried again. Not in succession:
+    /// where calls come in bursts it would never be tried again after a bad moment.
+    owed: u16,
+    /// What is owed after the next try that comes to nothing.
+    price: u16,
     /// Spinning pays; 0 when it does not.
     credit: u16,
     first_look: FirstLook,
@@ -106,7 +109,8 @@ impl Pace {
     pub(crate) const fn new() -> Pace {
         Pace {
             quick: 0,
-            needed: STREAK,
+            owed: 0,
+            price: STREAK * 2,
             credit: 0,
             first_look: FirstLook::of_caller(),
         }
@@ -127,8 +131,9 @@ impl Pace {
             self.credit = 0;
             return false;
         }
-        self.quick = self.quick.saturating_add(1);
-        if self.credit == 0 && self.quick >= self.needed {
+        self.quick = (self.quick + 1).min(STREAK);
+        self.owed = self.owed.saturating_sub(1);
+        if self.credit == 0 && self.quick == STREAK && self.owed == 0 {
             self.quick = 0;
             self.credit = 1;
         }
@@ -150,13 +155,14 @@ impl Pace {
             if self.credit < STREAK {
                 self.credit += 1;
                 if self.credit == STREAK {
-                    self.needed = STREAK;
+                    self.price = STREAK * 2;
                 }
             }
         } else {
             self.credit /= 2;
             if self.credit == 0 {
-                self.needed = self.needed.saturating_mul(2).min(STREAK << 7);
+                self.owed = self.price;
+                self.price = (self.price * 2).min(STREAK << 7);
             }
         }
     }
@@ -213,6 +219,29 @@ mod tests {
             }
         }
         assert!((100..200).contains(&tries), "{tries}");
+    }
+
+    #[test]
+    fn spinning_is_tried_again_where_calls_come_in_bursts() {
+        let mut pace = Pace::new();
+        // A bad moment, long enough for spinning to be rare.
+        for _ in 0..10_000 {
+            if pace.is_hot_after(Duration::ZERO) {
+                pace.note(false);
+            }
+        }
+        let burst = usize::from(STREAK) * 2;
+        let tries = (0..1_000).filter(|_| {
+            assert!(!pace.is_hot_after(SPIN));
+            let tried = (0..burst).any(|_| pace.is_hot_after(Duration::ZERO));
+            if tried {
+                pace.note(false);
+            }
+            tried
+        });
+        // As often as where they come without a pause.
+        let tries = tries.count();
+        assert!((10..20).contains(&tries), "{tries}");
     }
 
     #[test]
