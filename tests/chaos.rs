@@ -6,7 +6,6 @@
 //!
 //! Afterwards: no job ran in the wrong namespace, none was lost, none ran twice,
 //! no thread is where it does not belong, and memory is as it was.
-#![allow(unsafe_code)]
 
 use std::env;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -19,10 +18,9 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Guard, JoinHandle, Netns, WeakNetns};
 use netns_exec_tests::{
-    TempName, eventually, fds_of_this_process, here, listen_to, require_root, resident,
+    TempName, end_thread, eventually, fds_of_this_process, here, listen_to, require_root, resident,
     threads_of_this_process,
 };
-use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
 netns_exec::rootless::test_harness!(own_net);
@@ -386,8 +384,7 @@ impl Arena {
             let (tally, runs, weak) = (Arc::clone(&self.tally), Arc::clone(&runs), weak.clone());
             move || {
                 begin(&tally, &runs, &weak);
-                // SAFETY: no other thread uses what is on this one's stack.
-                unsafe { libc::syscall(libc::SYS_exit, 0) };
+                end_thread();
             }
         };
         let outcome = match dice.roll(2) {

@@ -42,7 +42,7 @@ pub use refuse::{
     listen_to, refuse_fanotify, refuse_fstatfs, refuse_mount, refuse_own_mounts, refuse_traps,
 };
 pub use signals::SignalLog;
-pub use threads::{Parked, RawThread, strays_in};
+pub use threads::{Parked, RawThread, end_thread, strays_in};
 pub use wait::{Gate, Over, Pass, eventually, within};
 
 /// Every guard there is.

@@ -5,6 +5,8 @@ use std::process::id;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use crate::end_thread;
+
 /// Has the main thread do something, in a handler of `SIGUSR1`.
 #[allow(unsafe_code)]
 pub fn in_main_thread(handler: extern "C" fn(i32)) {
@@ -19,10 +21,8 @@ pub fn in_main_thread(handler: extern "C" fn(i32)) {
 }
 
 /// Ends the calling thread, and no other.
-#[allow(unsafe_code)]
 pub extern "C" fn end_this_thread(_signal: i32) {
-    // SAFETY: the thread's memory stays: it is the main thread's.
-    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    end_thread();
 }
 
 /// Moves the calling thread to a network namespace of its own, if it may.

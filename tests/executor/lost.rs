@@ -1,6 +1,5 @@
 //! Jobs that end their thread by exit(2), which unwinds nothing: their owners are told, and
 //! nothing that waits behind them is lost.
-#![allow(unsafe_code)]
 
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
@@ -8,17 +7,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use netns_exec::{Error, Executor, Netns};
-use netns_exec_tests::{Alone, Gate, Pass, alone, eventually, fresh, sleeps_soundly, tid, within};
-use nix::libc;
+use netns_exec_tests::{
+    Alone, Gate, Pass, alone, end_thread, eventually, fresh, sleeps_soundly, tid, within,
+};
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::with_idle;
-
-/// Ends the calling thread and nothing else.
-fn end_thread() {
-    // SAFETY: it does not come back, and what is on its stack is not used by any other.
-    unsafe { libc::syscall(libc::SYS_exit, 0) };
-}
 
 struct EndsThread;
 

@@ -13,6 +13,7 @@ use super::group::{Group, Leaving, Member, Role, Todo};
 use super::registry::Registry;
 use crate::bell::{Bell, Ended};
 use crate::guard::ThreadGuard;
+use crate::handoff::job;
 use crate::handoff::outcome::{Counters, thread_ended};
 
 /// While this is there the end of its thread is noticed.
@@ -76,7 +77,7 @@ fn take_over(registry: &Arc<Registry>, group: &Arc<Group>, member: &Member, work
         if let Some(call) = call {
             call.tell(had_begun);
         }
-        member.counters.lose_job(worker);
+        job::lose(&member.counters, worker);
         for task in group.bound_futures() {
             task.lose(member.thread, &thread_ended());
         }
@@ -99,6 +100,6 @@ pub(super) fn watch_apart(
         pool.threads.lost(number);
         registry.remove_apart(number);
         pool.add_totals(counters.done(), counters.panicked());
-        counters.lose_job(thread);
+        job::lose(&counters, thread);
     })
 }

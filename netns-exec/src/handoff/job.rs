@@ -6,9 +6,7 @@
 //! [`abort`](JobRef::abort): until then the job stays where it is, and after it the
 //! job may be gone.
 //!
-//! A job can end the thread that executes it by exit(2). So the worker notes which one it
-//! is [`At`]: from its beginning until nothing of the user's is left to be run and its owner
-//! may let it go. What is there when the thread has ended is [lost](At::lose).
+//! A job whose thread ends while it executes it is [lost](lose), see `at`.
 //!
 //! | job          | lives                         | stays because                           |
 //! |--------------|-------------------------------|-----------------------------------------|
@@ -18,11 +16,11 @@
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::latch::Latch;
-use super::outcome::{Door, Outcome};
+use super::outcome::{Counters, Door, Outcome, thread_ended};
 use crate::bell::Ended;
 use crate::error::{Error, Kind};
 use crate::sync::UnsafeCell;
@@ -101,7 +99,7 @@ impl JobRef {
     pub(crate) fn execute(self, door: &mut Door) {
         let run = self.vtable().execute;
         let job = self.into_raw();
-        door.at().begin(job);
+        door.at().begin(job.cast());
         // SAFETY: the job is live because neither function has been called yet,
         // and the reference is gone after this.
         unsafe { run(job, door) };
@@ -139,30 +137,16 @@ impl JobRef {
     }
 }
 
-/// The job of the queue that a worker is at, see the module. Written by the worker only.
-#[derive(Debug, Default)]
-pub(super) struct At(AtomicPtr<Header>);
-
-impl At {
-    #[inline]
-    fn begin(&self, job: NonNull<Header>) {
-        self.0.store(job.as_ptr(), Ordering::Relaxed);
-    }
-
-    /// From here on the job runs nothing of the user's, and may be gone.
-    #[inline]
-    pub(super) fn end(&self) {
-        self.0.store(ptr::null_mut(), Ordering::Relaxed);
-    }
-
-    /// Ends the job, if there is one, in the place of its `worker`, and tells its owner why.
-    pub(super) fn lose(&self, _worker: &Ended, why: Error) {
-        if let Some(job) = NonNull::new(self.0.swap(ptr::null_mut(), Ordering::Relaxed)) {
-            // SAFETY: the thread has ended that had the reference, and was not through with it.
-            let lose = unsafe { job.as_ref() }.vtable.lose;
-            // SAFETY: as above; the reference is gone after this.
-            unsafe { lose(job, why) }
-        }
+/// Ends the job that a worker is at, if it is at one, in the place of its thread, and tells
+/// the owner.
+pub(crate) fn lose(counters: &Counters, worker: &Ended) {
+    if let Some(job) = counters.at().take(worker) {
+        let job = job.cast::<Header>();
+        // SAFETY: `execute` has put it there, and the thread has ended that had the reference
+        // and was not through with the job.
+        let lose = unsafe { job.as_ref() }.vtable.lose;
+        // SAFETY: as above; the reference is gone after this.
+        unsafe { lose(job, thread_ended()) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! How a closure gets to a worker, and how its outcome gets back.
 
+mod at;
 pub(crate) mod batch;
 pub(crate) mod broadcast;
 pub(crate) mod counted;

@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
-use super::job::At;
-use crate::bell::Ended;
+use super::at::At;
 use crate::bell::ear::Listened;
 use crate::error::{Error, Kind, LeftThread};
 use crate::guard::{ThreadGuard, ThreadState};
@@ -155,9 +154,9 @@ impl Counters {
         self.started.load(Ordering::Relaxed) > done
     }
 
-    /// Ends the job of the queue that the worker is at, if it is at one, and tells its owner.
-    pub(crate) fn lose_job(&self, worker: &Ended) {
-        self.at.lose(worker, thread_ended());
+    /// Where the worker says which job of the queue it is at.
+    pub(super) fn at(&self) -> &At {
+        &self.at
     }
 
     /// What was started waits, and is counted again when it goes on.
