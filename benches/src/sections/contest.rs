@@ -188,12 +188,12 @@ pub struct Row {
     pub ns_beyond_ours: Option<Spread>,
 }
 
-/// For so long after busy neighbours threads may wait in other ways: ours at the most a
-/// second, see `turns.rs` in the library.
+/// How long that is: for ours a second at the most, see `turns.rs` in the library.
 const AFTER_HOGS: Duration = Duration::from_millis(1100);
 
 /// Lets each contestant have `rounds` turns, interleaved. Contests beside hogs come after the
-/// others, and [`AFTER_HOGS`] is over before it returns.
+/// others, and are followed by a pause: for a while after busy neighbours threads wait in
+/// other ways.
 ///
 /// # Errors
 ///
