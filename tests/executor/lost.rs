@@ -65,7 +65,7 @@ fn call_that_ends_its_thread_is_an_error() {
     alone!(Alone::AsIs);
     outlived(|executor, netns| {
         for _ in 0..3 {
-            // Its caller spins, sleeps, or sleeps for its worker to be born.
+            // Its worker is yet to be born, or both spin, or sleep.
             for calls in [0, 20, 1] {
                 for n in 0..calls {
                     assert_eq!(executor.run(netns, || n).unwrap(), n);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use netns_exec::{Executor, Netns};
 use netns_exec_tests::{
-    Alone, Gate, Over, alone, eventually, fresh, sleeps_in, sleeps_of, sleeps_soundly, tid,
-    tids_named, within,
+    Alone, Gate, Over, alone, end_thread, eventually, fresh, sleeps_in, sleeps_of, sleeps_soundly,
+    tid, tids_named, within,
 };
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -340,5 +340,23 @@ fn calls_go_on_in_a_process_that_is_stopped_and_goes_on() {
             eventually("calls go on", || done() > so_far + 20);
             assert!(stopped.unwrap().success());
         });
+    });
+}
+
+#[test]
+fn job_that_ends_its_thread_is_an_error_and_no_wait_for_ever() {
+    alone!(Alone::AsIs);
+    let (executor, netns) = (with_idle(None), fresh());
+    within("calls", move || {
+        have_it_trapped(&executor, &netns);
+        let ended = executor.run(&netns, end_thread);
+        let error = ended.unwrap_err();
+        assert!(error.to_string().contains("exit(2)"), "{error}");
+        for _ in 0..10 {
+            executor.run(&netns, || ()).unwrap();
+        }
+        let stats = executor.stats();
+        assert_eq!((stats.workers, stats.running), (1, 0), "{stats:?}");
+        executor.shutdown(None).unwrap();
     });
 }
