@@ -188,7 +188,8 @@ pub struct Row {
     pub ns_beyond_ours: Option<Spread>,
 }
 
-/// How long that is: for ours a second at the most, see `turns.rs` in the library.
+/// The pause that follows contests beside hogs: ours wait in other ways for a second at the
+/// most, see `turns.rs` in the library.
 const AFTER_HOGS: Duration = Duration::from_millis(1100);
 
 /// Lets each contestant have `rounds` turns, interleaved. Contests beside hogs come after the

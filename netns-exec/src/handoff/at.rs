@@ -25,6 +25,10 @@ impl At {
         self.0.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed).is_null()
+    }
+
     /// The job that the worker, whose thread has ended, was at. Returned once.
     pub(super) fn take(&self, _worker: &Ended) -> Option<NonNull<()>> {
         NonNull::new(self.0.swap(ptr::null_mut(), Ordering::Relaxed))

@@ -267,6 +267,10 @@ where
         self.scheduler.schedule(Arc::clone(&self).into_job());
     }
 
+    fn is_bound_to(&self, thread: ThreadId) -> bool {
+        self.bound.as_ref().and_then(OnceLock::get) == Some(&thread)
+    }
+
     fn check_thread(&self) {
         if let Some(bound) = &self.bound {
             let here = std::thread::current().id();
@@ -427,8 +431,7 @@ where
     }
 
     fn end_here(&self, door: &mut Door) {
-        let bound = self.bound.as_ref().and_then(|bound| bound.get());
-        if bound == Some(&std::thread::current().id())
+        if self.is_bound_to(std::thread::current().id())
             && self.state.load(Ordering::Acquire) & OVER == 0
         {
             self.finish(Outcome::Aborted(dropped()), door);
@@ -436,7 +439,7 @@ where
     }
 
     fn lose(&self, thread: ThreadId, why: &Error) {
-        if self.bound.as_ref().and_then(|bound| bound.get()) == Some(&thread) {
+        if self.is_bound_to(thread) {
             self.leave_lost(why.duplicate());
         }
     }

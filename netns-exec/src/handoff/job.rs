@@ -26,6 +26,7 @@ use crate::error::{Error, Kind};
 use crate::sync::UnsafeCell;
 
 pub(super) struct Vtable {
+    /// Says through the door's [`At`](super::at::At) when the job is over.
     pub(super) execute: unsafe fn(NonNull<Header>, &mut Door),
     pub(super) abort: unsafe fn(NonNull<Header>, Error),
     /// In the place of the thread that was to `execute` it, and has ended meanwhile: what
@@ -103,7 +104,7 @@ impl JobRef {
         // SAFETY: the job is live because neither function has been called yet,
         // and the reference is gone after this.
         unsafe { run(job, door) };
-        door.at().end();
+        debug_assert!(door.at().is_over(), "what is over is not to be lost");
     }
 
     /// Gives the job up without running it and tells its owner why.

@@ -155,6 +155,7 @@ impl Counters {
     }
 
     /// Where the worker says which job of the queue it is at.
+    #[inline]
     pub(super) fn at(&self) -> &At {
         &self.at
     }
@@ -206,7 +207,7 @@ impl Door {
     /// Where it says which job the thread is at.
     #[inline]
     pub(super) fn at(&self) -> &At {
-        &self.counters.at
+        self.counters.at()
     }
 
     /// Runs a job's closure. The verdict is the job's.

@@ -168,19 +168,8 @@ pub(crate) fn apart(name: &'static str, f: impl FnOnce() + Send + 'static) {
         return;
     };
     home.post(Box::new(move || {
-        let left: Arc<Mutex<Option<Request>>> = Arc::new(Mutex::new(Some(Box::new(f))));
-        let theirs = Arc::clone(&left);
-        let run = move || {
-            if let Some(request) = { theirs.lock().take() } {
-                quietly(request);
-            }
-        };
-        if home
-            .spawn_thread(name.to_owned(), Some(STACK), run)
-            .is_err()
-            && let Some(request) = { left.lock().take() }
-        {
-            CHORES.queue(request);
+        if let Err((_, f)) = home.try_spawn_thread(name.to_owned(), Some(STACK), || quietly(f)) {
+            CHORES.queue(Box::new(f));
         }
     }));
 }

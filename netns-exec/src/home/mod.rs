@@ -286,13 +286,23 @@ impl Home {
     /// namespace, with every signal blocked but those that its own faults raise.
     ///
     /// When there can be none, `f` is dropped by the caller.
-    #[expect(clippy::disallowed_methods, reason = "on the home thread")]
     pub(crate) fn spawn_thread(
         &self,
         name: String,
         stack_size: Option<usize>,
         f: impl FnOnce() + Send + 'static,
     ) -> io::Result<thread::JoinHandle<()>> {
+        (self.try_spawn_thread(name, stack_size, f)).map_err(|(error, _unused)| error)
+    }
+
+    /// As [`spawn_thread`](Home::spawn_thread), and gives `f` back when there can be none.
+    #[expect(clippy::disallowed_methods, reason = "on the home thread")]
+    pub(super) fn try_spawn_thread<F: FnOnce() + Send + 'static>(
+        &self,
+        name: String,
+        stack_size: Option<usize>,
+        f: F,
+    ) -> std::result::Result<thread::JoinHandle<()>, (io::Error, F)> {
         let f = Arc::new(Mutex::new(Some(f)));
         let theirs = Arc::clone(&f);
         let spawned = self.call(move || {
@@ -308,11 +318,10 @@ impl Home {
                 f.expect("taken by this thread alone")();
             })
         });
-        if spawned.is_err() {
+        spawned.map_err(|error| {
             let unused = f.lock().take();
-            drop(unused);
-        }
-        spawned
+            (error, unused.expect("there is no thread to take it"))
+        })
     }
 
     /// Runs `f` on a thread of its own that starts at home and ends with `f`,

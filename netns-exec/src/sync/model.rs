@@ -426,10 +426,6 @@ impl<T> RwLock<T> {
 // Threads. Joining through a condition variable: loom's own join trips over
 // wake-ups of others.
 
-pub(crate) fn join_lost(_: thread::JoinHandle<()>) {
-    unreachable!("a model's threads end in order");
-}
-
 pub(crate) mod thread {
     use std::io;
     use std::sync::Arc;
@@ -487,4 +483,8 @@ pub(crate) mod thread {
     ) -> JoinHandle<T> {
         Builder::new().spawn(f).unwrap()
     }
+}
+
+pub(crate) fn join_lost(_: thread::JoinHandle<()>) {
+    unreachable!("a model's threads end in order");
 }
